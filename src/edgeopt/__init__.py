@@ -1,0 +1,59 @@
+"""edgeopt: a smaller, faster model file, with the proof.
+
+Verbs: :func:`inspect`, :func:`quantize`, :func:`export`, :func:`verify`; weights through a map:
+:func:`load_weights`. Importing this package costs nothing you don't use: every public name is
+loaded when it is first touched.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeopt.core import Plan, Proof, Source
+    from edgeopt.errors import EdgeoptError
+    from edgeopt.files.weights import load_weights
+    from edgeopt.verbs.export import export
+    from edgeopt.verbs.inspect import inspect
+    from edgeopt.verbs.quantize import quantize
+    from edgeopt.verbs.verify import verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EdgeoptError",
+    "Plan",
+    "Proof",
+    "Source",
+    "__version__",
+    "export",
+    "inspect",
+    "load_weights",
+    "quantize",
+    "verify",
+]
+
+_WHERE = {
+    "EdgeoptError": "edgeopt.errors",
+    "Plan": "edgeopt.core",
+    "Proof": "edgeopt.core",
+    "Source": "edgeopt.core",
+    "export": "edgeopt.verbs.export",
+    "inspect": "edgeopt.verbs.inspect",
+    "load_weights": "edgeopt.files.weights",
+    "quantize": "edgeopt.verbs.quantize",
+    "verify": "edgeopt.verbs.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'edgeopt' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

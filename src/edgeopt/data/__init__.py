@@ -1,0 +1,1 @@
+"""What ``--data`` and ``--input`` mean: sources of inputs, splits, synthetic inputs."""

@@ -1,0 +1,119 @@
+"""Every error a user can meet, with the exit code it gives on the command line.
+
+::
+
+    EdgeoptError                      1
+    +-- UsageError                    2   an option that cannot be honoured
+    +-- SourceError                   2   the input cannot be used
+    |   +-- FormatError               2   a file that breaks its format (file, field, offset)
+    |   +-- UnsafeError               2   loading it would run code: needs the user's word
+    |   +-- CaptureError              2   the model could not be turned into a graph
+    |   +-- InputsError               2   example inputs are missing or do not fit the model
+    +-- OutputError                   2   the result cannot be written where it was asked
+    +-- MissingExtraError             2   an optional package is not installed
+    +-- WorkerError                   3   a worker process died or gave no answer
+    +-- ProofFailed                   3   the artifact was made, and is not worth having
+
+A message is one line: the value met, the limit it broke, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = [
+    "CaptureError",
+    "EdgeoptError",
+    "FormatError",
+    "InputsError",
+    "MissingExtraError",
+    "OutputError",
+    "ProofFailed",
+    "SourceError",
+    "UnsafeError",
+    "UsageError",
+    "WorkerError",
+]
+
+
+class EdgeoptError(Exception):
+    """Base of every error that edgeopt raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(EdgeoptError):
+    """An option, or a pair of options, that cannot be honoured."""
+
+    exit_code = 2
+
+
+class SourceError(EdgeoptError):
+    """The source cannot be used: missing, empty, of no known kind, or with nothing to work on."""
+
+    exit_code = 2
+
+
+class FormatError(SourceError):
+    """A file that breaks the rules of its own format.
+
+    ``field`` names the part of the format, ``offset`` the byte where it stands (when known).
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        problem: str,
+        *,
+        field: str | None = None,
+        offset: int | None = None,
+    ) -> None:
+        self.path = os.fspath(path)
+        self.problem = problem
+        self.field = field
+        self.offset = offset
+        where = ""
+        if field is not None:
+            where += f", {field}"
+        if offset is not None:
+            where += f" at byte {offset}"
+        super().__init__(f"{self.path}{where}: {problem}")
+
+
+class UnsafeError(SourceError):
+    """Loading the file would run code that it carries, and nobody has allowed that."""
+
+
+class CaptureError(SourceError):
+    """The model could not be turned into an ONNX graph; carries the exporter's reason."""
+
+
+class InputsError(SourceError):
+    """Example inputs are missing, or do not fit the model's names, shapes or dtypes."""
+
+
+class OutputError(EdgeoptError):
+    """The result cannot be written: folder missing, read-only, disk full, or it is the source."""
+
+    exit_code = 2
+
+
+class MissingExtraError(EdgeoptError):
+    """An optional package is needed and not installed; says which extra brings it."""
+
+    exit_code = 2
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {package}: pip install 'edgeopt[{extra}]'")
+
+
+class WorkerError(EdgeoptError):
+    """A worker process died (with its signal) or gave no answer in time."""
+
+    exit_code = 3
+
+
+class ProofFailed(EdgeoptError):
+    """The artifact did not pass the proof: says which check failed and what to try."""
+
+    exit_code = 3

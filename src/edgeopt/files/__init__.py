@@ -1,0 +1,1 @@
+"""Bytes on disk <-> named tensors: one module a format, plus sniffing and atomic writing."""

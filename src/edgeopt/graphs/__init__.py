@@ -1,0 +1,1 @@
+"""ONNX graphs: capture from torch, fold, place quantized forms, pack, read back."""

@@ -1,0 +1,1 @@
+"""Fidelity, latency, memory and load time, measured in fresh worker processes."""

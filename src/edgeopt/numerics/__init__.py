@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: rounding methods, ranges, packing. No files, no graphs, no torch."""

@@ -1,0 +1,1 @@
+"""One proof document rendered as text."""
