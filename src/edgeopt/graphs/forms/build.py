@@ -75,9 +75,7 @@ class Builder:
         names: Sequence[str],
         domain: str,
     ) -> ir.Node:
-        node = ir.node(
-            op, list(inputs), attributes or {}, domain=domain, num_outputs=len(names)
-        )
+        node = ir.node(op, list(inputs), attributes or {}, domain=domain, num_outputs=len(names))
         for out, name in zip(node.outputs, names, strict=True):
             out.name = self.name(name)
         node.name = f"{node.outputs[0].name}/{op}"

@@ -117,9 +117,7 @@ def _float(node: ir.Node, name: str) -> float:
     return float(attr.as_float()) if attr is not None else 1.0
 
 
-def gather(
-    b: Builder, site: Site, codes: Codes, scheme: Affine, *, unsigned: bool = False
-) -> None:
+def gather(b: Builder, site: Site, codes: Codes, scheme: Affine, *, unsigned: bool = False) -> None:
     """Gather of int8 rows and of their scales; only what was gathered becomes float."""
     q, scales, zero = store.int8_view(
         b, site.name, codes, scheme, by_column=False, unsigned=unsigned

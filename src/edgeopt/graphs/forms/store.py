@@ -70,9 +70,7 @@ class _Layout:
         return scale.T[:, None, :] if self.by_column else scale[:, :, None]
 
 
-def _unpacked(
-    b: Builder, name: str, codes: Codes, scheme: Affine, layout: _Layout
-) -> ir.Value:
+def _unpacked(b: Builder, name: str, codes: Codes, scheme: Affine, layout: _Layout) -> ir.Value:
     """float32 weights in blocks: Cast -> (Sub) -> Mul."""
     q = np.ascontiguousarray(layout.codes(codes.q))
     scale = np.ascontiguousarray(layout.scales(codes.scale)).astype(scheme.scale)
@@ -85,9 +83,7 @@ def _unpacked(
     if codes.zero is not None:
         zero = np.ascontiguousarray(layout.scales(codes.zero))
         if scheme.bits == 4:
-            stored_zero = b.packed(
-                f"{name}.zero", pack_flat(zero), ir.DataType.UINT4, zero.shape
-            )
+            stored_zero = b.packed(f"{name}.zero", pack_flat(zero), ir.DataType.UINT4, zero.shape)
         else:
             stored_zero = b.constant(f"{name}.zero", zero)
         as_float = b.at_load(
