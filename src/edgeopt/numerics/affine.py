@@ -71,11 +71,11 @@ class Levels:
     def low(self) -> int:
         if not self.symmetric:
             return 0
-        return -127 if self.bits == 8 else -(2 ** (self.bits - 1))
+        return -127 if self.bits == 8 else -(1 << (self.bits - 1))
 
     @property
     def high(self) -> int:
-        return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+        return (1 << (self.bits - 1)) - 1 if self.symmetric else (1 << self.bits) - 1
 
     @property
     def mirrored(self) -> bool:
@@ -244,7 +244,7 @@ class _Part:
 
     @property
     def height(self) -> int:
-        return self.rows.stop - self.rows.start
+        return int(self.rows.stop - self.rows.start)
 
 
 def _parts(rows: int, columns: int, width: int) -> Iterator[_Part]:

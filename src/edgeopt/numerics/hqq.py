@@ -66,8 +66,8 @@ def fit(
     ceiling = squared
     beta = _BETA
     for _ in range(_ITERATIONS):
-        error = x - d * scale
-        rest = x - _shrink(error / unit, beta) * unit
+        error: Floats = np.subtract(x, d * scale)
+        rest: Floats = np.subtract(x, _shrink(np.divide(error, unit), beta) * unit)
         if not levels.symmetric:
             shift = (d - rest / scale).mean(axis=0)
             zero = np.clip(np.rint(zero + shift), levels.low, levels.high)
@@ -89,8 +89,9 @@ def fit(
 
 def _codes(x: Floats, scale: Floats, zero: Floats, levels: Levels) -> Floats:
     """``q - zero``."""
-    d = np.rint(x * (np.float32(1) / scale))
-    return np.clip(d, levels.low - zero, levels.high - zero, out=d)
+    d: Floats = np.rint(x * (np.float32(1) / scale))
+    np.clip(d, levels.low - zero, levels.high - zero, out=d)
+    return d
 
 
 def _shrink(x: Floats, beta: float) -> Floats:

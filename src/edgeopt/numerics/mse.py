@@ -107,11 +107,13 @@ class _Search:
 
     def codes(self, scale: Floats, zero: Floats | None) -> Floats:
         """``q - zero``, in a buffer that the next call overwrites."""
-        d = np.multiply(self.x, np.float32(1) / scale, out=self._codes)
+        d: Floats = np.multiply(self.x, np.float32(1) / scale, out=self._codes)
         np.rint(d, out=d)
         if zero is None:
-            return np.clip(d, self.levels.low, self.levels.high, out=d)
-        return np.clip(d, self.levels.low - zero, self.levels.high - zero, out=d)
+            np.clip(d, self.levels.low, self.levels.high, out=d)
+        else:
+            np.clip(d, self.levels.low - zero, self.levels.high - zero, out=d)
+        return d
 
     def refit(self) -> None:
         """One turn of alternating least squares from the best so far."""

@@ -61,11 +61,11 @@ def pack_rows(q: NDArray[Any], bits: int) -> Bytes:
     Each row begins on a byte of its own. Signed codes keep their two's complement bits.
     """
     _check_bits(bits)
-    rows, columns = q.shape
-    codes = np.ascontiguousarray(q).view(np.uint8)
+    columns = q.shape[1]
+    codes: Bytes = np.ascontiguousarray(q).view(np.uint8)
     if bits == 8:
         return codes
-    packed = codes[:, 0::2] & np.uint8(0x0F)
+    packed: Bytes = codes[:, 0::2] & np.uint8(0x0F)
     packed[:, : columns // 2] |= codes[:, 1::2] << np.uint8(4)
     return packed
 
@@ -80,21 +80,20 @@ def unpack_rows(packed: Bytes, columns: int, bits: int, *, signed: bool) -> NDAr
         )
     if bits == 8:
         return packed.view(np.int8) if signed else packed
-    codes = np.empty((packed.shape[0], columns), np.uint8)
+    codes: NDArray[Any] = np.empty((packed.shape[0], columns), np.uint8)
     codes[:, 0::2] = packed & np.uint8(0x0F)
     codes[:, 1::2] = packed[:, : columns // 2] >> np.uint8(4)
     if signed:
         # Sign extension of four bits: flip the sign bit, take its weight away again.
-        return ((codes ^ np.uint8(8)) - np.uint8(8)).view(np.int8)
+        codes = ((codes ^ np.uint8(8)) - np.uint8(8)).view(np.int8)
     return codes
 
 
 def unsigned(codes: Codes, bits: int) -> Bytes:
     """The codes as operators without signed types store them: symmetric ones moved up to
     ``0 .. 2**bits - 1`` around ``2**(bits-1)``, asymmetric ones as they are."""
-    if codes.zero is not None:
-        return codes.q.view(np.uint8)
-    return codes.q.view(np.uint8) + np.uint8(2 ** (bits - 1))
+    q: Bytes = codes.q.view(np.uint8)
+    return q + np.uint8(2 ** (bits - 1)) if codes.zero is None else q
 
 
 def matmul_nbits(codes: Codes, *, bits: int, block: int) -> Blob:
@@ -124,7 +123,7 @@ def gather_block_quantized(codes: Codes, *, bits: int) -> Blob:
     ``[rows, ceil(blocks * bits / 8)]`` or None. Raises ValueError where a row does not fill its
     last byte: the operator has no way to say how long it is.
     """
-    rows, columns = codes.q.shape
+    columns = codes.q.shape[1]
     if columns * bits % 8:
         raise ValueError(f"rows of {columns} codes of {bits} bits do not fill whole bytes")
     return Blob(pack_rows(unsigned(codes, bits), bits), codes.scale, _zeros(codes, bits))

@@ -226,9 +226,9 @@ class Mse(_Counted):
 
     def range(self) -> tuple[float, float]:
         low, high = self.histogram.extremes.range()
-        counts, centres = self.histogram.counts, self.histogram.centres
-        occupied = np.flatnonzero(counts)
-        counts, centres = counts[occupied].astype(np.float64), centres[occupied]
+        occupied = np.flatnonzero(self.histogram.counts)
+        counts = self.histogram.counts[occupied].astype(np.float64)
+        centres = self.histogram.centres[occupied]
         middle = float(np.average(centres, weights=counts))
         best = low, high
         for _ in range(2):
@@ -261,7 +261,7 @@ def _magnitudes(histogram: Histogram) -> tuple[NDArray[np.float64], float]:
     if nearest > 4 * histogram.bins:
         raise ValueError("activations lie far from 0 and close together: use minmax")
     size = np.bincount(reach, weights=histogram.counts[occupied].astype(np.float64))
-    return size, histogram.width
+    return np.asarray(size, dtype=np.float64), histogram.width
 
 
 def _divergence(size: NDArray[np.float64], kept: int, levels: int) -> float:
