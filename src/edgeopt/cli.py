@@ -107,7 +107,9 @@ def inspect(source: str, deep: bool, as_json: bool) -> None:
 @click.option(
     "--bits", type=click.Choice(["8", "4"]), default="8", show_default=True, help="Weight bits."
 )
-@click.option("--to", type=click.Choice(["onnx", "safetensors"]), help="Format (default: by source).")
+@click.option(
+    "--to", type=click.Choice(["onnx", "safetensors"]), help="Format (default: by source)."
+)
 @_inputs
 @_loading
 @click.option("--block-size", type=int, metavar="N", help="Weights that share a scale at 4 bits.")
@@ -230,7 +232,7 @@ def _terminated(signum: int, frame: object) -> NoReturn:
 def main() -> NoReturn:
     """The ``edgeopt`` command."""
     signal.signal(signal.SIGTERM, _terminated)
-    # Code named by --model and --data is looked for where the command is given, as `python -m` does.
+    # Code that --model and --data name is looked for in the current folder, as `python -m` does.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
