@@ -53,6 +53,7 @@ def judge(
         unproven.append("fidelity and speed: the artifact does not run")
         return Verdict(tuple(checks), tuple(unproven))
     checks += _fidelity(pair.fidelity, bits, min_sqnr)
+    unproven += [f"output {f.output}: constant in the source" for f in pair.fidelity if f.constant]
     speed = _speed(pair, prefer)
     if speed is None:
         unproven.append("speed: no latency was measured")
@@ -97,11 +98,11 @@ def _loads(pair: PairResult) -> Check:
 def _fidelity(
     outputs: tuple[Fidelity, ...], bits: int | None, min_sqnr: float | None
 ) -> Iterator[Check]:
-    constant = [f.output for f in outputs if f.constant]
+    varying = [f for f in outputs if not f.constant]
     yield Check(
         name="source output varies",
-        passed=not constant,
-        found=f"{', '.join(constant)} is one value throughout" if constant else "it does",
+        passed=bool(varying),
+        found=_constant(outputs),
         limit="not constant, or nothing can be proven",
         advice="give inputs that the model was made for: --data your_samples.npz",
     )
@@ -113,8 +114,8 @@ def _fidelity(
         limit="none that the source does not have",
         advice="use --bits 8, or leave out --half",
     )
-    numbers = [f for f in outputs if not math.isnan(f.sqnr_db)]
-    classes = [f for f in outputs if math.isnan(f.sqnr_db)]
+    numbers = [f for f in varying if not math.isnan(f.sqnr_db)]
+    classes = [f for f in varying if math.isnan(f.sqnr_db)]
     more_bits = "--bits 8, a smaller --block-size (32)" if bits == 4 else "a smaller --block-size"
     samples = "--data your_samples.npz"
     advice = {
@@ -127,7 +128,7 @@ def _fidelity(
         yield Check(
             name="fidelity",
             passed=worst.sqnr_db >= floor,
-            found=f"{worst.sqnr_db:.1f} dB ({worst.output})",
+            found=f"{_db(worst.sqnr_db)} ({worst.output})",
             limit=f"{floor:g} dB or more",
             advice=advice,
         )
@@ -141,6 +142,17 @@ def _fidelity(
             limit=f"{least:.0%} or more",
             advice=advice,
         )
+
+
+def _constant(outputs: tuple[Fidelity, ...]) -> str:
+    names = [f.output for f in outputs if f.constant]
+    if not outputs:
+        return "no output was compared"
+    return f"{', '.join(names)} is one value throughout" if names else "it does"
+
+
+def _db(value: float) -> str:
+    return "identical" if value == math.inf else f"{value:.1f} dB"
 
 
 def _of(table: Mapping[int | None, float], bits: int | None) -> float:

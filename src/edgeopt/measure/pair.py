@@ -17,15 +17,18 @@ from edgeopt.core import Fidelity, InputSpec, Measurement, Progress
 from edgeopt.errors import UsageError
 from edgeopt.measure.filesize import model_nbytes
 from edgeopt.measure.process import Outcome, Workplace, workplace
-from edgeopt.numerics.statistics import Interval, ratio_interval, round_ratios, slower_than
+from edgeopt.numerics.statistics import (
+    BLOCKS_PER_ROUND,
+    Interval,
+    paired_interval,
+    round_ratios,
+    slower_than,
+)
 
-__all__ = ["SLOWER", "PairResult", "latency_ratio", "measure_pair"]
+__all__ = ["SLOWER", "PairResult", "measure_pair"]
 
 #: An artifact is slower when its time exceeds the source's by more than this, beyond noise.
 SLOWER = 1.05
-
-#: Blocks of each file in an A B B A round.
-PER_ROUND = 2
 
 #: Fresh processes for load time and memory: three where loading both files is quick, else one.
 _PROCESSES = 3
@@ -61,24 +64,16 @@ class PairResult:
     @property
     def ratio(self) -> Interval | None:
         """The artifact's latency over the source's, with its 95% interval."""
-        return latency_ratio(self.measurements)
+        values = {m.subject: m.values for m in self.measurements if m.metric == "latency"}
+        if len(values) < 2:
+            return None
+        return paired_interval(values["source"], values["artifact"])
 
     @property
     def nbytes(self) -> tuple[int, int]:
         """File bytes of (source graph, artifact), external data included."""
         sizes = {m.subject: int(m.values[0][0]) for m in self.measurements if m.metric == "file"}
         return sizes["source"], sizes["artifact"]
-
-
-def latency_ratio(measurements: Sequence[Measurement]) -> Interval | None:
-    """Artifact over source, from latency measurements interleaved in A B B A rounds."""
-    by_subject = {m.subject: m.values for m in measurements if m.metric == "latency"}
-    if len(by_subject) < 2:
-        return None
-    ratios: list[float] = []
-    for base, other in zip(by_subject["source"], by_subject["artifact"], strict=True):
-        ratios.extend(round_ratios(base, other, PER_ROUND))
-    return ratio_interval(ratios) if ratios else None
 
 
 def measure_pair(
@@ -164,7 +159,9 @@ def _result(outcome: Outcome) -> Mapping[str, Any] | str:
 
 def _is_slower(result: Mapping[str, Any]) -> bool:
     latency = result["latency"]
-    return slower_than(round_ratios(latency["source"], latency["artifact"], PER_ROUND), SLOWER)
+    return slower_than(
+        round_ratios(latency["source"], latency["artifact"], BLOCKS_PER_ROUND), SLOWER
+    )
 
 
 def _latencies(

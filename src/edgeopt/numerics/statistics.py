@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "BLOCKS_PER_ROUND",
     "Interval",
     "median",
+    "paired_interval",
     "percentile",
     "ratio_interval",
     "round_ratios",
@@ -25,6 +27,9 @@ __all__ = [
 #: Observations that must lie beyond a percentile before it is quoted. MLPerf's LoadGen asks for
 #: 64 samples at p90 and 662 at p99: six and a half observations in the tail.
 TAIL_FLOOR = 6.4
+
+#: Blocks of each of the two files in an A B B A round.
+BLOCKS_PER_ROUND = 2
 
 #: Fewer ratios than this say nothing about their own spread.
 FEWEST_RATIOS = 3
@@ -106,3 +111,16 @@ def slower_than(ratios: Sequence[float] | NDArray[np.float64], limit: float = 1.
     three ratios show nothing.
     """
     return len(ratios) >= FEWEST_RATIOS and ratio_interval(ratios).low > limit
+
+
+def paired_interval(
+    base: Sequence[Sequence[float]], other: Sequence[Sequence[float]]
+) -> Interval | None:
+    """``other / base`` from the blocks of A B B A rounds, one sequence per worker process.
+
+    Rounds never mix processes. None where there is not one whole round.
+    """
+    ratios: list[float] = []
+    for a, b in zip(base, other, strict=False):
+        ratios.extend(round_ratios(a, b, BLOCKS_PER_ROUND))
+    return ratio_interval(ratios) if ratios else None
