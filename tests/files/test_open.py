@@ -33,6 +33,12 @@ def zipped(*names: str) -> bytes:
     return buffer.getvalue()
 
 
+def saved(save) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, a=np.ones(3), b=np.ones(4))
+    return buffer.getvalue()
+
+
 def tarred() -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -64,7 +70,8 @@ FOREIGN = {
     "tflite": (b"\x1c\x00\x00\x00TFL3" + bytes(64), "TensorFlow Lite"),
     "ort": (b"\x28\x00\x00\x00ORTM" + bytes(64), ".ort file"),
     "executorch": (b"\x28\x00\x00\x00ET12" + bytes(64), "ExecuTorch"),
-    "npz": (zipped("a.npy", "b.npy"), "numpy archive"),
+    "npz": (saved(np.savez), "numpy archive"),
+    "npz, compressed": (saved(np.savez_compressed), "numpy archive"),
     "npy": (b"\x93NUMPY\x01\x00" + bytes(64), "numpy array"),
     "zip": (zipped("folder/model.pt"), "a zip archive; unpack it"),
     "empty zip": (zipped(), "a zip archive; unpack it"),
