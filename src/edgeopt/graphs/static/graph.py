@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.core import Array
 
-__all__ = ["Graph", "Node", "attribute"]
+__all__ = ["Graph", "Node", "attribute", "op_counts", "rename_reads"]
 
 Node: TypeAlias = Any  # onnx.NodeProto; protobuf's generated classes carry no types
 
@@ -114,6 +114,10 @@ class Graph:
 
     def ranks(self) -> dict[str, int]:
         """Tensor -> number of axes, as far as shape inference knows."""
+        return {name: len(shape) for name, shape in self.shapes().items()}
+
+    def shapes(self) -> dict[str, tuple[int | str | None, ...]]:
+        """Tensor -> sizes (a number, a symbol, or None), as far as shape inference knows."""
         # without the weights' data: inference needs their shapes only
         light = onnx.ModelProto()
         light.ir_version = self.model.ir_version
@@ -137,10 +141,22 @@ class Graph:
             inferred = light
         found = inferred.graph
         return {
-            v.name: len(v.type.tensor_type.shape.dim)
+            v.name: tuple(
+                d.dim_value if d.HasField("dim_value") else d.dim_param or None
+                for d in v.type.tensor_type.shape.dim
+            )
             for v in (*found.input, *found.value_info, *found.output)
             if v.type.tensor_type.HasField("shape")
         }
+
+
+def rename_reads(graph: Graph, old: str, new: str) -> None:
+    """Whoever of the main graph's nodes reads ``old`` reads ``new``."""
+    for node in graph.consumers.get(old, []):
+        for position, name in enumerate(node.input):
+            if name == old:
+                node.input[position] = new
+    graph.consumers.setdefault(new, []).extend(graph.consumers.pop(old, []))
 
 
 def _read_inside(node: Node) -> Iterator[str]:

