@@ -59,6 +59,8 @@ DTYPE_BITS: Mapping[str, int] = {
     "float8_e5m2": 8,
     "float8_e5m2fnuz": 8,
     "float8_e8m0fnu": 8,
+    "float6_e2m3fn": 6,
+    "float6_e3m2fn": 6,
     "float4_e2m1fn": 4,
     "complex64": 64,
     "complex128": 128,

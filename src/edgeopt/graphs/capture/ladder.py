@@ -1,0 +1,192 @@
+"""The ladder of exporters: the first rung whose file agrees with torch, at two sizes, holds.
+
+1. ``dynamo``: ``torch.export`` and its ONNX exporter.
+2. ``dynamo, eager attention``: the same with attention in its plain form (T5 and Swin need it).
+3. ``torchscript exporter``: tracing, or TorchScript as it is (which the first two cannot take).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgeopt.core import Array
+from edgeopt.errors import CaptureError
+from edgeopt.graphs.capture import tidy
+from edgeopt.graphs.capture.axes import Inputs, feed
+from edgeopt.graphs.capture.check import FLOOR_DB, agreement_db, run_onnx
+from edgeopt.graphs.capture.loaded import Loaded, tensors
+from edgeopt.graphs.capture.opset import raise_opset
+from edgeopt.graphs.capture.reasons import is_data_dependent, one_line
+
+__all__ = ["Held", "climb"]
+
+DYNAMO = "dynamo"
+EAGER = "dynamo, eager attention"
+TORCHSCRIPT = "torchscript exporter"
+
+#: The newest opset that the TorchScript-based exporter writes.
+_TORCHSCRIPT_OPSET = 20
+
+
+@dataclass(frozen=True)
+class Held:
+    """The rung that held: its file, the axes it kept free, how well it agrees with torch."""
+
+    path: Path
+    rung: str
+    inputs: Inputs
+    opset: int
+    agreement_db: float
+    example: dict[str, Array]
+    lost: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Rung:
+    name: str
+    export: Callable[[Loaded, Inputs, Path, int], tuple[str, ...]]
+    drop_optional: bool = False
+
+
+def climb(
+    loaded: Loaded, workdir: Path, opset: int, tell: Callable[[str], None]
+) -> tuple[Held, tuple[str, ...]]:
+    """Try rung after rung. Returns the one that held, and why the ones before it fell.
+
+    A rung that holds with fewer free axes than were asked for is kept in hand while a later one
+    might keep them all. Raises CaptureError with torch's reason when none holds.
+    """
+    notes: list[str] = []
+    best: Held | None = None
+    untraceable = ""
+    for number, rung in enumerate(_rungs(loaded)):
+        if rung.name == TORCHSCRIPT and untraceable:
+            notes.append(f"{TORCHSCRIPT}: not tried, tracing would bake one branch in")
+            continue
+        optional = [n for n, a in loaded.inputs.axes.items() if a.optional]
+        if rung.drop_optional and not optional:
+            continue
+        inputs = loaded.inputs.without(optional) if rung.drop_optional else loaded.inputs
+        label = rung.name + (f" with {', '.join(optional)} fixed" if rung.drop_optional else "")
+        if rung.name == EAGER and loaded.eager is not None:
+            loaded.eager()
+        tell(f"exporting ({label})")
+        path = workdir / f"rung{number}" / "model.onnx"
+        path.parent.mkdir()
+        try:
+            held = _attempt(loaded, rung, inputs, path, opset)
+        # Whatever an exporter raises, a bug of its own included, means: try the next one.
+        except (Exception,) as error:
+            if rung.name != TORCHSCRIPT and is_data_dependent(error):
+                untraceable = one_line(error)
+            notes.append(f"{label}: {one_line(error)}")
+            continue
+        required = [n for n in held.lost if not loaded.inputs.axes[n].optional]
+        if required:
+            notes.append(f"{label}: {', '.join(required)} came out fixed")
+        if best is None or len(held.inputs.axes) > len(best.inputs.axes):
+            best = held
+        if not required:
+            break
+    if best is None:
+        reason = untraceable or (notes[0] if notes else "no exporter takes it")
+        raise CaptureError(f"torch could not export the model to ONNX: {reason}")
+    lost = [n for n in loaded.inputs.axes if n not in best.inputs.axes]
+    if lost:
+        sizes = ", ".join(f"{n} is fixed at {loaded.inputs.axes[n].pinned}" for n in lost)
+        notes.append(f"free axes that could not be had: {sizes}")
+    return best, tuple(notes)
+
+
+def _rungs(loaded: Loaded) -> Iterator[_Rung]:
+    if loaded.scripted:
+        yield _Rung(TORCHSCRIPT, _torchscript)
+        return
+    traced = _Rung(TORCHSCRIPT, _torchscript)
+    # torch.export unrolls recurrent layers over the time steps of the example.
+    if loaded.recurrent and loaded.module is not None:
+        yield traced
+    yield _Rung(DYNAMO, _dynamo)
+    if loaded.program is None:
+        yield _Rung(DYNAMO, _dynamo, drop_optional=True)
+        if loaded.eager is not None:
+            yield _Rung(EAGER, _dynamo)
+            yield _Rung(EAGER, _dynamo, drop_optional=True)
+    if loaded.module is not None and not loaded.recurrent:
+        yield traced
+        yield _Rung(TORCHSCRIPT, _torchscript, drop_optional=True)
+
+
+def _attempt(loaded: Loaded, rung: _Rung, inputs: Inputs, path: Path, opset: int) -> Held:
+    """Export, tidy and check one rung. Raises whatever the exporter raises, or CaptureError."""
+    symbols = rung.export(loaded, inputs, path, opset)
+    free = tuple(n for n in inputs.axes if n in symbols)
+    lost = tuple(n for n in loaded.inputs.axes if n not in free)
+    kept = inputs.without([n for n in inputs.axes if n not in free])
+    example = feed(kept)
+    feeds = [example, feed(kept, True, seed=1)]
+    reference = [loaded.run(f) for f in feeds]
+    reached, notes = raise_opset(path, opset, feeds)
+    loaded.notes.extend(n for n in notes if n not in loaded.notes)
+    got = run_onnx(path, feeds)
+    agreement = [agreement_db(r, g) for r, g in zip(reference, got, strict=True)]
+    if not min(agreement) >= FLOOR_DB:
+        where = "the example" if agreement[0] < FLOOR_DB else "another size"
+        figure = min(agreement)
+        what = "gives other shapes than" if figure == -math.inf else f"is {figure:.0f} dB from"
+        raise CaptureError(f"the exported file {what} torch on {where}")
+    return Held(path, rung.name, kept, reached, agreement[1], example, lost)
+
+
+def _dynamo(loaded: Loaded, inputs: Inputs, path: Path, opset: int) -> tuple[str, ...]:
+    """torch.export, then its ONNX exporter; gives the names of the axes that came out free."""
+    program = loaded.program
+    if program is None:
+        auto = torch.export.Dim.AUTO
+        shapes: tuple[dict[int, Any], ...] = tuple(
+            {i: auto for i, d in enumerate(s.shape) if isinstance(d, str)} for s in inputs.specs
+        )
+        example = tensors(inputs, feed(inputs))
+        with torch.fx.experimental._config.patch(backed_size_oblivious=True), torch.no_grad():
+            program = torch.export.export(
+                loaded.module, example, dynamic_shapes=(shapes,), strict=False
+            )
+    result = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=opset,
+        input_names=[s.name for s in inputs.specs],
+        output_names=list(loaded.output_names) or None,
+        verbose=False,
+        optimize=True,
+    )
+    if result is None:
+        raise CaptureError("torch's exporter gave no program")
+    return tidy.save(result.model, path, inputs.specs)
+
+
+def _torchscript(loaded: Loaded, inputs: Inputs, path: Path, opset: int) -> tuple[str, ...]:
+    """The TorchScript-based exporter; gives the names of the axes that came out free."""
+    raw = path.with_name("raw.onnx")
+    dynamic = {
+        s.name: {i: d for i, d in enumerate(s.shape) if isinstance(d, str)} for s in inputs.specs
+    }
+    with torch.no_grad():
+        torch.onnx.export(
+            loaded.module,
+            tensors(inputs, feed(inputs)),
+            str(raw),
+            dynamo=False,
+            opset_version=min(opset, _TORCHSCRIPT_OPSET),
+            input_names=[s.name for s in inputs.specs],
+            output_names=list(loaded.output_names) or None,
+            dynamic_axes={name: axes for name, axes in dynamic.items() if axes} or None,
+            do_constant_folding=True,
+        )
+    return tidy.save(tidy.load(raw), path, inputs.specs)

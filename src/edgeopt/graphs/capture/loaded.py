@@ -1,0 +1,60 @@
+"""A torch model ready to be exported: what to call, with what, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgeopt.core import Array
+from edgeopt.graphs.capture.axes import Inputs
+from edgeopt.graphs.capture.outputs import flatten
+from edgeopt.graphs.capture.reasons import one_line
+
+__all__ = ["Loaded", "tensors"]
+
+
+def tensors(inputs: Inputs, feed: Mapping[str, Array]) -> tuple[torch.Tensor, ...]:
+    """A feed as torch tensors, in the order of the specs."""
+    return tuple(torch.from_numpy(np.array(feed[s.name], order="C")) for s in inputs.specs)
+
+
+@dataclass
+class Loaded:
+    """A model in memory.
+
+    ``call`` takes positional tensors in the order of ``inputs`` and is what answers are compared
+    with. ``module`` is what the exporters are given (None when ``program`` is an ExportedProgram),
+    ``scripted`` says that it is TorchScript. ``eager`` switches attention to its plain form, where
+    the model has a choice. ``recurrent`` marks LSTM and GRU layers.
+    """
+
+    call: Callable[..., Any]
+    inputs: Inputs
+    module: Any = None
+    program: Any = None
+    scripted: bool = False
+    recurrent: bool = False
+    eager: Callable[[], None] | None = None
+    output_names: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+    def run(self, feed: Mapping[str, Array]) -> list[Array]:
+        """The model's outputs for a feed, flattened, in order."""
+        with torch.no_grad():
+            value = self.call(*tensors(self.inputs, feed))
+        return [t.detach().cpu().numpy() for _, t in flatten(value)]
+
+    def complaint(self, feed: Mapping[str, Array]) -> str | None:
+        """None if the model runs on the feed, else why not, in a line.
+
+        The model is the user's code: whatever it raises means that it does not run.
+        """
+        try:
+            self.run(feed)
+        except (Exception,) as error:
+            return one_line(error, 120)
+        return None

@@ -1,0 +1,70 @@
+"""ONNX sources: taken as they are, their opset raised where 4-bit types would need it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from edgeopt.core import Array, InputSpec
+from edgeopt.errors import CaptureError
+from edgeopt.graphs.capture.axes import Axis, Inputs, axis_for, feed
+from edgeopt.graphs.capture.check import file_io, run_onnx
+from edgeopt.graphs.capture.opset import opset_of, raise_opset
+from edgeopt.graphs.capture.reasons import one_line
+
+__all__ = ["GIVEN", "take"]
+
+GIVEN = "onnx as given"
+
+
+def take(
+    path: Path,
+    workdir: Path,
+    opset: int,
+    example: Mapping[str, Array] | None,
+    tell: Callable[[str], None],
+) -> tuple[Path, int, dict[str, Array], tuple[str, ...]]:
+    """(file, opset, a feed that it ran on, notes). The source itself is never written to."""
+    tell("opening in onnxruntime")
+    try:
+        specs, _ = file_io(path)
+    except (Exception,) as error:
+        raise CaptureError(f"{path}: onnxruntime cannot load it: {one_line(error)}") from None
+    sample = _sample(path, specs, example)
+    reached, notes = opset_of(path), ()
+    if reached >= opset:
+        return path, reached, sample, ()
+    tell(f"converting to opset {opset}")
+    target = workdir / "model.onnx"
+    reached, notes = raise_opset(path, opset, [sample], target)
+    return (target if target.exists() else path), reached, sample, notes
+
+
+def _sample(
+    path: Path, specs: tuple[InputSpec, ...], example: Mapping[str, Array] | None
+) -> dict[str, Array]:
+    """A feed that the file runs on: the example, else synthetic at the usual sizes."""
+    complaint = ""
+    for candidate in range(6):
+        axes: dict[str, Axis] = {}
+        named: list[InputSpec] = []
+        for spec in specs:
+            shape: list[int | str] = []
+            for position, dim in enumerate(spec.shape):
+                if isinstance(dim, str) or dim <= 0:
+                    name = dim if isinstance(dim, str) and dim != "?" else f"axis{position}"
+                    name = "batch" if position == 0 and dim == "?" else name
+                    axes[name] = axis_for(name, candidate) or Axis(name, 2, 3)
+                    shape.append(name)
+                else:
+                    shape.append(dim)
+            named.append(InputSpec(spec.name, spec.dtype, tuple(shape)))
+        given = {k: v for k, v in (example or {}).items() if k in {s.name for s in specs}}
+        sample = {**feed(Inputs(tuple(named), axes, {}, {})), **given}
+        try:
+            run_onnx(path, [sample])
+        except (Exception,) as error:
+            complaint = complaint or one_line(error)
+            continue
+        return sample
+    raise CaptureError(f"{path}: onnxruntime does not run it on synthetic inputs: {complaint}")

@@ -1,0 +1,198 @@
+"""The parent's side: write the job, start the child, pass its progress on, read its answer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeopt import errors
+from edgeopt.core import Array, InputSpec, Progress, Source
+from edgeopt.errors import EdgeoptError, UnsafeError, WorkerError
+
+__all__ = ["Captured", "capture"]
+
+#: The child gets the parent's own module path: neither the current folder nor the script's comes
+#: first, so that no file lying about is taken for a package.
+_BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    "from edgeopt.graphs.capture.child import main; sys.exit(main(sys.argv[1]))"
+)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A float ONNX file and how it came about.
+
+    ``rung`` is ``onnx as given``, ``dynamo``, ``dynamo, eager attention`` or ``torchscript
+    exporter``. ``inputs`` and ``outputs`` are as ONNX Runtime reports them, free dimensions by
+    name. ``example`` is a feed that was used for the export. ``agreement_db`` is the signal to
+    noise ratio of ONNX Runtime on the file against the torch module on another feed, of another
+    size where dimensions are free; None for ONNX sources. ``notes`` say which rungs fell and why,
+    and which dimensions could not be had free. ``peak_bytes`` is the child's peak of memory.
+    """
+
+    model: Path
+    rung: str
+    opset: int
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[InputSpec, ...]
+    example: Mapping[str, Array]
+    agreement_db: float | None
+    notes: tuple[str, ...]
+    peak_bytes: int = 0
+
+
+def capture(
+    source: Source,
+    workdir: Path,
+    *,
+    model: str | None = None,
+    trust_pickle: bool = False,
+    inputs: Sequence[InputSpec] = (),
+    example: Mapping[str, Array] | None = None,
+    opset: int = 21,
+    half: bool = False,
+    progress: Progress | None = None,
+) -> Captured:
+    """Turn a source that has a graph into a float ONNX file in ``workdir``.
+
+    ``model`` is ``package.module:callable``, code for a state dict (or in place of a pickled
+    module's own). ``inputs`` gives shapes, a name in place of a size meaning free; ``example`` one
+    feed of the model, which shapes and values are taken from. An ONNX source whose opset suffices
+    is used where it lies, and never written to. ``half`` is left to those who have the graph: the
+    file is float32 either way.
+
+    Raises UnsafeError where loading would run code that nobody allowed, InputsError, CaptureError,
+    SourceError, UsageError, MissingExtraError, and WorkerError if the child died.
+    """
+    del half
+    if source.kind in ("torch-module", "torch-exported") and not trust_pickle and model is None:
+        raise UnsafeError(_untrusted(source))
+    workdir = workdir.resolve()
+    workdir.mkdir(parents=True, exist_ok=True)
+    room = workdir / "capture"
+    shutil.rmtree(room, ignore_errors=True)
+    room.mkdir()
+    job: dict[str, Any] = {
+        "path": str(source.path.resolve()),
+        "kind": source.kind,
+        "workdir": str(room),
+        "model": model,
+        "trust_pickle": trust_pickle,
+        "inputs": [[s.name, s.dtype, list(s.shape)] for s in inputs],
+        "opset": opset,
+    }
+    if example is not None:
+        np.savez(room / "given.npz", **{k: np.asarray(v) for k, v in example.items()})
+        job["example"] = str(room / "given.npz")
+    path = room / "job.json"
+    path.write_text(json.dumps(job), encoding="utf-8")
+    answer = _run(path, room, progress)
+    if "error" in answer:
+        raise _rebuilt(answer["error"], answer["message"])
+    return _captured(answer)
+
+
+def _untrusted(source: Source) -> str:
+    why = source.needs_trust or "loading it runs code that it carries"
+    remedy = "give --trust-pickle if you trust it"
+    if source.kind == "torch-module":
+        remedy += ", or the code with --model package.module:callable"
+    return f"{source.path}: {why}; {remedy}"
+
+
+def _run(job: Path, room: Path, progress: Progress | None) -> dict[str, Any]:
+    errors_path = room / "stderr.txt"
+    with errors_path.open("wb") as errors_file:
+        child = subprocess.Popen(
+            [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(job)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors_file,
+            start_new_session=True,
+        )
+    assert child.stdout is not None
+    try:
+        for line in child.stdout:
+            _pass_on(line, progress)
+        code = child.wait()
+    finally:
+        if child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        child.stdout.close()
+        if child.stdin is not None:
+            child.stdin.close()
+    result = room / "result.json"
+    if code == 0 and result.is_file():
+        answer: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        return answer
+    raise WorkerError(_obituary(code, errors_path))
+
+
+def _pass_on(line: bytes, progress: Progress | None) -> None:
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return  # something else wrote to the channel
+    if progress is not None and isinstance(message, dict):
+        progress(str(message.get("step", "")), None)
+
+
+def _obituary(code: int, errors_path: Path) -> str:
+    last = [
+        ln.strip()
+        for ln in errors_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if ln.strip()
+    ]
+    said = f": {last[-1][:300]}" if last else ""
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return f"the export process was killed by {name}{hint}{said}"
+    return f"the export process ended with status {code} and no answer{said}"
+
+
+def _rebuilt(name: str, message: str) -> EdgeoptError:
+    """The same class of error as in the child."""
+    cls = getattr(errors, name, EdgeoptError)
+    if not (isinstance(cls, type) and issubclass(cls, EdgeoptError)):
+        cls = EdgeoptError
+    error = cls.__new__(cls)
+    error.args = (message,)
+    return error
+
+
+def _captured(answer: Mapping[str, Any]) -> Captured:
+    def specs(rows: Sequence[Sequence[Any]]) -> tuple[InputSpec, ...]:
+        return tuple(InputSpec(n, d, tuple(s)) for n, d, s in rows)
+
+    with np.load(answer["example"], allow_pickle=False) as stored:
+        example = {name: stored[name] for name in stored.files}
+    agreement = answer["agreement_db"]
+    return Captured(
+        model=Path(answer["model"]),
+        rung=answer["rung"],
+        opset=int(answer["opset"]),
+        inputs=specs(answer["inputs"]),
+        outputs=specs(answer["outputs"]),
+        example=example,
+        agreement_db=None if agreement is None else float(agreement),
+        notes=tuple(answer["notes"]),
+        peak_bytes=int(answer["peak_bytes"]),
+    )
