@@ -139,10 +139,29 @@ def contest(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) ->
     return {"timings": dict(zip(timers, blocks.values, strict=True)), "failures": failures}
 
 
+def score(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+    """The SQNR of each candidate's worst float output against the source; None: does not run."""
+    source = _open(voice, "source", job["source"], job["threads"])
+    scores: dict[str, float | None] = {}
+    for name, path in job["candidates"].items():
+        try:
+            candidate = _open(voice, name, path, job["threads"])
+            names = match_outputs(source.outputs, candidate.outputs, None)
+            meters = {output: FidelityMeter(output) for output in names}
+            _compare(source, candidate, meters, names, feeds, folder, voice)
+        except EdgeoptError:
+            scores[name] = None
+            continue
+        found = [meter.result().sqnr_db for meter in meters.values()]
+        scores[name] = min((db for db in found if db == db), default=float("inf"))
+    return {"scores": scores}
+
+
 JOBS: Mapping[str, Callable[[Mapping[str, Any], Feeds, Path, Any], dict[str, Any]]] = {
     "pair": pair,
     "solo": solo,
     "contest": contest,
+    "score": score,
 }
 
 

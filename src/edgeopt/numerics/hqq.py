@@ -62,12 +62,16 @@ def fit(
     unit = np.abs(scale)
     best_scale, best_zero = scale, zero
     d = _codes(x, scale, zero, levels)
-    squared, best = _errors(x - d * scale, unit)
+    error: Floats = np.subtract(x, d * scale)
+    size, power, squared, best = _errors(error, unit)
     ceiling = squared
     beta = _BETA
     for _ in range(_ITERATIONS):
-        error: Floats = np.subtract(x, d * scale)
-        rest: Floats = np.subtract(x, _shrink(np.divide(error, unit), beta) * unit)
+        # Generalised soft thresholding, the proximal step of |error|**p / beta: what is left of
+        # the errors above the threshold is taken for outliers, and set aside.
+        threshold = power / np.maximum(size, _SMALL) / np.float32(beta)
+        outliers = np.copysign(np.maximum(size - threshold, np.float32(0)) * unit, error)
+        rest: Floats = np.subtract(x, outliers)
         if not levels.symmetric:
             shift = (d - rest / scale).mean(axis=0)
             zero = np.clip(np.rint(zero + shift), levels.low, levels.high)
@@ -76,10 +80,9 @@ def fit(
         usable = suited * np.sign(scale) > _SMALL
         scale = np.where(usable, suited, scale)
         d = _codes(x, scale, zero, levels)
-        squared, robust = _errors(x - d * scale, unit)
+        error = np.subtract(x, d * scale)
+        size, power, squared, robust = _errors(error, unit)
         better = (robust < best) & (squared <= ceiling)
-        if not better.any():
-            break
         best = np.where(better, robust, best)
         best_scale = np.where(better, scale, best_scale)
         best_zero = np.where(better, zero, best_zero)
@@ -94,16 +97,9 @@ def _codes(x: Floats, scale: Floats, zero: Floats, levels: Levels) -> Floats:
     return d
 
 
-def _shrink(x: Floats, beta: float) -> Floats:
-    """Generalised soft thresholding: the proximal step of ``|x|**p / beta``."""
-    size = np.abs(x)
-    threshold = np.maximum(size, _SMALL) ** (_P - 1) / np.float32(beta)
-    shrunk = np.maximum(size - threshold, np.float32(0))
-    return np.asarray(np.copysign(shrunk, x), dtype=np.float32)
-
-
-def _errors(error: Floats, unit: Floats) -> tuple[Floats, Floats]:
-    """Squared and lp error of each column, in steps of ``unit``."""
-    size = np.abs(error) / unit
-    squared = np.einsum("ij,ij->j", size, size)
-    return squared, np.sum(size**_P, axis=0)
+def _errors(error: Floats, unit: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """The errors' sizes in steps of ``unit``, those to the power p, and the sums by column of
+    their squares and of their powers."""
+    size: Floats = np.abs(error) / unit
+    power: Floats = size**_P
+    return size, power, np.einsum("ij,ij->j", size, size), np.sum(power, axis=0)

@@ -1,9 +1,11 @@
 """Scales that minimise the squared error: a grid of scales, then alternating least squares.
 
-For given codes ``d = q - zero`` the best scale is ``sum(w d) / sum(d d)`` and leaves the error
-``sum(w w) - sum(w d)**2 / sum(d d)``: so a candidate scale is judged by the codes it gives, at the
-scale that suits them. ggml's ``make_qx_quants`` searches its Q4_0 and Q6_K scales this way; the
-grid here reaches further down, for blocks wide enough that clipping their extremes pays.
+A candidate scale is judged by the codes it gives, at the scale that suits those codes best. With
+``d = q - zero`` and the residual ``e = w / scale - d`` in steps, that is ``scale * (1 + delta)``,
+``delta = sum(e d) / sum(d d)``, and it leaves ``scale**2 * (sum(e e) - delta * sum(e d))``: sums of
+residuals, which stay precise in float32 where ``sum(w w) - sum(w d)**2 / sum(d d)`` would cancel.
+ggml's ``make_qx_quants`` searches its Q4_0 and Q6_K scales in the same spirit; the grid here
+reaches further down, for blocks wide enough that clipping their extremes pays.
 """
 
 from __future__ import annotations
@@ -14,19 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.core import Codes
-from edgeopt.numerics import affine
+from edgeopt.numerics import affine, rtn
 from edgeopt.numerics.affine import Floats, Levels
-from edgeopt.numerics.rtn import minmax
 
 __all__ = ["encode", "fit"]
 
-#: Scales tried, as shares of the one that just covers the block.
-_SYMMETRIC_GRID = np.linspace(0.56, 1.12, 15, dtype=np.float32)
-_ASYMMETRIC_GRID = np.linspace(0.58, 1.0, 7, dtype=np.float32)
-_WIDE_GRID = np.linspace(0.3, 1.04, 15, dtype=np.float32)
-
-#: Blocks wider than this look further down the grid.
+#: Scales tried, as shares of the one that just covers the block; blocks over ``_WIDE`` elements
+#: have further to look.
+_GRID = np.linspace(0.6, 1.12, 14, dtype=np.float32)
+_WIDE_GRID = np.geomspace(0.3, 1.08, 14, dtype=np.float32)
 _WIDE = 256
+
+#: Then around the best of those, and its zero point's neighbours.
+_NEARBY = np.array([0.96, 0.98, 1.02, 1.04], np.float32)
 
 _REFITS = 2
 
@@ -79,40 +81,38 @@ class _Search:
     def __init__(self, x: Floats, levels: Levels, importance: Floats | None) -> None:
         self.x = x
         self.levels = levels
-        self.weighted = x if importance is None else x * importance
         self.importance = importance
         n = x.shape[1]
-        self.scale = np.full(n, _SMALL, np.float32)
+        self.scale = np.ones(n, np.float32)
         self.zero = np.zeros(n, np.float32)
-        self.gain = np.full(n, -1, np.float32)
+        self.noise = np.full(n, np.inf, np.float32)
         self._codes = np.empty_like(x)
+        self._residual = np.empty_like(x)
 
     def attempt(self, scale: Floats, zero: Floats | None = None) -> None:
         """Keep the codes of this scale, at the scale that suits them, where they are better."""
         d = self.codes(scale, zero)
-        xd = np.einsum("ij,ij->j", self.weighted, d)
-        if self.importance is None:
-            dd = np.einsum("ij,ij->j", d, d)
-        else:
-            dd = np.einsum("ij,ij,ij->j", self.importance, d, d)
-        suited = xd / np.maximum(dd, _SMALL)
-        gain = suited * xd
-        # Without a zero point's help a scale may have either sign; with one it may not.
-        better = (gain > self.gain) & (np.abs(suited) > _SMALL)
+        e = self._residual
+        e -= d
+        dd, ed, ee = self._sum(d, d), self._sum(e, d), self._sum(e, e)
+        delta = ed / np.maximum(dd, _SMALL)
+        noise = (ee - ed * delta) * np.square(scale)
+        # A refit that turns the scale round is no refit; codes that are all zero have none.
+        better = (noise < self.noise) & (delta > -0.5)
+        self.scale = np.where(better, scale * (1 + delta), self.scale)
+        self.noise = np.where(better, noise, self.noise)
         if zero is not None:
-            better &= suited > 0
             self.zero = np.where(better, zero, self.zero)
-        self.scale = np.where(better, suited, self.scale)
-        self.gain = np.where(better, gain, self.gain)
 
     def codes(self, scale: Floats, zero: Floats | None) -> Floats:
-        """``q - zero``, in a buffer that the next call overwrites."""
-        d: Floats = np.multiply(self.x, np.float32(1) / scale, out=self._codes)
-        np.rint(d, out=d)
+        """``q - zero``, in a buffer that the next call overwrites; leaves ``x / scale`` behind."""
+        t = np.multiply(self.x, np.float32(1) / scale, out=self._residual)
+        d: Floats = np.rint(t, out=self._codes)
         if zero is None:
             np.clip(d, self.levels.low, self.levels.high, out=d)
         else:
-            np.clip(d, self.levels.low - zero, self.levels.high - zero, out=d)
+            np.maximum(d, self.levels.low - zero, out=d)
+            np.minimum(d, self.levels.high - zero, out=d)
         return d
 
     def refit(self) -> None:
@@ -122,34 +122,53 @@ class _Search:
             return
         # The best zero point for codes q is the mean of q - x / scale.
         d = self.codes(self.scale, self.zero)
-        shift = (d - self.x * (np.float32(1) / self.scale)).mean(axis=0)
+        shift = np.mean(d - self._residual, axis=0)
         moved = np.clip(np.rint(self.zero + shift), self.levels.low, self.levels.high)
         self.attempt(self.scale, np.asarray(moved, dtype=np.float32))
-        self.attempt(self.scale, self.zero)
+
+    def _sum(self, a: Floats, b: Floats) -> Floats:
+        if self.importance is None:
+            total: Floats = np.einsum("ij,ij->j", a, b)
+        else:
+            total = np.einsum("ij,ij,ij->j", self.importance, a, b)
+        return total
 
 
 def _try_symmetric(search: _Search) -> None:
+    first, _ = rtn.fit(search.x, search.levels)
+    search.attempt(_nonzero(first))
     high, low = search.x.max(axis=0), search.x.min(axis=0)
     peak = np.where(high >= -low, high, low)
     covering = _nonzero(peak / np.float32(search.levels.low))
-    for share in _grid(search, _SYMMETRIC_GRID):
+    grid = _grid(search)
+    for share in grid[::2]:
         search.attempt(covering * share)
     if not search.levels.mirrored:
         # The other sign: the larger side has one level fewer and loses little by being clipped.
-        for share in _grid(search, _SYMMETRIC_GRID)[::3]:
+        for share in grid[::3]:
             search.attempt(-covering * share)
+    best = search.scale
+    for share in _NEARBY:
+        search.attempt(best * share)
 
 
 def _try_asymmetric(search: _Search) -> None:
-    scale, zero = minmax(search.x, search.levels)
-    for share in _grid(search, _ASYMMETRIC_GRID):
-        for shift in (0, -1, 1):
-            moved = np.clip(zero + np.float32(shift), search.levels.low, search.levels.high)
+    levels = search.levels
+    scale, zero = rtn.minmax(search.x, levels)
+    scale = _nonzero(scale)
+    search.attempt(scale, zero)
+    for share in _grid(search)[::2]:
+        search.attempt(scale * share, zero)
+    scale, zero = search.scale, search.zero
+    for share in _NEARBY:
+        # Half of the steps with the zero point moved: a narrower range need not share its centre.
+        for shift in (-1, 1):
+            moved = np.clip(zero + np.float32(shift), levels.low, levels.high)
             search.attempt(scale * share, moved)
 
 
-def _grid(search: _Search, usual: Floats) -> Floats:
-    return _WIDE_GRID if search.x.shape[0] > _WIDE else usual
+def _grid(search: _Search) -> Floats:
+    return _WIDE_GRID if search.x.shape[0] > _WIDE else _GRID
 
 
 def _normalised(x: Floats) -> tuple[Floats, Floats]:
