@@ -6,7 +6,7 @@ time and memory. A slowdown is believed only when a second fresh worker finds it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeAlias
 from numpy.typing import NDArray
 
 from edgeopt.core import Fidelity, InputSpec, Measurement, Progress
-from edgeopt.errors import UsageError
-from edgeopt.measure.filesize import model_nbytes
+from edgeopt.errors import SourceError, UsageError
+from edgeopt.files.onnx import describe
 from edgeopt.measure.process import Outcome, Workplace, workplace
 from edgeopt.numerics.statistics import (
     BLOCKS_PER_ROUND,
@@ -79,14 +79,15 @@ class PairResult:
 def measure_pair(
     source: Path,
     artifact: Path,
-    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    feeds: Iterable[Mapping[str, NDArray[Any]]],
     *,
     threads: int = 1,
     seconds: float = 2.0,
     output_map: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> PairResult:
-    """Compare and time two ONNX files on ``feeds`` (one mapping of input arrays a sample).
+    """Compare and time two ONNX files on ``feeds`` (one mapping of input arrays a sample,
+    gone through once).
 
     ``seconds`` is the time given to interleaved latency blocks, less once the ratio is known to
     1%. The first feed is what latency, load and memory are measured with; fidelity takes them
@@ -102,8 +103,8 @@ def measure_pair(
     if threads < 1:
         raise UsageError(f"{threads} threads; use 1 or more")
     sizes = (
-        _measurement("source", "file", "B", {}, [[model_nbytes(source)]]),
-        _measurement("artifact", "file", "B", {}, [[model_nbytes(artifact)]]),
+        _measurement("source", "file", "B", {}, [[_nbytes(source)]]),
+        _measurement("artifact", "file", "B", {}, [[_nbytes(artifact)]]),
     )
     job = {
         "kind": "pair",
@@ -117,7 +118,7 @@ def measure_pair(
     with workplace(feeds) as place:
         first = _result(place.run(job, progress=progress))
         if isinstance(first, str):
-            return PairResult(measurements=sizes, failure=first, samples=len(feeds))
+            return PairResult(measurements=sizes, failure=first, samples=place.feeds.count)
         timings = [first]
         notes, unproven = [], []
         if _is_slower(first):
@@ -139,12 +140,25 @@ def measure_pair(
         fidelity=tuple(Fidelity(**values) for values in first["fidelity"]),
         measurements=(*sizes, *_latencies(timings, place, threads), *alone),
         slower=confirmed,
-        samples=len(feeds),
+        samples=place.feeds.count,
         inputs=tuple(_spec(values) for values in first["inputs"]),
         outputs=tuple(_spec(values) for values in first["outputs"]),
         unproven=tuple(unproven),
         notes=tuple(notes),
     )
+
+
+def _nbytes(path: Path) -> int:
+    """Bytes of the model file and of the files of external data that its tensors name.
+
+    Of a file that is no ONNX model, its own: that it does not load is for the loader to say.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file; give the path of an ONNX file")
+    try:
+        return describe(path).nbytes
+    except SourceError:
+        return path.stat().st_size
 
 
 def _result(outcome: Outcome) -> Mapping[str, Any] | str:
