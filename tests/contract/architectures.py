@@ -174,7 +174,6 @@ def _transformers() -> tuple[Architecture, ...]:
             t.MobileNetV2Config(depth_multiplier=0.35, image_size=64, num_labels=10),
             t.MobileNetV2ForImageClassification,
             64,
-            96,
         ),
         _image_folder(
             "efficientnet",

@@ -85,8 +85,9 @@ def _axis_name(key: str, position: int, taken: dict[str, Axis]) -> str:
 def _axis(name: str, hint: int, limits: Any) -> Axis:
     low, high = 2, math.inf
     if limits is not None:
-        low = max(2, int(limits.lower)) if limits.lower.is_finite else 2
-        high = int(limits.upper) if getattr(limits.upper, "is_finite", False) else math.inf
+        # torch's own infinity is no sympy Integer, and cannot be made an int.
+        low = max(2, int(limits.lower)) if limits.lower.is_Integer else 2
+        high = int(limits.upper) if limits.upper.is_Integer else math.inf
     first = max(hint, low)
     for second in (first + max(1, first // 4), first + 1, first - max(1, first // 4), first - 1):
         if low <= second <= high and second != first:
