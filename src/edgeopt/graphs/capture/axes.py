@@ -133,9 +133,7 @@ def shapes(inputs: Inputs, second: bool | Sequence[str] = False) -> dict[str, tu
     return {s.name: tuple(size(d) for d in s.shape) for s in inputs.specs}
 
 
-def feed(
-    inputs: Inputs, second: bool | Sequence[str] = False, seed: int = 0
-) -> dict[str, Array]:
+def feed(inputs: Inputs, second: bool | Sequence[str] = False, seed: int = 0) -> dict[str, Array]:
     """One feed of these shapes: the given example fitted to size, or seeded synthetic values.
 
     Floats are standard normal; integers uniform below the input's limit; ``attention_mask`` and
@@ -157,7 +155,9 @@ def feed(
             result[spec.name] = rng.integers(0, 2, shape).astype(dtype)
         elif dtype.kind in "iu":
             high = max(inputs.high.get(spec.name, 2), 1)
-            result[spec.name] = rng.integers(min(3, high - 1), high, shape).astype(dtype)
+            # Token ids 0 to 2 are padding and its like, where there are that many.
+            low = 3 if high > 4 else 0
+            result[spec.name] = rng.integers(low, high, shape).astype(dtype)
         else:
             result[spec.name] = np.asarray(rng.standard_normal(shape)).astype(dtype)
     return result
@@ -194,5 +194,7 @@ def settle(
         if complaint is not None:
             axis = inputs.axes[name]
             inputs = pin(inputs, (name,))
-            notes.append(f"{name} is fixed at {axis.pinned}: the model refuses {axis.second}: {complaint}")
+            notes.append(
+                f"{name} is fixed at {axis.pinned}: the model refuses {axis.second}: {complaint}"
+            )
     return inputs, tuple(notes)
