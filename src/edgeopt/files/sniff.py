@@ -8,6 +8,7 @@ instead, with what to do about it.
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import zipfile
 from collections.abc import Callable, Iterator
@@ -137,12 +138,10 @@ def _is_json(path: Path, head: bytes) -> bool:
 
 def _is_text(path: Path, head: bytes) -> bool:
     try:
-        # A character cut by the end of the head is no reason to think otherwise.
-        text = head.decode()
-    except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:
-            return False
-        text = head[: error.start].decode()
+        # Not final: a character cut by the end of the head is no reason to think otherwise.
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
     return not any(ord(c) < 32 and c not in "\t\r\n\f\x1b" for c in text)
 
 
