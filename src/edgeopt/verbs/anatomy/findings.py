@@ -150,12 +150,15 @@ def _untwin(source: Source, names: Sequence[str], originals: Sequence[str]) -> s
         # The format cannot share bytes; transformers ties what config.json says is tied.
         drop = f"t = {{k: v for k, v in t.items() if k not in {json.dumps([a for a, _ in pairs])}}}"
         return commands.rewrite(source, "tied", drop, need_torch=False)
-    if len(pairs) == 1:
-        (a, b) = pairs[0]
-        return commands.rewrite(source, "tied", f"t[{json.dumps(a)}] = t[{json.dumps(b)}]")
-    return commands.rewrite(
-        source, "tied", f"t.update({{a: t[b] for a, b in {json.dumps(pairs)}}})"
-    ) or commands.export(source)
+    if len(pairs) <= 3:
+        ties = "; ".join(f"t[{json.dumps(a)}] = t[{json.dumps(b)}]" for a, b in pairs)
+    else:
+        ties = (
+            "seen = {}; t = {k: seen.setdefault((v.dtype, v.shape, "
+            "v.flatten().view(torch.uint8).numpy().tobytes()), v) "
+            "if torch.is_tensor(v) else v for k, v in t.items()}"
+        )
+    return commands.rewrite(source, "tied", ties) or commands.export(source)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -220,7 +223,6 @@ def _precision(evidence: Evidence) -> Iterator[Finding]:
             saves[lower],
             _narrow(evidence.source, lower),
             exact=whole,
-            lossless=whole,
             tensors=evidence.names(members),
         )
 

@@ -11,6 +11,7 @@ __all__ = ["Group", "group"]
 _SEPARATOR = re.compile(r"[./]")
 _GENERATED = re.compile(r"(?<=[_:])\d+$")  # onnx::MatMul_123
 
+_ITSELF = "(itself)"
 _MANY = 4  # numbered siblings: more than this are one row even where they differ in size
 _SMALL = 0.005  # of all bytes: siblings under this share one row
 
@@ -27,10 +28,11 @@ class Group:
 
 @dataclass
 class _Layer:
-    """One name in the tree of names."""
+    """One name in the tree of names. ``direct``: tensors and bytes that are in no child."""
 
     nbytes: int = 0
     tensors: int = 0
+    direct: tuple[int, int] = (0, 0)
     children: dict[str, _Layer] = field(default_factory=dict)
 
 
@@ -53,6 +55,9 @@ class _Row:
         """The rows below; those with fewer than ``small`` bytes together in the last."""
         found: dict[str, list[_Layer]] = {}
         for layer in self.layers:
+            if layer.direct[0]:
+                tensors, nbytes = layer.direct
+                found.setdefault(_ITSELF, []).append(_Layer(nbytes, tensors))
             for name, child in layer.children.items():
                 found.setdefault(name, []).append(child)
         numbered = {name: layers for name, layers in found.items() if name.isdigit()}
@@ -74,7 +79,7 @@ class _Row:
         stars = sum("*" in part for part in self.path)
         below = any(layer.children for layer in self.layers)
         return Group(
-            name=".".join(self.path) + (".*" if below else "") or "(no name)",
+            name=".".join(self.path) + (".*" if below else ""),
             count=len(self.layers) if stars else 1,
             tensors=self.tensors,
             nbytes=self.nbytes,
@@ -124,6 +129,7 @@ def _tree(tensors: Iterable[tuple[str, int]]) -> _Layer:
             layer = layer.children.setdefault(part, _Layer()) if part else layer
             layer.nbytes += nbytes
             layer.tensors += 1
+        layer.direct = (layer.direct[0] + 1, layer.direct[1] + nbytes)
     return root
 
 
@@ -132,4 +138,4 @@ def _largest(shown: Sequence[_Row], rows: int) -> list[_Row]:
     kept = sorted(shown, key=lambda row: -row.nbytes)[: rows - 1]
     others = [row for row in shown if row not in kept]
     rest = tuple(_Layer(layer.nbytes, layer.tensors) for row in others for layer in row.layers)
-    return [row for row in shown if row in kept] + [_Row((f"({len(others)} others)",), rest)]
+    return [row for row in shown if row in kept] + [_Row(("(others)",), rest)]

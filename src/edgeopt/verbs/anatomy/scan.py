@@ -27,6 +27,7 @@ HEAD = 65_536
 PIECE = 4 << 20
 MIN_COPY = 1024  # equal tensors smaller than this (all-zero biases) are no finding
 _SAMPLE = 1 << 19
+_NO_LIMIT = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def scan(
             progress("reading weights", count / len(chosen))
         facts[index] = _facts(tensors[index], limit)
         read += cost
-    budget = total if deep else (WHOLE_BUDGET if whole else max(0, left - read))
+    budget = _NO_LIMIT if deep else WHOLE_BUDGET if whole else max(0, left - read)
     copies, likely = _copies(tensors, own, budget)
     packed = _packed([tensors[i] for i in facts])
     return Scan(facts, copies, likely, min(read, total), total, packed)
@@ -177,7 +178,8 @@ def _facts(weight: Weight, limit: int | None) -> Facts:
     return Facts(
         elements=elements,
         whole=elements == weight.size,
-        lowest=narrower[0][0] if narrower else weight.dtype,
+        # All zeros fit anything, and say nothing.
+        lowest=narrower[0][0] if narrower and zeros < elements else weight.dtype,
         zeros=zeros,
         not_finite=not_finite,
         empty=empty,
