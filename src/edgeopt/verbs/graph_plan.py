@@ -165,9 +165,8 @@ def build(
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """One file with its weights inside."""
-
-    ir.save(model, path)
+    """One file with its weights inside; what was still mapped from the base is read now."""
+    ir.save(ir.external_data.load_to_model(model), path)
 
 
 def placing_of(plan: Plan) -> Placing:

@@ -1,0 +1,2 @@
+def input_hints(model):
+    return {}
