@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
@@ -40,6 +41,7 @@ __all__ = [
     "Entry",
     "describe",
     "describe_index",
+    "filling",
     "matches",
     "size",
     "weight_map",
@@ -300,12 +302,15 @@ def _require_covered(
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor to write. ``chunks()`` gives its bytes in order, little-endian, in pieces."""
+    """One tensor to write. ``chunks()`` gives its bytes in order, little-endian, in pieces.
+
+    :func:`filling` is told the bytes otherwise, and needs no ``chunks``.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    chunks: Callable[[], Iterable[Chunk]]
+    chunks: Callable[[], Iterable[Chunk]] = tuple
 
     @property
     def nbytes(self) -> int:
@@ -345,6 +350,46 @@ def write(path: Path, entries: Sequence[Entry], metadata: Mapping[str, str]) -> 
                     f"{entry.dtype}{list(entry.shape)} takes {entry.nbytes}"
                 )
         return stream.tell()
+
+
+@contextmanager
+def filling(
+    path: Path, entries: Sequence[Entry], metadata: Mapping[str, str]
+) -> Iterator[Callable[[str, Chunk], None]]:
+    """Write the file of :func:`write` with its tensors filled in side by side.
+
+    ``with filling(...) as put: put(name, chunk)``: each call appends to the tensor of that name.
+    For what makes several tensors in one pass (codes and their scales), so that neither has to
+    wait in memory for the other. Raises ValueError as :func:`write` does.
+    """
+    ordered = _in_order(entries)
+    head = _head(ordered, metadata)
+    begins: dict[str, int] = {}
+    ends: dict[str, int] = {}
+    position = len(head)
+    for entry in ordered:
+        begins[entry.name] = position
+        position += entry.nbytes
+        ends[entry.name] = position
+    at = dict(begins)
+    with path.open("wb") as stream:
+        stream.write(head)
+        stream.truncate(position)
+
+        def put(name: str, chunk: Chunk) -> None:
+            raw = _raw(chunk)
+            if at[name] + raw.nbytes > ends[name]:
+                raise ValueError(
+                    f"tensor {name!r}: more than the {ends[name] - begins[name]} bytes it takes"
+                )
+            stream.seek(at[name])
+            stream.write(raw)
+            at[name] += raw.nbytes
+
+        yield put
+        for name, end in ends.items():
+            if at[name] != end:
+                raise ValueError(f"tensor {name!r}: {end - at[name]} bytes were never given")
 
 
 def _in_order(entries: Sequence[Entry]) -> list[Entry]:

@@ -29,6 +29,8 @@ __all__ = [
     "check_finite",
     "dequantize",
     "encode",
+    "noise_power",
+    "ratio_db",
     "sqnr_db",
     "stored_scale",
 ]
@@ -210,6 +212,15 @@ def sqnr_db(reference: NDArray[Any], got: NDArray[Any]) -> float:
     inf when the two are identical (also when both are all zero), -inf where only the reference is
     zero, and where ``got`` holds a NaN or Inf that the reference does not. Summed in float64.
     """
+    return ratio_db(*noise_power(reference, got))
+
+
+def noise_power(reference: NDArray[Any], got: NDArray[Any]) -> tuple[float, float]:
+    """``(sum(ref**2), sum((ref - got)**2))`` in float64: what an SQNR is made of, to be added up.
+
+    Where the reference is NaN or infinite nothing is counted; the noise is inf where only ``got``
+    is. Raises ValueError on different shapes.
+    """
     if reference.shape != got.shape:
         raise ValueError(f"shapes {reference.shape} and {got.shape} differ")
     a, b = reference.reshape(-1), got.reshape(-1)
@@ -218,19 +229,21 @@ def sqnr_db(reference: NDArray[Any], got: NDArray[Any]) -> float:
         x = a[lo : lo + _CHUNK].astype(np.float64)
         y = b[lo : lo + _CHUNK].astype(np.float64)
         known = np.isfinite(x)
-        if not np.isfinite(y[known]).all():
-            return -math.inf
-        d = x[known] - y[known]
-        signal += float(np.sum(np.square(x[known])))
-        noise += float(np.sum(np.square(d)))
-    return ratio_db(signal, noise)
+        if not known.all():
+            x, y = x[known], y[known]
+        if not np.isfinite(y).all():
+            noise = math.inf
+            continue
+        signal += float(np.sum(np.square(x)))
+        noise += float(np.sum(np.square(x - y)))
+    return signal, noise
 
 
 def ratio_db(signal: float, noise: float) -> float:
-    """``10 log10(signal / noise)``, defined where either is 0."""
+    """``10 log10(signal / noise)``, defined where either is 0 or the noise infinite."""
     if noise == 0:
         return math.inf
-    return -math.inf if signal == 0 else 10 * math.log10(signal / noise)
+    return -math.inf if signal == 0 or noise == math.inf else 10 * math.log10(signal / noise)
 
 
 @dataclass(frozen=True)

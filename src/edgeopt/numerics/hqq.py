@@ -100,6 +100,6 @@ def _codes(x: Floats, scale: Floats, zero: Floats, levels: Levels) -> Floats:
 def _errors(error: Floats, unit: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     """The errors' sizes in steps of ``unit``, those to the power p, and the sums by column of
     their squares and of their powers."""
-    size: Floats = np.abs(error) / unit
-    power: Floats = size**_P
+    size: Floats = np.divide(np.abs(error), unit)
+    power: Floats = np.power(size, _P)
     return size, power, np.einsum("ij,ij->j", size, size), np.sum(power, axis=0)

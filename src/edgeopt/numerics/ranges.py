@@ -31,7 +31,7 @@ class Calibrator(Protocol):
         ...
 
     def range(self) -> tuple[float, float]:
-        """(low, high) with ``low <= 0 <= high`` not implied.
+        """(low, high). It need not hold 0: whoever makes a scale of it widens it to do so.
 
         Raises ValueError when nothing was observed, or when a NaN or an infinity was.
         """
@@ -69,16 +69,18 @@ class Histogram:
 
     The bins' edges are whole multiples of the bin's width, a power of two, so that merging is
     exact and the counts are those that numpy's histogram gives for the same edges. ``extremes``
-    are exact. Memory: one array of int64 counts, and a chunk's temporaries while observing.
+    and ``zeros``, the number of exact zeros, are exact. Memory: one array of int64 counts, and a
+    chunk's temporaries while observing.
     """
 
     def __init__(self, bins: int = _BINS) -> None:
-        if bins < 4 or bins % 2:
-            raise ValueError(f"{bins} bins, an even number from 4 is needed")
+        if bins < 8 or bins % 4:
+            raise ValueError(f"{bins} bins, a multiple of 4 from 8 is needed")
         self.bins = bins
         self.counts = np.zeros(bins, np.int64)
         self.first = 0
         self.exponent: int | None = None
+        self.zeros = 0
         self.extremes = MinMax()
 
     @property
@@ -102,6 +104,7 @@ class Histogram:
         if not self.extremes.finite or not values.size:
             return
         self._cover(float(values.min()), float(values.max()))
+        self.zeros += values.size - int(np.count_nonzero(values))
         flat = values.reshape(-1)
         for lo in range(0, flat.size, _CHUNK):
             at = np.floor(flat[lo : lo + _CHUNK].astype(np.float64) / self.width)
@@ -212,10 +215,10 @@ class Entropy(_Counted):
 
 
 class Mse(_Counted):
-    """The range that leaves the least squared error at ``levels`` evenly spaced values.
+    """The range that leaves the least squared error with ``levels`` codes, 0 being one of them.
 
-    Each side is searched in turn: the noise inside the range is a twelfth of the squared step, and
-    outside it the squared distance to the border.
+    The values at the middles of the bins are quantized for each candidate, one side at a time.
+    Exact zeros (what a ReLU gives) cost nothing in any range that holds 0.
     """
 
     candidates = 100
@@ -225,19 +228,22 @@ class Mse(_Counted):
         self.levels = levels
 
     def range(self) -> tuple[float, float]:
-        low, high = self.histogram.extremes.range()
-        occupied = np.flatnonzero(self.histogram.counts)
-        counts = self.histogram.counts[occupied].astype(np.float64)
-        centres = self.histogram.centres[occupied]
-        middle = float(np.average(centres, weights=counts))
+        extremes = self.histogram.extremes.range()
+        if extremes[0] == extremes[1]:
+            return extremes
+        low, high = min(extremes[0], 0.0), max(extremes[1], 0.0)
+        counts = self.histogram.counts.astype(np.float64)
+        counts[-self.histogram.first % len(counts)] -= self.histogram.zeros
+        occupied = np.flatnonzero(counts)
+        values, counts = self.histogram.centres[occupied], counts[occupied]
         best = low, high
         for _ in range(2):
-            for side in (0, 1):
+            for side, limit in enumerate((low, high)):
                 tried = [
-                    _replaced(best, side, middle + ((low, high)[side] - middle) * share)
-                    for share in np.linspace(1, 0.05, self.candidates)
+                    (limit * share, best[1]) if side == 0 else (best[0], limit * share)
+                    for share in np.linspace(1, 0.03, self.candidates).tolist()
                 ]
-                best = min(tried, key=lambda r: _noise(counts, centres, r, self.levels))
+                best = min(tried, key=lambda r: _noise(counts, values, r, self.levels))
         return best
 
 
@@ -284,15 +290,15 @@ def _divergence(size: NDArray[np.float64], kept: int, levels: int) -> float:
 
 def _noise(
     counts: NDArray[np.float64],
-    centres: NDArray[np.float64],
+    values: NDArray[np.float64],
     span: tuple[float, float],
     levels: int,
 ) -> float:
+    """Squared error of ``values`` quantized over ``span``, which holds 0."""
     low, high = span
+    if low == high:
+        return math.inf
     step = (high - low) / (levels - 1)
-    outside = np.maximum(low - centres, 0) + np.maximum(centres - high, 0)
-    return float(np.sum(counts * np.where(outside > 0, outside**2, step**2 / 12)))
-
-
-def _replaced(pair: tuple[float, float], side: int, value: float) -> tuple[float, float]:
-    return (value, pair[1]) if side == 0 else (pair[0], value)
+    zero = round(-low / step)
+    back = np.clip(np.rint(values / step), -zero, levels - 1 - zero) * step
+    return float(np.sum(counts * np.square(values - back)))
