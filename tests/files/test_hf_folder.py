@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from edgeopt.errors import FormatError, SourceError
+from edgeopt.errors import EdgeoptError, FormatError, SourceError
 from edgeopt.files.open import open_source
 
 needs_torch_files = pytest.mark.skipif(
@@ -123,7 +124,7 @@ def test_torch_weights_whole_and_in_shards(tmp_path, bert):
         for weight in source.weights:
             np.testing.assert_array_equal(weight.array(), state[weight.name].numpy())
     (shards / "pytorch_model-1.bin").unlink()
-    with pytest.raises(SourceError, match=r"names the shard pytorch_model-1\.bin"):
+    with pytest.raises(SourceError, match=r"names the shard 'pytorch_model-1\.bin'"):
         open_source(shards)
     (shards / "pytorch_model-1.bin").write_bytes((shards / "pytorch_model-0.bin").read_bytes())
     with pytest.raises(FormatError, match="in two shards"):
@@ -257,3 +258,31 @@ def test_modules_without_weights(tmp_path):
     (path / "modules.json").write_text('[{"type": "a.Transformer", "path": ""}]')
     with pytest.raises(SourceError, match=r"has no weights; looked for model\.safetensors"):
         open_source(path)
+
+
+def test_flipped_bytes_never_escape_the_error_tree(tmp_path, rewrite):
+    modules = [
+        {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    path = folder(tmp_path / "x", {"architectures": ["BertModel"], "vocab_size": 5})
+    folder(path / "1_Pooling", {"pooling_mode_mean_tokens": True}, weights=False)
+    (path / "modules.json").write_text(json.dumps(modules))
+    (path / "sentence_bert_config.json").write_text('{"max_seq_length": 5}')
+    rng = random.Random(29)
+    opened = 0
+    for _ in range(1000):
+        file = path / rng.choice(
+            ("config.json", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
+        )
+        whole = file.read_bytes()
+        data = bytearray(whole)
+        for _ in range(rng.choice((1, 1, 2, 8))):
+            data[rng.randrange(len(data))] = rng.choice(b'[]{}",:01a\0\xff')
+        rewrite(file, data)
+        try:
+            opened += open_source(path) is not None
+        except EdgeoptError as error:
+            assert "\n" not in str(error)
+        rewrite(file, whole)
+    assert 0 < opened < 1000

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
+import random
+import struct
 import subprocess
 import sys
 import tarfile
@@ -15,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save as save_bytes
 
-from edgeopt.errors import FormatError, SourceError
+from edgeopt.errors import EdgeoptError, FormatError, SourceError
 from edgeopt.files import sniff
 from edgeopt.files.open import open_source
 
@@ -27,6 +30,12 @@ def zipped(*names: str) -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in names:
             archive.writestr(name, b"x")
+    return buffer.getvalue()
+
+
+def saved(save) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, a=np.ones(3), b=np.ones(4))
     return buffer.getvalue()
 
 
@@ -61,7 +70,8 @@ FOREIGN = {
     "tflite": (b"\x1c\x00\x00\x00TFL3" + bytes(64), "TensorFlow Lite"),
     "ort": (b"\x28\x00\x00\x00ORTM" + bytes(64), ".ort file"),
     "executorch": (b"\x28\x00\x00\x00ET12" + bytes(64), "ExecuTorch"),
-    "npz": (zipped("a.npy", "b.npy"), "numpy archive"),
+    "npz": (saved(np.savez), "numpy archive"),
+    "npz, compressed": (saved(np.savez_compressed), "numpy archive"),
     "npy": (b"\x93NUMPY\x01\x00" + bytes(64), "numpy array"),
     "zip": (zipped("folder/model.pt"), "a zip archive; unpack it"),
     "empty zip": (zipped(), "a zip archive; unpack it"),
@@ -231,3 +241,70 @@ def test_opening_loads_no_heavy_library(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(Path(sniff.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
     assert done.stdout == b"[]\n"
+
+
+LARGE = """
+import sys, time
+from edgeopt.files.open import open_source
+begin = time.process_time()
+source = open_source(sys.argv[1])
+seconds = time.process_time() - begin
+assert source.weights[0].nbytes == 10 << 30, source
+row = source.weights[0].rows(1234567, 1234568)
+assert row.shape == (1, 1024) and not row.any()
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(seconds, int(peak.split()[1]) / 1024)
+"""
+
+
+def ten_gigabytes(folder: Path, kind: str) -> Path:
+    """A model of one tensor of 10 GiB, all holes: it takes no room on the disk."""
+    rows = (10 << 30) // 4096
+    path = folder / f"x.{kind}"
+    if kind == "safetensors":
+        entry = {"dtype": "F32", "shape": [rows, 1024], "data_offsets": [0, 10 << 30]}
+        head = json.dumps({"w": entry}).encode()
+        path.write_bytes(struct.pack("<Q", len(head)) + head)
+    elif kind == "gguf":
+        head = b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 1) + b"w"
+        head += struct.pack("<IQQIQ", 2, 1024, rows, 0, 0)
+        path.write_bytes(head + bytes(-len(head) % 32))
+    else:
+        onnx = pytest.importorskip("onnx")
+        made = onnx.TensorProto(name="w", data_type=1, dims=[rows, 1024], data_location=1)
+        made.external_data.add(key="location", value="x.data")
+        graph = onnx.helper.make_graph([], "g", [], [], [made])
+        path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+        with (folder / "x.data").open("wb") as stream:
+            stream.truncate(10 << 30)
+        return path
+    with path.open("r+b") as stream:
+        stream.truncate(path.stat().st_size + (10 << 30))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "gguf", "onnx"])
+def test_ten_gigabytes_are_described_without_being_read(tmp_path, kind):
+    path = ten_gigabytes(tmp_path, kind)
+    env = {**os.environ, "PYTHONPATH": str(Path(sniff.__file__).parents[2])}
+    command = [sys.executable, "-c", LARGE, str(path)]
+    done = subprocess.run(command, env=env, capture_output=True, check=True, text=True)
+    seconds, megabytes = map(float, done.stdout.split())
+    # Reading even a tenth of the file would break both bounds by far.
+    assert seconds < 1
+    assert megabytes < 100
+
+
+def test_noise_never_escapes_the_error_tree(tmp_path, rewrite):
+    rng = random.Random(23)
+    path = tmp_path / "x"
+    starts = [b"", b"GGUF", b"PK\x03\x04", b"\x80\x02", b"\x08\x0a", MODEL[:12], b"{", b"<?xml"]
+    opened = 0
+    for _ in range(1500):
+        data = rng.choice(starts) + rng.randbytes(rng.choice((0, 1, 8, 64, 300)))
+        rewrite(path, data or b"x")
+        try:
+            opened += open_source(path) is not None
+        except EdgeoptError as error:
+            assert "\n" not in str(error)
+    assert opened == 0

@@ -249,16 +249,16 @@ def small_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def test_truncated_anywhere(tmp_path):
+def test_truncated_anywhere(tmp_path, rewrite):
     path = tmp_path / "x.safetensors"
     whole = small_file(path)
     for end in range(1, len(whole)):
-        path.write_bytes(whole[:end])
+        rewrite(path, whole[:end])
         with pytest.raises(FormatError):
             safetensors.describe(path)
 
 
-def test_flipped_bytes_never_escape_the_error_tree(tmp_path):
+def test_flipped_bytes_never_escape_the_error_tree(tmp_path, rewrite):
     path = tmp_path / "x.safetensors"
     whole = small_file(path)
     rng = random.Random(5)
@@ -267,7 +267,7 @@ def test_flipped_bytes_never_escape_the_error_tree(tmp_path):
         data = bytearray(whole)
         for _ in range(rng.choice((1, 1, 2, 8))):
             data[rng.randrange(len(data))] = rng.randrange(256)
-        path.write_bytes(data)
+        rewrite(path, data)
         try:
             source = safetensors.describe(path)
         except EdgeoptError:
@@ -316,8 +316,8 @@ def test_shards(tmp_path):
 @pytest.mark.parametrize(
     ("placed", "error", "message"),
     [
-        ({"a": "m-3.safetensors"}, SourceError, "m-3.safetensors, which is not beside"),
-        ({"a": "m-2.safetensors"}, FormatError, "'a' in m-2.safetensors, which does not hold"),
+        ({"a": "m-3.safetensors"}, SourceError, "'m-3.safetensors', which is not beside"),
+        ({"a": "m-2.safetensors"}, FormatError, "'a' in 'm-2.safetensors', which does not hold"),
         ({"a": "../m-1.safetensors"}, FormatError, "plain file name"),
         ({"a": "/etc/passwd"}, FormatError, "plain file name"),
         ({"a": ".."}, FormatError, "plain file name"),

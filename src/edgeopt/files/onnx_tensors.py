@@ -256,7 +256,7 @@ class Tensors:
             raise self._wrong(
                 parts,
                 f"external data at {offset}, {length} bytes, reaches past the end of "
-                f"{location} ({data.size} bytes)",
+                f"{data.path.name!r} ({data.size} bytes)",
             )
         return plain_reader(data, offset, shape, dtype)
 
@@ -273,32 +273,36 @@ class Tensors:
         folder = self.file.path.parent
         place = PurePosixPath(location)
         if not location or "\0" in location or "\\" in location:
-            raise self._wrong(parts, f"external data has the location {location!r}, no file name")
+            raise self._wrong(
+                parts, f"external data has the location {location[:200]!r}, no file name"
+            )
         if place.is_absolute() or ".." in place.parts:
             raise self._wrong(
                 parts, f"external data lies outside the model's folder: {location[:200]!r}"
             )
         path = folder
+        shown = repr(location[:200])
+        status = os.lstat(folder)
         for part in place.parts:
             path = path / part
-            if path.is_symlink():
+            try:
+                status = os.lstat(path)
+            except OSError as error:
+                raise self._wrong(
+                    parts, f"external data {shown} is not there ({error.strerror})"
+                ) from error
+            if stat.S_ISLNK(status.st_mode):
                 raise self._wrong(
                     parts,
-                    f"external data {location} is or goes through a symbolic link; "
+                    f"external data {shown} is or goes through a symbolic link; "
                     "copy the real file beside the model (cp -L)",
                 )
-        try:
-            status = os.lstat(path)
-        except OSError as error:
-            raise self._wrong(
-                parts, f"external data {location} is not there ({error.strerror})"
-            ) from error
         if not stat.S_ISREG(status.st_mode):
-            raise self._wrong(parts, f"external data {location} is no regular file")
+            raise self._wrong(parts, f"external data {shown} is no regular file")
         if status.st_nlink > 1:
             raise self._wrong(
                 parts,
-                f"external data {location} has {status.st_nlink} hard links; "
+                f"external data {shown} has {status.st_nlink} hard links; "
                 "copy it to a file of its own",
             )
         return FileBytes(path)

@@ -135,7 +135,7 @@ def describe_index(path: Path) -> Source:
         file = path.with_name(shard)
         if not file.exists():
             raise SourceError(
-                f"{path}: names the shard {shard}, which is not beside it; "
+                f"{path}: names the shard {shard!r}, which is not beside it; "
                 f"all {len(shards)} shards are needed"
             )
         found, strings, length = weights_of(file)
@@ -148,7 +148,9 @@ def describe_index(path: Path) -> Source:
         files.append(file)
     for name, shard in placed.items():
         if name not in weights:
-            raise FormatError(path, f"places tensor {name!r} in {shard}, which does not hold it")
+            raise FormatError(
+                path, f"places tensor {name[:200]!r} in {shard!r}, which does not hold it"
+            )
     with reading(path):
         sizes = {file.name: file.stat().st_size for file in files}
     return Source(
@@ -170,8 +172,8 @@ def weight_map(path: Path) -> dict[str, str]:
         if not is_plain_name(shard):
             raise FormatError(
                 path,
-                f"places {name!r} in {shard!r}; a shard must be a plain file name, "
-                "in the same folder",
+                f"places {name[:200]!r} in {str(shard)[:200]!r}; "
+                "a shard must be a plain file name, in the same folder",
                 field="weight_map",
             )
     return placed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Timings(dict[str, list[float]]):
 
 def time_candidates(
     candidates: Mapping[str, Path],
-    feeds: Mapping[str, NDArray[Any]] | Sequence[Mapping[str, NDArray[Any]]],
+    feeds: Mapping[str, NDArray[Any]] | Iterable[Mapping[str, NDArray[Any]]],
     *,
     threads: int = 1,
     seconds: float = 1.5,
@@ -47,7 +47,7 @@ def time_candidates(
     """
     left = {name: str(path.resolve()) for name, path in candidates.items()}
     failures: dict[str, str] = {}
-    samples = [feeds] if isinstance(feeds, Mapping) else list(feeds)
+    samples = [feeds] if isinstance(feeds, Mapping) else feeds
     with workplace(samples) as place:
         while left:
             job = {"kind": "contest", "candidates": left, "threads": threads, "seconds": seconds}

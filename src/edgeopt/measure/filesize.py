@@ -6,13 +6,14 @@ weights are loaded. Field numbers are those of onnx.proto (ModelProto and what h
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["external_files", "model_nbytes"]
+from edgeopt.errors import SourceError
+from edgeopt.files.protobuf import LENGTH, Buffer, fields
+from edgeopt.files.reading import FileBytes
 
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+__all__ = ["external_files", "model_nbytes"]
 
 #: Which fields of a message lead on to tensors, and to what message.
 _CHILDREN: Mapping[str, Mapping[int, str]] = {
@@ -29,62 +30,44 @@ _KEY, _VALUE = 1, 2
 
 
 def model_nbytes(path: Path) -> int:
-    """Bytes of the model file and of every file of external data that it names."""
-    folder = path.parent
-    beside = {(folder / name).resolve() for name in external_files(path)}
+    """Bytes of the model file and of every file of external data that it names.
+
+    Of a file that is no ONNX model, its own bytes: that it does not load is for the loader to say.
+    Raises SourceError where there is no file.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file; give the path of an ONNX file")
+    try:
+        names = external_files(path)
+    except SourceError:
+        names = frozenset()
+    beside = {(path.parent / name).resolve() for name in names} - {path.resolve()}
     return path.stat().st_size + sum(file.stat().st_size for file in beside if file.is_file())
 
 
 def external_files(path: Path) -> frozenset[str]:
-    """The locations that tensors of the model name; empty where the file is no protobuf."""
-    if path.stat().st_size == 0:
-        return frozenset()
+    """The locations that tensors of the model name; FormatError where it is no protobuf."""
+    file = FileBytes(path)
+    data = file.mapped()
     found = set()
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        pending = [("model", 0, len(data))]
-        while pending:
-            kind, lo, hi = pending.pop()
-            if kind == "entry":
-                entry = {field: data[a:b] for field, a, b in _fields(data, lo, hi)}
-                if entry.get(_KEY) == b"location":
-                    found.add(entry.get(_VALUE, b"").decode("utf-8", "replace"))
-                continue
-            children = _CHILDREN[kind]
-            pending.extend(
-                (children[field], a, b)
-                for field, a, b in _fields(data, lo, hi)
-                if field in children
-            )
+    pending = [("model", 0, file.size)]
+    while pending:
+        kind, lo, hi = pending.pop()
+        if kind == "entry":
+            if (location := _location(data, lo, hi, path)) is not None:
+                found.add(location)
+            continue
+        children = _CHILDREN[kind]
+        pending.extend(
+            (children[number], a, b)
+            for number, wire, a, b in fields(data, lo, hi, path)
+            if wire == LENGTH and number in children
+        )
     return frozenset(found)
 
 
-def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(field number, start, end) of every length-delimited field; stops at what is malformed."""
-    while at < end:
-        key, at = _varint(data, at, end)
-        wire = key & 7
-        if wire == _VARINT:
-            _, at = _varint(data, at, end)
-        elif wire in (_FIXED64, _FIXED32):
-            at += 8 if wire == _FIXED64 else 4
-        elif wire == _LENGTH:
-            size, at = _varint(data, at, end)
-            if size > end - at:
-                return
-            yield key >> 3, at, at + size
-            at += size
-        else:
-            return
-
-
-def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= end:
-            break
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    return value, end
+def _location(data: Buffer, lo: int, hi: int, path: Path) -> str | None:
+    entry = {number: bytes(data[a:b]) for number, _, a, b in fields(data, lo, hi, path)}
+    if entry.get(_KEY) != b"location":
+        return None
+    return entry.get(_VALUE, b"").decode("utf-8", "replace")

@@ -6,7 +6,7 @@ time and memory. A slowdown is believed only when a second fresh worker finds it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -79,14 +79,15 @@ class PairResult:
 def measure_pair(
     source: Path,
     artifact: Path,
-    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    feeds: Iterable[Mapping[str, NDArray[Any]]],
     *,
     threads: int = 1,
     seconds: float = 2.0,
     output_map: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> PairResult:
-    """Compare and time two ONNX files on ``feeds`` (one mapping of input arrays a sample).
+    """Compare and time two ONNX files on ``feeds`` (one mapping of input arrays a sample,
+    gone through once).
 
     ``seconds`` is the time given to interleaved latency blocks, less once the ratio is known to
     1%. The first feed is what latency, load and memory are measured with; fidelity takes them
@@ -117,7 +118,7 @@ def measure_pair(
     with workplace(feeds) as place:
         first = _result(place.run(job, progress=progress))
         if isinstance(first, str):
-            return PairResult(measurements=sizes, failure=first, samples=len(feeds))
+            return PairResult(measurements=sizes, failure=first, samples=place.feeds.count)
         timings = [first]
         notes, unproven = [], []
         if _is_slower(first):
@@ -139,7 +140,7 @@ def measure_pair(
         fidelity=tuple(Fidelity(**values) for values in first["fidelity"]),
         measurements=(*sizes, *_latencies(timings, place, threads), *alone),
         slower=confirmed,
-        samples=len(feeds),
+        samples=place.feeds.count,
         inputs=tuple(_spec(values) for values in first["inputs"]),
         outputs=tuple(_spec(values) for values in first["outputs"]),
         unproven=tuple(unproven),

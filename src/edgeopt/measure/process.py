@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,30 +113,24 @@ class Workplace:
 
 
 @contextmanager
-def workplace(feeds: Sequence[Mapping[str, NDArray[Any]]]) -> Iterator[Workplace]:
+def workplace(feeds: Iterable[Mapping[str, NDArray[Any]]]) -> Iterator[Workplace]:
     """A folder with ``feeds`` written out one at a time; removed at the end, come what may.
 
     Raises InputsError where there are none or their names differ, OutputError where the disk
     that temporary files go to is full.
     """
-    if len(feeds) == 0:
-        raise InputsError("no samples to measure with; give --data or --input")
     with tempfile.TemporaryDirectory(prefix="edgeopt-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        try:
-            shapes = {name: np.shape(value) for name, value in feeds[0].items()}
-            yield Workplace(folder, _write(feeds, folder), shapes)
-        except OSError as error:
-            if error.filename is None or not str(error.filename).startswith(name):
-                raise
-            raise OutputError(
-                f"{name}: {error.strerror}; set TMPDIR to a folder with room for the samples"
-            ) from error
+        yield _furnish(feeds, Path(name))
 
 
-def _write(feeds: Sequence[Mapping[str, NDArray[Any]]], folder: Path) -> Feeds:
-    names = tuple(feeds[0])
+def _furnish(feeds: Iterable[Mapping[str, NDArray[Any]]], folder: Path) -> Workplace:
+    names: tuple[str, ...] = ()
+    shapes: dict[str, tuple[int, ...]] = {}
+    count = 0
     for index, feed in enumerate(feeds):
+        if index == 0:
+            names = tuple(feed)
+            shapes = {name: np.shape(value) for name, value in feed.items()}
         if set(feed) != set(names):
             raise InputsError(
                 f"sample {index} has inputs {', '.join(feed)}, the first has {', '.join(names)}"
@@ -148,8 +142,14 @@ def _write(feeds: Sequence[Mapping[str, NDArray[Any]]], folder: Path) -> Feeds:
             except ValueError as error:
                 raise InputsError(f"sample {index}, {name}: not an array of numbers") from error
             except OSError as error:
-                raise OSError(error.errno, error.strerror, str(path)) from error
-    return Feeds(len(feeds), names)
+                reason = error.strerror or str(error)  # a short write has no errno of its own
+                raise OutputError(
+                    f"{folder}: {reason}; set TMPDIR to a folder with room for the samples"
+                ) from error
+        count += 1
+    if count == 0:
+        raise InputsError("no samples to measure with; give --data or --input")
+    return Workplace(folder, Feeds(count, names), shapes)
 
 
 def _sample_name(index: int, position: int) -> str:
@@ -162,10 +162,11 @@ def _start(job: Path, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
     if not sys.executable:
         raise WorkerError("this Python does not know its own executable; run it from a python")
     root = str(Path(edgeopt.__file__).resolve().parent.parent)
-    inherited = os.environ.get("PYTHONPATH")
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, (root, inherited))),
+        # What we found our modules by, the worker finds them by; the current folder ("") is not
+        # passed on.
+        "PYTHONPATH": os.pathsep.join(filter(None, (root, *sys.path))),
         # numpy's own pools are not what is measured; unused threads cost start time and memory.
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",

@@ -143,8 +143,9 @@ def _file_bytes(proof: Proof) -> tuple[float, float]:
 
 
 def _of_bytes(coverage: Mapping[str, Any]) -> str:
-    if "quantized_bytes" in coverage and "total_bytes" in coverage:
-        done, total = coverage["quantized_bytes"], coverage["total_bytes"]
+    if "source_bytes" in coverage and "kept_bytes" in coverage:
+        total = coverage["source_bytes"]
+        done = max(0, total - coverage["kept_bytes"])
         return f"{format_bytes(done)} of {format_bytes(total)} of float weights"
     return "of the float weights' bytes"
 

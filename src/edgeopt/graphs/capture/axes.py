@@ -133,9 +133,7 @@ def shapes(inputs: Inputs, second: bool | Sequence[str] = False) -> dict[str, tu
     return {s.name: tuple(size(d) for d in s.shape) for s in inputs.specs}
 
 
-def feed(
-    inputs: Inputs, second: bool | Sequence[str] = False, seed: int = 0
-) -> dict[str, Array]:
+def feed(inputs: Inputs, second: bool | Sequence[str] = False, seed: int = 0) -> dict[str, Array]:
     """One feed of these shapes: the given example fitted to size, or seeded synthetic values.
 
     Floats are standard normal; integers uniform below the input's limit; ``attention_mask`` and
@@ -194,5 +192,7 @@ def settle(
         if complaint is not None:
             axis = inputs.axes[name]
             inputs = pin(inputs, (name,))
-            notes.append(f"{name} is fixed at {axis.pinned}: the model refuses {axis.second}: {complaint}")
+            notes.append(
+                f"{name} is fixed at {axis.pinned}: the model refuses {axis.second}: {complaint}"
+            )
     return inputs, tuple(notes)

@@ -141,9 +141,7 @@ def fill(module: nn.Module, weights: tuple[Weight, ...]) -> nn.Module:
         *wrong[:1],
     ]
     if problems:
-        raise SourceError(
-            f"the weights do not fit {type(module).__name__}: {'; '.join(problems)}"
-        )
+        raise SourceError(f"the weights do not fit {type(module).__name__}: {'; '.join(problems)}")
     with torch.no_grad():
         for name, weight in given.items():
             own[name].copy_(_tensor(weight))

@@ -201,9 +201,7 @@ def _guess(module: Any, required: Sequence[str], works: Works) -> tuple[Inputs, 
     if kind == "Conv2d" and not tried:
         found = _sides(layer, name, works)
         if found is not None:
-            return found, (
-                f"inputs told by trying image sizes, one fits: {found.specs[0]}",
-            )
+            return found, (f"inputs told by trying image sizes, one fits: {found.specs[0]}",)
     raise InputsError(_ask(required, kind, layer))
 
 
@@ -219,16 +217,24 @@ def _shapes_for(kind: str, layer: Any, name: str) -> list[InputSpec]:
         return [InputSpec(name, "int64", ("batch", "sequence"))]
     if kind in ("LSTM", "GRU", "RNN"):
         width = int(layer.weight_ih_l0.shape[1])
-        order = ("batch", "sequence") if getattr(layer, "batch_first", False) else (
-            "sequence",
-            "batch",
+        order = (
+            ("batch", "sequence")
+            if getattr(layer, "batch_first", False)
+            else (
+                "sequence",
+                "batch",
+            )
         )
         return [InputSpec(name, "float32", (*order, width))]
     if kind == "MultiheadAttention" and getattr(layer, "in_proj_weight", None) is not None:
         width = int(layer.in_proj_weight.shape[1])
-        order = ("batch", "sequence") if getattr(layer, "batch_first", False) else (
-            "sequence",
-            "batch",
+        order = (
+            ("batch", "sequence")
+            if getattr(layer, "batch_first", False)
+            else (
+                "sequence",
+                "batch",
+            )
         )
         return [InputSpec(name, "float32", (*order, width))]
     if kind in ("LayerNorm", "BatchNorm1d"):
