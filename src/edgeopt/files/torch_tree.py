@@ -163,8 +163,12 @@ class _Walk:
             inside = here.in_module or (script and node.name.startswith("__torch__."))
             if inside and not here.in_module:
                 self.modules.append((here.path, node.name))
+            # A scripted module's lists and dicts (an LSTM's _flat_weights) repeat its parameters;
+            # those of a native class (packed quantized weights) are all it has.
+            repeats = inside and not node.name.startswith("__torch__.torch.classes.")
             for key, value in self._parts(node):
-                yield self._child(here, key, value, in_module=inside)
+                listed = repeats and isinstance(value, (list, dict))
+                yield self._child(here, key, value, in_module=inside, persistent=not listed)
 
     @staticmethod
     def _parts(node: Opaque) -> Iterator[tuple[Any, Any]]:
@@ -208,6 +212,7 @@ class _Walk:
             raise self.fail(f"a name of {len(name)} letters, the limit is {MAX_NAME}")
         inside = here.in_module or in_module
         outer = here.outer if inside else here.outer + 1
+        persistent = persistent and here.persistent
         return Leaf((*here.path, name), value, outer, inside, buffer, persistent)
 
 
