@@ -204,3 +204,9 @@ def test_sizes_come_from_the_files_where_the_proof_does_not_say() -> None:
 def test_markup_in_names_is_no_markup() -> None:
     odd = dataclasses.replace(PROOF, notes=("[bold]x[/bold] [1, 2]",))
     assert "[bold]x[/bold] [1, 2]" in text(odd)
+
+
+def test_weights_alone_are_read_not_run() -> None:
+    weights = dataclasses.replace(PROOF, artifact={**PROOF.artifact, "format": "safetensors"})
+    assert "Read the weights:" in text(weights)
+    assert "Run it" not in text(weights)

@@ -277,6 +277,11 @@ def _first(args: tuple[Any, ...]) -> Any:
     return args[0] if args and isinstance(args[0], (str, TensorRef, Opaque)) else NotImplemented
 
 
+def _instance(args: tuple[Any, ...]) -> Any:
+    """``copyreg._reconstructor(cls, object, None)``: protocol 1's way to make an instance."""
+    return Opaque(args[0].name) if args and isinstance(args[0], Global) else NotImplemented
+
+
 def _encode(args: tuple[Any, ...]) -> Any:
     """``_codecs.encode(text, "latin1")``: how protocol 2 carries bytes."""
     if len(args) != 2 or args[1] not in ("latin1", "latin-1"):
@@ -342,6 +347,8 @@ _KNOWN: Mapping[str, _Builder] = {
     "builtins.set": _list,
     "builtins.tuple": _tuple,
     "builtins.frozenset": _tuple,
+    "builtins.bytes": lambda args: NotImplemented if args else b"",
+    "copyreg._reconstructor": _instance,
     "_codecs.encode": _encode,
     "numpy.core.multiarray.scalar": _numpy_scalar,
     "numpy._core.multiarray.scalar": _numpy_scalar,

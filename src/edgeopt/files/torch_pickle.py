@@ -231,8 +231,9 @@ class _Machine:
                 self.cost += 50 * len(arg)
         made = self.build(name, args) if isinstance(function, Global) else NotImplemented
         if made is NotImplemented:
-            self.foreign.add(name)
-            return Opaque(name, args)
+            made = Opaque(name, args)
+        if isinstance(made, Opaque):
+            self.foreign.add(made.name)
         return made
 
     def set_items(self, target: Any, values: list[Any]) -> None:

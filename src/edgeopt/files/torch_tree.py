@@ -12,7 +12,7 @@ path. Where nothing but an averaged copy is left, that copy is the model. What i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,9 @@ WRAPPERS = ("module.", "_orig_mod.")
 MAX_DEPTH, MAX_NAME = 100, 1000
 
 _CONTAINERS = (dict, list, tuple, Opaque, Composite)
+_LEAVES = (TensorRef, *_CONTAINERS)
+#: TorchScript's names for classes that are not written in Python.
+_NATIVE = "__torch__.torch.classes."
 
 
 @dataclass(frozen=True)
@@ -119,12 +122,14 @@ class _Walk:
         """All tensors under ``top``, in the order they stand in. Nothing recurses."""
         found: list[Leaf] = []
         seen: set[int] = set()
-        above: list[int] = []  # ids of the containers on the way here
-        first = Leaf((), top, 0)
-        stack: list[tuple[int, Leaf]] = [(0, first)]
-        while stack:
-            depth, here = stack.pop()
-            del above[depth:]
+        above: list[int] = []  # ids of the containers on the way here, and what they have left
+        waiting: list[Iterator[Leaf]] = [iter((Leaf((), top, 0),))]
+        while waiting:
+            here = next(waiting[-1], None)
+            if here is None:
+                waiting.pop()
+                del above[-1:]
+                continue
             self.visits -= 1
             if self.visits < 0:
                 raise self.fail("too many objects for a file of this size")
@@ -135,15 +140,16 @@ class _Walk:
                     raise self.fail(f"more than {len(found)} tensors in a file of this size")
                 found.append(here)
                 continue
+            # A submodule may stand in several places, as in state_dict(); anything else is
+            # told of once. Neither may contain itself.
             shared = _module_state(node) is not None or (script and isinstance(node, Opaque))
-            if id(node) in (above if shared else seen):
+            if not isinstance(node, _CONTAINERS) or id(node) in (above if shared else seen):
                 continue
+            if len(above) >= MAX_DEPTH:
+                raise self.fail(f"nested more than {MAX_DEPTH} deep")
             seen.add(id(node))
             above.append(id(node))
-            if depth >= MAX_DEPTH:
-                raise self.fail(f"nested more than {MAX_DEPTH} deep")
-            children = [c for c in self._children(here, script) if isinstance(c.node, _LEAVES)]
-            stack.extend((depth + 1, child) for child in reversed(children))
+            waiting.append(self._children(here, script))
         return found
 
     def _children(self, here: Leaf, script: bool) -> Iterator[Leaf]:
@@ -151,22 +157,27 @@ class _Walk:
         state = _module_state(node)
         if state is not None:
             yield from self._module(here, node, state)
-        elif isinstance(node, dict):
-            yield from (self._child(here, key, value) for key, value in node.items())
+            return
+        inside = here.in_module
+        pairs: Iterable[tuple[Any, Any]] = ()
+        if isinstance(node, dict):
+            pairs = node.items()
         elif isinstance(node, (list, tuple)):
-            yield from (self._child(here, i, value) for i, value in enumerate(node))
+            pairs = enumerate(node)
         elif isinstance(node, Composite):
             name = ".".join(here.path)[:MAX_NAME]
             self.composites[name] = {"layout": node.layout, "shape": node.shape}
-            yield from (self._child(here, key, value) for key, value in node.parts.items())
+            pairs = node.parts.items()
         elif isinstance(node, Opaque):
-            inside = here.in_module or (script and node.name.startswith("__torch__."))
+            pairs = self._parts(node)
+            inside = inside or (script and node.name.startswith("__torch__."))
             if inside and not here.in_module:
                 self.modules.append((here.path, node.name))
-            # A scripted module's lists and dicts (an LSTM's _flat_weights) repeat its parameters;
-            # those of a native class (packed quantized weights) are all it has.
-            repeats = inside and not node.name.startswith("__torch__.torch.classes.")
-            for key, value in self._parts(node):
+        # A scripted module's lists and dicts (an LSTM's _flat_weights) repeat its parameters;
+        # those of a native class (packed quantized weights) are all it has.
+        repeats = inside and isinstance(node, Opaque) and not node.name.startswith(_NATIVE)
+        for key, value in pairs:
+            if isinstance(value, _LEAVES):
                 listed = repeats and isinstance(value, (list, dict))
                 yield self._child(here, key, value, in_module=inside, persistent=not listed)
 
@@ -188,14 +199,12 @@ class _Walk:
         for part in ("_parameters", "_buffers", "_modules"):
             table = state.get(part)
             for key, value in table.items() if isinstance(table, dict) else ():
-                yield self._child(
-                    here,
-                    key,
-                    value,
-                    in_module=True,
-                    buffer=part == "_buffers",
-                    persistent=key not in names,
-                )
+                if isinstance(value, _LEAVES):
+                    kept = key not in names
+                    buffer = part == "_buffers"
+                    yield self._child(
+                        here, key, value, in_module=True, buffer=buffer, persistent=kept
+                    )
 
     def _child(
         self,
@@ -214,9 +223,6 @@ class _Walk:
         outer = here.outer if inside else here.outer + 1
         persistent = persistent and here.persistent
         return Leaf((*here.path, name), value, outer, inside, buffer, persistent)
-
-
-_LEAVES = (TensorRef, *_CONTAINERS)
 
 
 def read_tree(path: Path, nbytes: int, top: Any, *, script: bool = False) -> Tree:

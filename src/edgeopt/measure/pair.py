@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeAlias
 from numpy.typing import NDArray
 
 from edgeopt.core import Fidelity, InputSpec, Measurement, Progress
-from edgeopt.errors import UsageError
-from edgeopt.measure.filesize import model_nbytes
+from edgeopt.errors import SourceError, UsageError
+from edgeopt.files.onnx import describe
 from edgeopt.measure.process import Outcome, Workplace, workplace
 from edgeopt.numerics.statistics import (
     BLOCKS_PER_ROUND,
@@ -103,8 +103,8 @@ def measure_pair(
     if threads < 1:
         raise UsageError(f"{threads} threads; use 1 or more")
     sizes = (
-        _measurement("source", "file", "B", {}, [[model_nbytes(source)]]),
-        _measurement("artifact", "file", "B", {}, [[model_nbytes(artifact)]]),
+        _measurement("source", "file", "B", {}, [[_nbytes(source)]]),
+        _measurement("artifact", "file", "B", {}, [[_nbytes(artifact)]]),
     )
     job = {
         "kind": "pair",
@@ -146,6 +146,19 @@ def measure_pair(
         unproven=tuple(unproven),
         notes=tuple(notes),
     )
+
+
+def _nbytes(path: Path) -> int:
+    """Bytes of the model file and of the files of external data that its tensors name.
+
+    Of a file that is no ONNX model, its own: that it does not load is for the loader to say.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file; give the path of an ONNX file")
+    try:
+        return describe(path).nbytes
+    except SourceError:
+        return path.stat().st_size
 
 
 def _result(outcome: Outcome) -> Mapping[str, Any] | str:

@@ -40,6 +40,4 @@ def score_candidates(
         assert outcome.error is not None
         raise outcome.error
     scores = outcome.result["scores"]
-    return {
-        name: -math.inf if scores[name] is None else float(scores[name]) for name in candidates
-    }
+    return {name: -math.inf if scores[name] is None else float(scores[name]) for name in candidates}

@@ -53,7 +53,9 @@ def render(proof: Proof, console: Console) -> None:
     _kept(proof.changes, console)
     if proof.usage:
         console.print()
-        _line(console, Text("Run it, with numpy and onnxruntime alone:", style="bold"))
+        runs = proof.artifact.get("format", "onnx") == "onnx"
+        heading = "Run it, with numpy and onnxruntime alone:" if runs else "Read the weights:"
+        _line(console, Text(heading, style="bold"))
         for line in proof.usage.splitlines():
             _line(console, Text(f"    {line}"))
     if "plan" in proof.artifact:
@@ -199,7 +201,7 @@ def _fidelity_table(outputs: Sequence[Fidelity]) -> Table:
             _db(output.sqnr_db),
             "-" if math.isnan(output.cosine) else f"{output.cosine:.5f}",
             "-" if output.top1 is None else _percent(output.top1),
-            f"{output.max_abs:.3g}",
+            "-" if math.isnan(output.max_abs) else f"{output.max_abs:.3g}",
         )
     if len(outputs) > _MOST_OUTPUTS:
         table.add_row(Text(f"and {len(outputs) - _MOST_OUTPUTS} more"), "", "", "", "")

@@ -87,7 +87,7 @@ def _model(transformers: Any, folder: Path, trust: bool) -> Any:
         raise SourceError(f"{path} is not JSON: {error}") from None
     architectures = config.get("architectures") or []
     name = architectures[0] if architectures else ""
-    cls = getattr(transformers, name, None) if name else transformers.AutoModel
+    cls: Any = getattr(transformers, name, None) if name else transformers.AutoModel
     own_code = bool(config.get("auto_map")) and cls is None
     if own_code and not trust:
         raise UnsafeError(

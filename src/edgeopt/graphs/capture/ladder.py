@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from edgeopt.graphs.capture.axes import Inputs, feed
 from edgeopt.graphs.capture.check import FLOOR_DB, agreement_db, run_onnx
 from edgeopt.graphs.capture.loaded import Loaded, tensors
 from edgeopt.graphs.capture.opset import raise_opset
-from edgeopt.graphs.capture.reasons import is_data_dependent, one_line
+from edgeopt.graphs.capture.reasons import attempt, is_data_dependent, one_line
 
 __all__ = ["Held", "climb"]
 
@@ -79,10 +80,9 @@ def climb(
         tell(f"exporting ({label})")
         path = workdir / f"rung{number}" / "model.onnx"
         path.parent.mkdir()
-        try:
-            held = _attempt(loaded, rung, inputs, path, opset)
-        # Whatever an exporter raises, a bug of its own included, means: try the next one.
-        except (Exception,) as error:
+        held, error = attempt(functools.partial(_try, loaded, rung, inputs, path, opset))
+        if held is None:
+            assert error is not None
             if rung.name != TORCHSCRIPT and is_data_dependent(error):
                 untraceable = one_line(error)
             notes.append(f"{label}: {one_line(error)}")
@@ -105,25 +105,29 @@ def climb(
 
 
 def _rungs(loaded: Loaded) -> Iterator[_Rung]:
+    traced = (
+        _Rung(TORCHSCRIPT, _torchscript),
+        _Rung(TORCHSCRIPT, _torchscript, drop_optional=True),
+    )
     if loaded.scripted:
-        yield _Rung(TORCHSCRIPT, _torchscript)
+        yield from traced
         return
-    traced = _Rung(TORCHSCRIPT, _torchscript)
     # torch.export unrolls recurrent layers over the time steps of the example.
-    if loaded.recurrent and loaded.module is not None:
-        yield traced
+    first = loaded.recurrent and loaded.program is None
+    if first:
+        yield from traced
     yield _Rung(DYNAMO, _dynamo)
     if loaded.program is None:
-        yield _Rung(DYNAMO, _dynamo, drop_optional=True)
         if loaded.eager is not None:
             yield _Rung(EAGER, _dynamo)
-            yield _Rung(EAGER, _dynamo, drop_optional=True)
-    if loaded.module is not None and not loaded.recurrent:
-        yield traced
-        yield _Rung(TORCHSCRIPT, _torchscript, drop_optional=True)
+        # With attention plain by now, if it has a choice.
+        name = DYNAMO if loaded.eager is None else EAGER
+        yield _Rung(name, _dynamo, drop_optional=True)
+    if not first:
+        yield from traced
 
 
-def _attempt(loaded: Loaded, rung: _Rung, inputs: Inputs, path: Path, opset: int) -> Held:
+def _try(loaded: Loaded, rung: _Rung, inputs: Inputs, path: Path, opset: int) -> Held:
     """Export, tidy and check one rung. Raises whatever the exporter raises, or CaptureError."""
     symbols = rung.export(loaded, inputs, path, opset)
     free = tuple(n for n in inputs.axes if n in symbols)
@@ -168,7 +172,7 @@ def _dynamo(loaded: Loaded, inputs: Inputs, path: Path, opset: int) -> tuple[str
     )
     if result is None:
         raise CaptureError("torch's exporter gave no program")
-    return tidy.save(result.model, path, inputs.specs)
+    return tidy.save(result.model, path, inputs.specs, _parameters(loaded))
 
 
 def _torchscript(loaded: Loaded, inputs: Inputs, path: Path, opset: int) -> tuple[str, ...]:
@@ -189,4 +193,15 @@ def _torchscript(loaded: Loaded, inputs: Inputs, path: Path, opset: int) -> tupl
             dynamic_axes={name: axes for name, axes in dynamic.items() if axes} or None,
             do_constant_folding=True,
         )
-    return tidy.save(tidy.load(raw), path, inputs.specs)
+    free = tidy.save(tidy.load(raw), path, inputs.specs, _parameters(loaded))
+    raw.unlink()
+    return free
+
+
+def _parameters(loaded: Loaded) -> dict[str, Array]:
+    """The model's two-dimensional parameters by torch's name, as arrays that share their memory."""
+    return {
+        name.removeprefix("inner."): parameter.detach().numpy()
+        for name, parameter in loaded.module.named_parameters()
+        if parameter.dim() == 2 and parameter.dtype == torch.float32
+    }

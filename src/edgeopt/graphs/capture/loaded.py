@@ -12,7 +12,7 @@ import torch
 from edgeopt.core import Array
 from edgeopt.graphs.capture.axes import Inputs
 from edgeopt.graphs.capture.outputs import flatten
-from edgeopt.graphs.capture.reasons import one_line
+from edgeopt.graphs.capture.reasons import attempt, one_line
 
 __all__ = ["Loaded", "tensors"]
 
@@ -53,8 +53,5 @@ class Loaded:
 
         The model is the user's code: whatever it raises means that it does not run.
         """
-        try:
-            self.run(feed)
-        except (Exception,) as error:
-            return one_line(error, 120)
-        return None
+        _, error = attempt(lambda: self.run(feed))
+        return None if error is None else one_line(error, 120)
