@@ -160,6 +160,8 @@ def _notes(source: Source, attribution: Attribution, seen: Scan) -> list[str]:
     key = source.details.get("checkpoint_key")
     if key:
         notes.append(f"the model is taken from the key {key!r} of the checkpoint")
+    if source.details.get("quantized"):
+        notes.append("quantized already: give edgeopt quantize the float original")
     if source.needs_trust:
         notes.append(f"quantizing needs --trust-pickle: {source.needs_trust}")
     if not seen.whole:

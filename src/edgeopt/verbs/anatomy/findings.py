@@ -298,15 +298,16 @@ def _compressible(evidence: Evidence) -> Iterator[Finding]:
         if facts.lowest != evidence.tensors[i].dtype
     )
     if packed is not None and packed < 0.8 and narrowed < 0.1 * evidence.total:
-        values = evidence.own(evidence.scan.facts)
-        yield Finding(
-            "compression",
-            f"Values repeat: a sample of them packs to {packed:.0%} (for transport only; "
-            "a runtime needs the file unpacked)",
-            int(values * (1 - packed)),
-            _compress(evidence.source),
-            exact=False,
-        )
+        saves = int(evidence.own(evidence.scan.facts) * (1 - packed))
+        if saves >= 0.01 * evidence.total:
+            yield Finding(
+                "compression",
+                f"Values repeat: a sample of them packs to {packed:.0%} (for transport only; "
+                "a runtime needs the file unpacked)",
+                saves,
+                _compress(evidence.source),
+                exact=False,
+            )
 
 
 def _compress(source: Source) -> str | None:

@@ -76,7 +76,7 @@ class _Row:
         return [row for row in rows if row not in few] + [_Row(path, rest)]
 
     def to_group(self) -> Group:
-        stars = sum("*" in part for part in self.path)
+        stars = "*" in "".join(self.path) and not self.path[-1].startswith("(")
         below = any(layer.children for layer in self.layers)
         return Group(
             name=".".join(self.path) + (".*" if below else ""),

@@ -7,17 +7,16 @@ counted as llama.cpp lays tensors out (block sizes of ggml-common.h), its type m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgeopt.core import DTYPE_BITS, Affine, Source, Weight
 from edgeopt.errors import SourceError
+from edgeopt.files.gguf_types import TYPES
 from edgeopt.verbs.anatomy import commands
 
 __all__ = ["Prediction", "predictions"]
 
-_GRAPH_KINDS = ("torch-module", "torchscript", "torch-exported", "onnx", "hf-folder")
 _DICT_KINDS = ("torch-state-dict", "torch-checkpoint", "safetensors")
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 
@@ -40,7 +39,9 @@ def predictions(source: Source, copies: frozenset[str] = frozenset()) -> tuple[P
     weights = _distinct(source, copies)
     if not any(weight.is_float or _is_ggml(weight) for weight in weights):
         return ()
-    made = [*_safetensors(source), *_onnx(source, weights)]
+    made = [] if source.details.get("quantized") else [*_safetensors(source)]
+    if source.kind != "gguf" and not source.details.get("quantized"):
+        made += _onnx(source, weights)
     if source.kind == "gguf" or _is_causal(source):
         made += _gguf(source, weights)
     return tuple(made)
@@ -131,16 +132,7 @@ def _graph_bytes(source: Source, weights: Sequence[Weight]) -> int:
 # ---------------------------------------------------------------------------------------------
 # GGUF
 
-#: Bytes and elements of a block.
-_BLOCKS = {
-    "F32": (4, 1),
-    "F16": (2, 1),
-    "Q4_0": (18, 32),
-    "Q5_0": (22, 32),
-    "Q8_0": (34, 32),
-    "Q4_K": (144, 256),
-    "Q6_K": (210, 256),
-}
+_GGML = {kind.name: kind for kind in TYPES.values()}
 
 #: What takes the place of a type whose block does not divide the columns.
 _FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0", "Q5_0": "F16", "Q4_0": "F16", "Q8_0": "F16"}
@@ -194,14 +186,13 @@ def _stored(weight: Weight, kind: str) -> int:
     if kind == "Q4_K_M more":
         return (_stored(weight, "Q4_K") + _stored(weight, "Q6_K")) // 2
     columns = weight.shape[-1] if weight.shape else 1
-    while columns % _BLOCKS[kind][1]:
+    while columns % _GGML[kind].block:
         kind = _FALLBACK[kind]
-    nbytes, elements = _BLOCKS[kind]
-    return math.prod(weight.shape) // elements * nbytes
+    return _GGML[kind].tensor_bytes((weight.size // columns if columns else 0, columns))
 
 
 def _vocabulary_bytes(source: Source) -> int:
     """Metadata: of a GGUF file as it is; else the tokenizer's, less what JSON adds (about half)."""
     if source.kind == "gguf":
         return max(0, source.nbytes - sum(weight.nbytes for weight in source.weights))
-    return sum(source.details.get("tokenizer", {}).values()) // 2
+    return int(sum(source.details.get("tokenizer", {}).values())) // 2
