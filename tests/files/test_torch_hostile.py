@@ -241,6 +241,18 @@ def test_two_members_of_one_name(tmp_path: Path) -> None:
         describe(tmp_path / "x.pt")
 
 
+def test_a_great_many_members(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as out:
+        out.writestr("a/data.pkl", state_dict(tensor()))
+    raw = (tmp_path / "x.pt").read_bytes()
+    begin, end = entry(raw, b"a/data.pkl"), raw.rindex(b"PK\5\6")
+    listed = raw[begin:end] * 60_000
+    tail = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 60_000, 60_000, len(listed), begin, 0)
+    (tmp_path / "x.pt").write_bytes(raw[:begin] + listed + tail)
+    with pytest.raises(FormatError, match="60000 members, the limit"):
+        describe(tmp_path / "x.pt")
+
+
 def test_members_that_overlap(tmp_path: Path) -> None:
     path = archive(tmp_path / "x.pt", state_dict(tensor()), {"0": DATA, "1": DATA})
     raw = path.read_bytes()

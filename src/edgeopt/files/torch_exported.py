@@ -55,9 +55,9 @@ TRUST = (
     "inputs and evaluates strings from the file"
 )
 
-#: A JSON record may be this large, and hold this many values (some 70 bytes each, as objects).
-#: A program takes about 0.1 MB and 5000 values a layer.
-MAX_JSON, MAX_VALUES = 20_000_000, 800_000
+#: A JSON record may be this large, in bytes, and its objects take this much memory (estimated):
+#: more in a file that is large itself. A program takes about 0.1 MB a layer.
+MAX_JSON, MAX_OBJECTS = 20_000_000, 50_000_000
 
 
 class _Archive(Protocol):
@@ -244,8 +244,10 @@ class _Reader:
 
     def json(self, name: str, *, keep_nodes: bool = True) -> dict[str, Any]:
         raw = self.records.data(name, MAX_JSON)
-        if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
-            raise self.fail(f"more than {MAX_VALUES} JSON values, the limit", name)
+        values = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+        limit = MAX_OBJECTS + self.file.nbytes // 20
+        if 70 * values + 100 * raw.count(b":") > limit:
+            raise self.fail(f"JSON that would take more than {limit} bytes of memory", name)
         hook = None if keep_nodes else _drop_nodes
         try:
             document = json.loads(raw, object_pairs_hook=hook)

@@ -97,7 +97,7 @@ class ZipRecords:
                 "end record",
                 at,
             )
-        limit = 100_000 + self.file.nbytes // 4096
+        limit = 50_000 + self.file.nbytes // 4096
         if count > limit:
             self.fail(f"{count} members, the limit for this file is {limit}", "end record", at)
         return count, begin, begin + size
