@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from edgeopt.core import DTYPE_BITS, InputSpec, Source, Storage, Weight, tensor_nbytes
 from edgeopt.errors import FormatError, SourceError
 from edgeopt.files.mapped import MappedFile, Stretch, StridedReader
+from edgeopt.files.text import one_line
 from edgeopt.files.torch_source import TensorMaker, weight_role
 from edgeopt.files.torch_tree import read_tree
 from edgeopt.files.zip_records import STORED, ZipRecords
@@ -108,7 +109,7 @@ def describe(
         "byteorder": "big" if reader.big_endian else "little",
         "torch_version": str(document.get("torch_version", ""))[:40],
         "overhead_bytes": max(0, file.nbytes - sum(storages.values())),
-        "foreign_globals": tuple(sorted(reader.foreign))[:50],
+        "foreign_globals": tuple(one_line(name) for name in sorted(reader.foreign)[:50]),
     }
     return Source(
         path=path,
@@ -132,7 +133,7 @@ class _Reader:
         self.big_endian = False
 
     def fail(self, problem: str, name: str) -> FormatError:
-        return FormatError(self.path, problem[:300], field=f"member {name[:200]}")
+        return FormatError(self.path, one_line(problem), field=one_line(f"member {name}"))
 
     # ------------------------------------------------------------------------------ weights
 
