@@ -227,7 +227,7 @@ def _evaluate(
 
 
 def _fold_batch_norms(graph: ir.Graph) -> None:
-    """Conv -> BatchNormalization becomes Conv: w * g / sqrt(v + eps), (b - m) * g / sqrt(v + eps) + beta."""
+    """Conv -> BatchNormalization becomes Conv, with the statistics in its weights and bias."""
     for norm in list(graph):
         if norm.op_type != "BatchNormalization" or norm.domain not in ("", "ai.onnx"):
             continue

@@ -70,10 +70,17 @@ class _Layout:
         return scale.T[:, None, :] if self.by_column else scale[:, :, None]
 
 
-def _unpacked(b: Builder, name: str, codes: Codes, scheme: Affine, layout: _Layout) -> ir.Value:
-    """float32 weights in blocks: Cast -> (Sub) -> Mul."""
+def _unpacked(
+    b: Builder,
+    name: str,
+    codes: Codes,
+    scheme: Affine,
+    layout: _Layout,
+    scales: NDArray[np.generic],
+) -> ir.Value:
+    """float32 weights in blocks, codes times ``scales`` [rows, blocks]: Cast -> (Sub) -> Mul."""
     q = np.ascontiguousarray(layout.codes(codes.q))
-    scale = np.ascontiguousarray(layout.scales(codes.scale)).astype(scheme.scale)
+    scale = np.ascontiguousarray(layout.scales(scales)).astype(scheme.scale)
     if scheme.bits == 4:
         dtype = ir.DataType.INT4 if scheme.symmetric else ir.DataType.UINT4
         stored = b.packed(f"{name}.codes", pack_flat(q), dtype, q.shape)
@@ -112,7 +119,7 @@ def float_view(
     rows, blocks = codes.scale.shape
     columns = codes.q.shape[1]
     layout = _Layout(rows, columns, blocks, by_column)
-    value = _unpacked(b, name, codes, scheme, layout)
+    value = _unpacked(b, name, codes, scheme, layout, codes.scale)
     target = b.constant(f"{name}.shape", np.array(shape, np.int64))
     value = b.at_load("Reshape", [value, target], name=f"{name}.expanded")
     if dtype != "float32":
@@ -120,9 +127,14 @@ def float_view(
     return value
 
 
+def _is_direct(codes: Codes, scheme: Affine) -> bool:
+    """8-bit codes with one scale a row are what the kernels take, as they stand."""
+    return scheme.bits == 8 and codes.scale.shape[1] == 1 and codes.zero is None
+
+
 def row_scale(codes: Codes, scheme: Affine) -> NDArray[np.float32]:
     """The int8 scale of every row, float32 [rows]: the row's largest decoded weight over 127."""
-    if scheme.bits == 8 and codes.scale.shape[1] == 1 and codes.zero is None:
+    if _is_direct(codes, scheme):
         return codes.scale[:, 0]
     rows, columns = codes.q.shape
     block = None if codes.scale.shape[1] == 1 else columns // codes.scale.shape[1]
@@ -130,15 +142,21 @@ def row_scale(codes: Codes, scheme: Affine) -> NDArray[np.float32]:
     return np.where(peak > 0, peak / np.float32(127), np.float32(1)).astype(np.float32)
 
 
+def _steps(codes: Codes, scheme: Affine, scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """int8 steps that one 4-bit step is worth, [rows, blocks], as stored (float16)."""
+    relative = codes.scale / scale[:, None]
+    return relative.astype(scheme.scale).astype(np.float32)
+
+
 def int8_codes(codes: Codes, scheme: Affine) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """What :func:`int8_view` becomes at load: codes [rows, columns] and the scale of each row."""
     scale = row_scale(codes, scheme)
-    if scheme.bits == 8 and codes.scale.shape[1] == 1 and codes.zero is None:
+    if _is_direct(codes, scheme):
         return codes.q.astype(np.int8), scale
     columns = codes.q.shape[1]
     block = None if codes.scale.shape[1] == 1 else columns // codes.scale.shape[1]
-    decoded = dequantize(codes, block, columns)
-    return np.rint(decoded / scale[:, None]).astype(np.int8), scale
+    steps = Codes(codes.q, _steps(codes, scheme, scale), codes.zero)
+    return np.rint(dequantize(steps, block, columns)).astype(np.int8), scale
 
 
 def int8_view(
@@ -147,32 +165,28 @@ def int8_view(
     """(codes, float32 scale [rows], zero point or None) for the integer kernels.
 
     ``codes`` are int8 (or uint8 with a zero point of 128, for ``unsigned``), [rows, columns], or
-    [columns, rows] for ``by_column``. 8-bit codes are stored as they are; 4-bit codes are brought
-    to 8 bits at load: ... -> Reshape -> Div (row scale) -> Round -> Cast.
+    [columns, rows] for ``by_column``. 8-bit codes are stored as they are. 4-bit codes are brought
+    to 8 bits at load, Cast -> Sub -> Mul -> Round -> Cast -> Reshape, their block scales being
+    stored as multiples of the row's: every float step of the chain costs four bytes a weight while
+    the session opens, so there are no more of them than that.
     """
     rows, columns = codes.q.shape
     scale = row_scale(codes, scheme)
     scales = b.constant(f"{name}.row_scale", scale)
     zero = b.shared("uint8.zero_point", np.array(128, np.uint8)) if unsigned else None
-    blocks = codes.scale.shape[1]
-    if scheme.bits == 8 and blocks == 1 and codes.zero is None:
+    if _is_direct(codes, scheme):
         q = codes.q.T if by_column else codes.q
         if unsigned:
             q = (q.astype(np.int16) + 128).astype(np.uint8)
         return b.constant(f"{name}.codes", q), scales, zero
-    layout = _Layout(rows, columns, blocks, by_column)
-    value = _unpacked(b, name, codes, scheme, layout)
-    shape = (columns, rows) if by_column else (rows, columns)
-    target = b.constant(f"{name}.shape", np.array(shape, np.int64))
-    value = b.at_load("Reshape", [value, target], name=f"{name}.expanded")
-    divisor = scales
-    if not by_column:
-        axis = b.shared("axis.1", np.array([1], np.int64))
-        divisor = b.at_load("Unsqueeze", [scales, axis], name=f"{name}.row_scale.column")
-    value = b.at_load("Div", [value, divisor], name=f"{name}.steps")
+    layout = _Layout(rows, columns, codes.scale.shape[1], by_column)
+    value = _unpacked(b, name, codes, scheme, layout, _steps(codes, scheme, scale))
     value = b.at_load("Round", [value], name=f"{name}.rounded")
     if unsigned:
         shift = b.shared("uint8.shift", np.array(128, np.float32))
         value = b.at_load("Add", [value, shift], name=f"{name}.shifted")
     kind = ir.DataType.UINT8 if unsigned else ir.DataType.INT8
-    return b.at_load("Cast", [value], {"to": kind}, name=f"{name}.int8"), scales, zero
+    value = b.at_load("Cast", [value], {"to": kind}, name=f"{name}.int8.blocks")
+    shape = (columns, rows) if by_column else (rows, columns)
+    target = b.constant(f"{name}.shape", np.array(shape, np.int64))
+    return b.at_load("Reshape", [value, target], name=f"{name}.int8"), scales, zero
