@@ -21,6 +21,8 @@ import edgeopt
 from edgeopt.errors import EdgeoptError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from edgeopt.core import Progress, Proof
 
 __all__ = ["cli", "main"]
@@ -92,13 +94,16 @@ _proving = _options(
 def inspect(source: str, deep: bool, as_json: bool) -> None:
     """Say why FILE (or a model folder) is so big: bytes by cause and by layer group, findings with
     what each would save, predicted sizes. Runs no code from the file."""
-    from edgeopt.report.inspect_text import render
     from edgeopt.verbs.inspect import inspect as run
 
     with _progress() as progress:
-        inspection = run(source, deep=deep, progress=progress)
-    document = inspection.to_json()
-    _print(document if as_json else render(document))
+        document = run(source, deep=deep, progress=progress).to_json()
+    if as_json:
+        _print(document)
+        return
+    from edgeopt.report.inspect_text import render
+
+    render(document, _console())
 
 
 @cli.command(short_help="Make a model file smaller and faster, and prove it.")
@@ -136,11 +141,9 @@ def quantize(source: str, plan: str | None, as_json: bool, bits: str, **options:
     from edgeopt.verbs import quantize as verb
 
     if plan == _SHOW_PLAN:
-        from edgeopt.report.plan_text import render
-
         with _progress() as progress:
             made = verb.make_plan(source, bits=int(bits), progress=progress, **options)
-        _print(made.to_json() if as_json else render(made.to_json()))
+        _print(made.to_json())
         return
     with _progress() as progress:
         proof = verb.quantize(source, bits=int(bits), plan=plan, progress=progress, **options)
@@ -187,15 +190,23 @@ def verify(source: str, artifact: str, as_json: bool, **options: Any) -> None:
 # printing
 
 
-def _print(result: dict[str, Any] | str) -> None:
-    click.echo(result if isinstance(result, str) else json.dumps(result, indent=2))
+def _print(document: dict[str, Any]) -> None:
+    click.echo(json.dumps(document, indent=2))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
 
 
 def _show(proof: Proof, as_json: bool) -> None:
-    from edgeopt.report.proof_text import render
+    if as_json:
+        _print(proof.to_json())
+    else:
+        from edgeopt.report.text import render
 
-    document = proof.to_json()
-    _print(document if as_json else render(document))
+        render(proof, _console())
     if not proof.proven:
         sys.exit(3)
 

@@ -133,7 +133,12 @@ def _text_folder(name: str, config: Any, cls: Any, *, types: bool = False) -> Ar
 
 
 def _sound_folder(
-    name: str, config: Any, cls: Any, input_name: str, first: tuple[int, ...], second: tuple[int, ...]
+    name: str,
+    config: Any,
+    cls: Any,
+    input_name: str,
+    first: tuple[int, ...],
+    second: tuple[int, ...],
 ) -> Architecture:
     def build(folder: Path) -> Case:
         torch.manual_seed(0)
@@ -174,7 +179,6 @@ def _transformers() -> tuple[Architecture, ...]:
             t.MobileNetV2Config(depth_multiplier=0.35, image_size=64, num_labels=10),
             t.MobileNetV2ForImageClassification,
             64,
-            96,
         ),
         _image_folder(
             "efficientnet",
@@ -199,7 +203,11 @@ def _transformers() -> tuple[Architecture, ...]:
         _image_folder(
             "convnext",
             t.ConvNextConfig(
-                image_size=64, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], num_stages=3, num_labels=10
+                image_size=64,
+                hidden_sizes=[32, 64, 128],
+                depths=[1, 1, 1],
+                num_stages=3,
+                num_labels=10,
             ),
             t.ConvNextForImageClassification,
             64,
@@ -410,7 +418,11 @@ def _program(
 
     def build(folder: Path) -> Case:
         path = folder / "model.pt2"
-        dims = {n: torch.export.Dim(n, min=1 if n == "batch" else 64) for axes in dynamic.values() for n in axes.values()}
+        dims = {
+            n: torch.export.Dim(n, min=1 if n == "batch" else 64)
+            for axes in dynamic.values()
+            for n in axes.values()
+        }
         program = torch.export.export(
             _module(cls, sample),
             (),
@@ -429,7 +441,9 @@ def _plain() -> tuple[Architecture, ...]:
     return (
         _pickled("mlp", plain.Mlp, (_floats("x", (2, 64), 0), _floats("x", (5, 64), 1))),
         _pickled(
-            "lstm-tagger", plain.LstmTagger, (_ids("tokens", (2, 16), 0), _ids("tokens", (3, 11), 1))
+            "lstm-tagger",
+            plain.LstmTagger,
+            (_ids("tokens", (2, 16), 0), _ids("tokens", (3, 11), 1)),
         ),
         _state_dict(
             "gru", plain.GruClassifier, (_floats("x", (2, 16, 64), 0), _floats("x", (3, 11, 64), 1))

@@ -186,6 +186,28 @@ def test_tied_tensors_are_stored_once(tmp_path):
     assert min(prove_weights(source, out).values()) > 40
 
 
+def test_a_torch_state_dict_with_tied_weights(tmp_path):
+    torch = pytest.importorskip("torch")
+    embeddings = torch.nn.Embedding(64, 64)
+    head = torch.nn.Linear(64, 64)
+    head.weight = embeddings.weight
+    path = tmp_path / "m.pt"
+    state = torch.nn.ModuleDict({"emb": embeddings, "head": head}).state_dict()
+    state["turned"] = embeddings.weight.detach().t()
+    torch.save(state, path)
+    source = open_source(path)
+    plan = plan_weights(source, bits=8)
+    assert {d.tensor: d.form for d in plan.decisions} == {
+        "emb.weight": "packed", "head.weight": "tied", "head.bias": "keep", "turned": "packed",
+    }  # fmt: skip
+    out = tmp_path / "out.safetensors"
+    carry_out(source, plan, out)
+    assert out.stat().st_size == predicted_bytes(source, plan)
+    weights = load_weights(out)
+    assert sqnr_db(state["turned"].numpy(), weights["turned"]) > 40
+    assert sqnr_db(state["head.weight"].numpy(), weights["head.weight"]) > 40
+
+
 def test_proof_reads_the_written_bytes(tmp_path):
     source = saved(tmp_path, model())
     plan = plan_weights(source, bits=4)

@@ -31,7 +31,7 @@ STORED, DEFLATED = 0, 8
 _REFUSED_FLAGS = 0b0010_0000_0110_0001
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One member: ``start`` is where its (perhaps deflated) bytes begin in the file."""
 
@@ -203,10 +203,13 @@ class ZipRecords:
 
     def check_crc(self, record: Record) -> None:
         """Hold a stored record's bytes against its CRC-32, in pieces."""
-        crc, at, stop = 0, record.start, record.start + record.packed
-        while at < stop:
-            crc = zlib.crc32(self.file.buffer[at : min(stop, at + (1 << 20))], crc)
-            at += 1 << 20
+        crc, left = 0, record.packed
+        # Read, not mapped: mapped pages would count as this process's memory.
+        with self.file.path.open("rb") as stream:
+            stream.seek(record.start)
+            while left and (piece := stream.read(min(left, 1 << 20))):
+                crc = zlib.crc32(piece, crc)
+                left -= len(piece)
         if record.crc32 and crc != record.crc32:
             self.fail(
                 "its CRC-32 is wrong: the file is damaged", f"member {record.name}", record.start

@@ -23,14 +23,13 @@ __all__ = ["encode", "fit"]
 
 #: Scales tried, as shares of the one that just covers the block; blocks over ``_WIDE`` elements
 #: have further to look.
-_GRID = np.linspace(0.6, 1.12, 14, dtype=np.float32)
-_WIDE_GRID = np.geomspace(0.3, 1.08, 14, dtype=np.float32)
+_GRID = np.linspace(0.6, 1.08, 7, dtype=np.float32)
+_WIDE_GRID = np.geomspace(0.3, 0.98, 7, dtype=np.float32)
 _WIDE = 256
 
-#: Then around the best of those, and its zero point's neighbours.
-_NEARBY = np.array([0.96, 0.98, 1.02, 1.04], np.float32)
-
-_REFITS = 2
+#: Then around the best of those, and its zero point's neighbours. More candidates, and more turns
+#: of refitting after the one, gain under 0.01 dB on MiniLM and on random weights.
+_NEARBY = np.array([0.97, 1.03], np.float32)
 
 _SMALL = np.float32(1e-12)
 
@@ -70,8 +69,7 @@ def fit(
         _try_symmetric(search)
     else:
         _try_asymmetric(search)
-    for _ in range(_REFITS):
-        search.refit()
+    search.refit()
     return search.scale * peak, None if levels.symmetric else search.zero
 
 
@@ -141,11 +139,11 @@ def _try_symmetric(search: _Search) -> None:
     peak = np.where(high >= -low, high, low)
     covering = _nonzero(peak / np.float32(search.levels.low))
     grid = _grid(search)
-    for share in grid[::2]:
+    for share in grid:
         search.attempt(covering * share)
     if not search.levels.mirrored:
         # The other sign: the larger side has one level fewer and loses little by being clipped.
-        for share in grid[::3]:
+        for share in grid[1::2]:
             search.attempt(-covering * share)
     best = search.scale
     for share in _NEARBY:
@@ -157,11 +155,11 @@ def _try_asymmetric(search: _Search) -> None:
     scale, zero = rtn.minmax(search.x, levels)
     scale = _nonzero(scale)
     search.attempt(scale, zero)
-    for share in _grid(search)[::2]:
+    for share in _grid(search):
         search.attempt(scale * share, zero)
     scale, zero = search.scale, search.zero
     for share in _NEARBY:
-        # Half of the steps with the zero point moved: a narrower range need not share its centre.
+        # A narrower range need not share the centre of the whole one.
         for shift in (-1, 1):
             moved = np.clip(zero + np.float32(shift), levels.low, levels.high)
             search.attempt(scale * share, moved)

@@ -155,7 +155,9 @@ def feed(inputs: Inputs, second: bool | Sequence[str] = False, seed: int = 0) ->
             result[spec.name] = rng.integers(0, 2, shape).astype(dtype)
         elif dtype.kind in "iu":
             high = max(inputs.high.get(spec.name, 2), 1)
-            result[spec.name] = rng.integers(min(3, high - 1), high, shape).astype(dtype)
+            # Token ids 0 to 2 are padding and its like, where there are that many.
+            low = 3 if high > 4 else 0
+            result[spec.name] = rng.integers(low, high, shape).astype(dtype)
         else:
             result[spec.name] = np.asarray(rng.standard_normal(shape)).astype(dtype)
     return result

@@ -1,4 +1,4 @@
-"""Does the captured file answer as the torch model does? Run by ONNX Runtime, sample against sample."""
+"""Does the captured file answer as torch does? Run by ONNX Runtime, sample against sample."""
 
 from __future__ import annotations
 

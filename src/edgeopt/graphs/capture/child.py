@@ -16,10 +16,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeopt.core import Array, InputSpec, Source
 from edgeopt.errors import CaptureError, EdgeoptError, FormatError, MissingExtraError
+from edgeopt.graphs.capture.feeds_file import read_feed, write_feed
 
 __all__ = ["main"]
 
@@ -79,7 +78,7 @@ def _peak() -> int:
 
 def _do(job: Mapping[str, Any], workdir: Path, tell: Tell) -> dict[str, Any]:
     inputs = tuple(InputSpec(n, d, tuple(s)) for n, d, s in job["inputs"])
-    example = _read_example(job.get("example"))
+    example = read_feed(Path(job["example"])) if "example" in job else None
     path = Path(job["path"])
     if job["kind"] == "onnx":
         from edgeopt.graphs.capture.onnx_file import GIVEN, take
@@ -163,13 +162,6 @@ def _settle(loaded: Any) -> None:
     loaded.notes.extend(notes)
 
 
-def _read_example(path: str | None) -> dict[str, Array] | None:
-    if path is None:
-        return None
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
-
-
 def _answer(
     model: Path,
     rung: str,
@@ -183,7 +175,7 @@ def _answer(
 
     taken, given = file_io(model)
     names = {s.name for s in taken}
-    np.savez(workdir / "example.npz", **{k: v for k, v in example.items() if k in names})
+    write_feed(workdir / "example.npz", {k: v for k, v in example.items() if k in names})
     return {
         "model": str(model),
         "rung": rung,

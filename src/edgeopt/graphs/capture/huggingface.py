@@ -64,14 +64,11 @@ def load_folder(folder: Path, trust: bool) -> Loaded:
             model.config.use_cache = False
     flat = Flat(inner, names, fixed).eval()
 
-    def eager() -> None:
-        model.set_attn_implementation("eager")
-
     return Loaded(
         call=flat,
         inputs=inputs,
         module=flat,
-        eager=eager if hasattr(model, "set_attn_implementation") else None,
+        attention=(model,) if hasattr(model, "set_attn_implementation") else (),
         recurrent=any(isinstance(m, nn.RNNBase) for m in model.modules()),
         notes=notes,
     )
@@ -87,7 +84,7 @@ def _model(transformers: Any, folder: Path, trust: bool) -> Any:
         raise SourceError(f"{path} is not JSON: {error}") from None
     architectures = config.get("architectures") or []
     name = architectures[0] if architectures else ""
-    cls = getattr(transformers, name, None) if name else transformers.AutoModel
+    cls: Any = getattr(transformers, name, None) if name else transformers.AutoModel
     own_code = bool(config.get("auto_map")) and cls is None
     if own_code and not trust:
         raise UnsafeError(

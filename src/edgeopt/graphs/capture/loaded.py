@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from edgeopt.core import Array
 from edgeopt.graphs.capture.axes import Inputs
 from edgeopt.graphs.capture.outputs import flatten
-from edgeopt.graphs.capture.reasons import one_line
+from edgeopt.graphs.capture.reasons import attempt, one_line
 
 __all__ = ["Loaded", "tensors"]
 
@@ -27,9 +28,9 @@ class Loaded:
     """A model in memory.
 
     ``call`` takes positional tensors in the order of ``inputs`` and is what answers are compared
-    with. ``module`` is what the exporters are given (None when ``program`` is an ExportedProgram),
-    ``scripted`` says that it is TorchScript. ``eager`` switches attention to its plain form, where
-    the model has a choice. ``recurrent`` marks LSTM and GRU layers.
+    with. ``module`` is what the exporters are given, ``program`` an ExportedProgram if it is one,
+    ``scripted`` says that it is TorchScript. ``attention`` holds the parts whose attention can be
+    switched to its plain form. ``recurrent`` marks LSTM and GRU layers.
     """
 
     call: Callable[..., Any]
@@ -38,7 +39,7 @@ class Loaded:
     program: Any = None
     scripted: bool = False
     recurrent: bool = False
-    eager: Callable[[], None] | None = None
+    attention: tuple[Any, ...] = ()
     output_names: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
@@ -48,13 +49,22 @@ class Loaded:
             value = self.call(*tensors(self.inputs, feed))
         return [t.detach().cpu().numpy() for _, t in flatten(value)]
 
+    @contextlib.contextmanager
+    def eager_attention(self) -> Iterator[None]:
+        """Attention in its plain form for the time of an export."""
+        before = [part.config._attn_implementation for part in self.attention]
+        for part in self.attention:
+            part.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            for part, name in zip(self.attention, before, strict=True):
+                part.set_attn_implementation(name)
+
     def complaint(self, feed: Mapping[str, Array]) -> str | None:
         """None if the model runs on the feed, else why not, in a line.
 
         The model is the user's code: whatever it raises means that it does not run.
         """
-        try:
-            self.run(feed)
-        except (Exception,) as error:
-            return one_line(error, 120)
-        return None
+        _, error = attempt(lambda: self.run(feed))
+        return None if error is None else one_line(error, 120)

@@ -20,7 +20,7 @@ from edgeopt.graphs.capture.loaded import Loaded
 from edgeopt.graphs.capture.outputs import Flat
 from edgeopt.graphs.capture.plain import argument_names, derive
 from edgeopt.graphs.capture.program import load_program
-from edgeopt.graphs.capture.reasons import one_line
+from edgeopt.graphs.capture.reasons import attempt, one_line
 
 __all__ = ["Job", "build", "fill", "load"]
 
@@ -83,11 +83,10 @@ def build(name: str) -> nn.Module:
     if not package or not attribute:
         raise UsageError(f"--model {name} is not of the form package.module:callable")
     _here()
-    try:
-        found: Any = importlib.import_module(package)
-    # The user's module may raise anything while it is imported.
-    except (Exception,) as error:
-        raise SourceError(f"--model {name}: cannot import {package}: {one_line(error)}") from None
+    imported, error = attempt(lambda: importlib.import_module(package))
+    if error is not None:
+        raise SourceError(f"--model {name}: cannot import {package}: {one_line(error)}")
+    found: Any = imported
     for part in attribute.split("."):
         if not hasattr(found, part):
             names = [n for n in dir(found) if not n.startswith("_")]
@@ -98,10 +97,9 @@ def build(name: str) -> nn.Module:
         return found
     if not callable(found):
         raise SourceError(f"--model {name} is a {type(found).__name__}, not something to call")
-    try:
-        model = found()
-    except (Exception,) as error:
-        raise SourceError(f"--model {name}: calling it raised {one_line(error)}") from None
+    model, error = attempt(found)
+    if error is not None:
+        raise SourceError(f"--model {name}: calling it raised {one_line(error)}")
     if not isinstance(model, nn.Module):
         raise SourceError(f"--model {name} returned a {type(model).__name__}, not a torch Module")
     return model
@@ -194,18 +192,12 @@ def _plain(module: nn.Module, job: Job) -> Loaded:
 
     inputs, found = derive(module, job.inputs, job.example, works)
     flat = _flat(module, inputs)
-    switchable = [m for m in module.modules() if hasattr(m, "set_attn_implementation")]
-
-    def eager() -> None:
-        for part in switchable:
-            part.set_attn_implementation("eager")
-
     return Loaded(
         call=flat,
         inputs=inputs,
         module=flat,
         recurrent=any(isinstance(m, nn.RNNBase) for m in module.modules()),
-        eager=eager if switchable else None,
+        attention=tuple(m for m in module.modules() if hasattr(m, "set_attn_implementation")),
         notes=[*notes, *found],
     )
 
@@ -213,7 +205,9 @@ def _plain(module: nn.Module, job: Job) -> Loaded:
 def _flat(module: nn.Module, inputs: Inputs) -> Flat:
     names = tuple(s.name for s in inputs.specs)
     required, optional = argument_names(module)
-    return Flat(module, names, positional=not set(names) <= {*required, *optional}).eval()
+    flat = Flat(module, names, positional=not set(names) <= {*required, *optional})
+    flat.eval()
+    return flat
 
 
 def _scripted(job: Job) -> Loaded:

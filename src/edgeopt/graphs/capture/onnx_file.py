@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from edgeopt.errors import CaptureError
 from edgeopt.graphs.capture.axes import Axis, Inputs, axis_for, feed
 from edgeopt.graphs.capture.check import file_io, run_onnx
 from edgeopt.graphs.capture.opset import opset_of, raise_opset
-from edgeopt.graphs.capture.reasons import one_line
+from edgeopt.graphs.capture.reasons import attempt, one_line
 
 __all__ = ["GIVEN", "take"]
 
@@ -26,12 +27,13 @@ def take(
 ) -> tuple[Path, int, dict[str, Array], tuple[str, ...]]:
     """(file, opset, a feed that it ran on, notes). The source itself is never written to."""
     tell("opening in onnxruntime")
-    try:
-        specs, _ = file_io(path)
-    except (Exception,) as error:
-        raise CaptureError(f"{path}: onnxruntime cannot load it: {one_line(error)}") from None
+    io, error = attempt(lambda: file_io(path))
+    if io is None:
+        reason = one_line(error) if error is not None else "it has no inputs"
+        raise CaptureError(f"{path}: onnxruntime cannot load it: {reason}")
+    specs, _ = io
     sample = _sample(path, specs, example)
-    reached, notes = opset_of(path), ()
+    reached = opset_of(path)
     if reached >= opset:
         return path, reached, sample, ()
     tell(f"converting to opset {opset}")
@@ -61,10 +63,8 @@ def _sample(
             named.append(InputSpec(spec.name, spec.dtype, tuple(shape)))
         given = {k: v for k, v in (example or {}).items() if k in {s.name for s in specs}}
         sample = {**feed(Inputs(tuple(named), axes, {}, {})), **given}
-        try:
-            run_onnx(path, [sample])
-        except (Exception,) as error:
-            complaint = complaint or one_line(error)
-            continue
-        return sample
+        _, error = attempt(functools.partial(run_onnx, path, [sample]))
+        if error is None:
+            return sample
+        complaint = complaint or one_line(error)
     raise CaptureError(f"{path}: onnxruntime does not run it on synthetic inputs: {complaint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import onnx.version_converter
 
 from edgeopt.core import Array
 from edgeopt.graphs.capture.check import FLOOR_DB, agreement_db, run_onnx
-from edgeopt.graphs.capture.reasons import one_line
+from edgeopt.graphs.capture.limits import EXTERNAL_OVER
+from edgeopt.graphs.capture.reasons import attempt, one_line
 
 __all__ = ["opset_of", "raise_opset"]
 
@@ -38,20 +40,21 @@ def raise_opset(
         return have, ()
     kept = f"the file keeps opset {have} (4-bit types need 21): "
     destination = target or path
-    attempt = destination.with_name(f"{destination.stem}.opset{opset}.onnx")
-    try:
-        whole = onnx.load(path)
-        if whole.ByteSize() > 2_000_000_000:
-            return have, (kept + "it is too large for the converter",)
-        onnx.save(onnx.version_converter.convert_version(whole, opset), attempt)
-        pairs = zip(run_onnx(path, feeds), run_onnx(attempt, feeds), strict=True)
-        worst = min((agreement_db(a, b) for a, b in pairs), default=float("inf"))
-    # The converter and the runtime raise many classes for a model they cannot take.
-    except (Exception,) as error:
-        attempt.unlink(missing_ok=True)
+    trial = destination.with_name(f"{destination.stem}.opset{opset}.onnx")
+    whole = onnx.load(path)
+    if sum(len(i.raw_data) for i in whole.graph.initializer) > EXTERNAL_OVER:
+        return have, (kept + "it is too large for the converter",)
+
+    def convert() -> float:
+        onnx.save(onnx.version_converter.convert_version(whole, opset), trial)
+        pairs = zip(run_onnx(path, feeds), run_onnx(trial, feeds), strict=True)
+        return min((agreement_db(a, b) for a, b in pairs), default=math.inf)
+
+    worst, error = attempt(convert)
+    if worst is not None and worst >= FLOOR_DB:
+        trial.replace(destination)
+        return opset, ()
+    trial.unlink(missing_ok=True)
+    if error is not None:
         return have, (kept + one_line(error),)
-    if worst < FLOOR_DB:
-        attempt.unlink()
-        return have, (kept + f"converted to {opset} it answers otherwise ({worst:.0f} dB)",)
-    attempt.replace(destination)
-    return opset, ()
+    return have, (kept + f"converted to {opset} it answers otherwise ({worst:.0f} dB)",)

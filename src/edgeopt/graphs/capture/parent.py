@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeopt import errors
 from edgeopt.core import Array, InputSpec, Progress, Source
 from edgeopt.errors import EdgeoptError, UnsafeError, WorkerError
+from edgeopt.graphs.capture.feeds_file import read_feed, write_feed
 
 __all__ = ["Captured", "capture"]
 
@@ -34,7 +33,7 @@ _BOOT = (
 class Captured:
     """A float ONNX file and how it came about.
 
-    ``rung`` is ``onnx as given``, ``dynamo``, ``dynamo, eager attention`` or ``torchscript
+    ``rung`` is ``onnx as given``, ``dynamo, eager attention``, ``dynamo`` or ``torchscript
     exporter``. ``inputs`` and ``outputs`` are as ONNX Runtime reports them, free dimensions by
     name. ``example`` is a feed that was used for the export. ``agreement_db`` is the signal to
     noise ratio of ONNX Runtime on the file against the torch module on another feed, of another
@@ -94,7 +93,7 @@ def capture(
         "opset": opset,
     }
     if example is not None:
-        np.savez(room / "given.npz", **{k: np.asarray(v) for k, v in example.items()})
+        write_feed(room / "given.npz", example)
         job["example"] = str(room / "given.npz")
     path = room / "job.json"
     path.write_text(json.dumps(job), encoding="utf-8")
@@ -182,8 +181,6 @@ def _captured(answer: Mapping[str, Any]) -> Captured:
     def specs(rows: Sequence[Sequence[Any]]) -> tuple[InputSpec, ...]:
         return tuple(InputSpec(n, d, tuple(s)) for n, d, s in rows)
 
-    with np.load(answer["example"], allow_pickle=False) as stored:
-        example = {name: stored[name] for name in stored.files}
     agreement = answer["agreement_db"]
     return Captured(
         model=Path(answer["model"]),
@@ -191,7 +188,7 @@ def _captured(answer: Mapping[str, Any]) -> Captured:
         opset=int(answer["opset"]),
         inputs=specs(answer["inputs"]),
         outputs=specs(answer["outputs"]),
-        example=example,
+        example=read_feed(Path(answer["example"])),
         agreement_db=None if agreement is None else float(agreement),
         notes=tuple(answer["notes"]),
         peak_bytes=int(answer["peak_bytes"]),

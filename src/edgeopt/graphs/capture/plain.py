@@ -176,9 +176,10 @@ def _kind(module: Any) -> str:
 
 
 def _first_layer(module: Any) -> Any:
-    """The first registered layer that has weights of its own."""
+    """The first registered layer that has weights of its own, free parameters passed over."""
     for layer in module.modules():
-        if any(True for _ in layer.parameters(recurse=False)):
+        weighted = any(True for _ in layer.parameters(recurse=False))
+        if weighted and (_kind(layer) == "MultiheadAttention" or not any(layer.children())):
             return layer
     return None
 

@@ -109,7 +109,7 @@ class SentenceModel(nn.Module):
 
 
 def transformer_folder(folder: Path) -> Path:
-    """Where the transformer of a sentence-transformers folder lies; the folder itself for others."""
+    """Where a sentence-transformers folder keeps its transformer; the folder itself for others."""
     if not (folder / "modules.json").is_file():
         return folder
     return folder / _modules(folder)[0][1]

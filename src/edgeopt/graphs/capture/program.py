@@ -13,13 +13,13 @@ from edgeopt.errors import CaptureError
 from edgeopt.graphs.capture.axes import Axis, Inputs
 from edgeopt.graphs.capture.loaded import Loaded
 from edgeopt.graphs.capture.outputs import Flat
-from edgeopt.graphs.capture.reasons import one_line
+from edgeopt.graphs.capture.reasons import attempt, one_line
 
 __all__ = ["load_program"]
 
 
 class _Reordered(torch.nn.Module):
-    """A program's module called with flat positional tensors, as the program's signature has them."""
+    """A program's module called with flat positional tensors, in its signature's order."""
 
     def __init__(self, program: Any) -> None:
         super().__init__()
@@ -33,11 +33,10 @@ class _Reordered(torch.nn.Module):
 
 def load_program(path: Path) -> Loaded:
     """Load a program that the user trusts. Raises CaptureError."""
-    try:
-        program = torch.export.load(str(path))
-    # Unpickling what a file carries can raise anything.
-    except (Exception,) as error:
-        raise CaptureError(f"{path}: torch cannot load it: {one_line(error)}") from None
+    program, error = attempt(lambda: torch.export.load(str(path)))
+    if program is None:
+        reason = one_line(error) if error is not None else "it is empty"
+        raise CaptureError(f"{path}: torch cannot load it: {reason}")
     nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
     names = [str(n) for n in program.graph_signature.user_inputs]
     specs: list[InputSpec] = []
@@ -85,8 +84,9 @@ def _axis_name(key: str, position: int, taken: dict[str, Axis]) -> str:
 def _axis(name: str, hint: int, limits: Any) -> Axis:
     low, high = 2, math.inf
     if limits is not None:
-        low = max(2, int(limits.lower)) if limits.lower.is_finite else 2
-        high = int(limits.upper) if getattr(limits.upper, "is_finite", False) else math.inf
+        # torch's own infinity is no sympy Integer, and cannot be made an int.
+        low = max(2, int(limits.lower)) if limits.lower.is_Integer else 2
+        high = int(limits.upper) if limits.upper.is_Integer else math.inf
     first = max(hint, low)
     for second in (first + max(1, first // 4), first + 1, first - max(1, first // 4), first - 1):
         if low <= second <= high and second != first:

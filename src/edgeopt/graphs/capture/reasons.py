@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
-__all__ = ["DATA_DEPENDENT", "is_data_dependent", "one_line"]
+__all__ = ["DATA_DEPENDENT", "attempt", "is_data_dependent", "one_line"]
+
+T = TypeVar("T")
 
 #: Marks of an exporter's refusal to trace Python control flow that depends on tensor values.
 DATA_DEPENDENT = (
@@ -32,6 +36,22 @@ _KEY = re.compile(
     r"(data-dependent|control flow|Constraints violated|not support|unsupported|Unsupported|"
     r"No ONNX function|No decompositions|Could not|Cannot|cannot|must|expected|Expected)"
 )
+
+
+def attempt(call: Callable[[], T]) -> tuple[T, None] | tuple[None, Exception]:
+    """(what ``call`` gives, None), or (None, what it raised).
+
+    The one place where any exception is taken: for the user's own code, for exporters (whose bugs
+    are reasons to try the next one) and for native loaders, which promise no class of error.
+    MemoryError and interrupts pass.
+    """
+    try:
+        return call(), None
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - see above
+        return None, error
+
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -1,19 +1,24 @@
-"""What is put right in an exporter's graph before it is written: names, and where bytes lie."""
+"""What is put right in an exporter's graph before it is written: names, ties, where bytes lie.
+
+Exporters fold the transpose of a linear layer's weight into a new initializer with a name of their
+own. Such an initializer gets its parameter's name back; and where the parameter itself is in the
+graph too (an embedding table tied to the output), it becomes a ``Transpose`` of the parameter, so
+that the table is stored once.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
-from edgeopt.core import InputSpec
+from edgeopt.core import Array, InputSpec
+from edgeopt.graphs.capture.limits import EXTERNAL_OVER
 
-__all__ = ["EXTERNAL_OVER", "load", "save"]
-
-#: Protocol buffers end at 2 GiB: past this many bytes of tensors they go to a file beside it.
-EXTERNAL_OVER = 1_900_000_000
+__all__ = ["load", "save"]
 
 _WRAPPER = ("inner.", "module.inner.")
 
@@ -23,13 +28,22 @@ def load(path: Path) -> ir.Model:
     return ir.load(path)
 
 
-def save(model: ir.Model, path: Path, specs: Sequence[InputSpec]) -> tuple[str, ...]:
+def save(
+    model: ir.Model,
+    path: Path,
+    specs: Sequence[InputSpec],
+    parameters: Mapping[str, Array],
+) -> tuple[str, ...]:
     """Write the graph with torch's parameter names and the specs' names for free dimensions.
+
+    ``parameters`` are torch's two-dimensional ones, that exporters store transposed.
 
     Returns the names of the free dimensions that are free in the graph.
     """
     free = _name_dimensions(model, specs)
     _name_parameters(model)
+    _undo_transposes(model, parameters)
+    _name_recurrent(model)
     nbytes = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
     external = f"{path.name}.data" if nbytes > EXTERNAL_OVER else None
     ir.save(model, path, external_data=external)
@@ -84,3 +98,80 @@ def _name_parameters(model: ir.Model) -> None:
                 taken.add(short)
                 value.name = short
                 break
+
+
+#: Copies below this many bytes are not worth a node.
+_TIE_OVER = 4096
+
+
+def _undo_transposes(model: ir.Model, parameters: Mapping[str, Array]) -> None:
+    by_shape: dict[tuple[int, ...], list[tuple[str, Array]]] = {}
+    for name, array in parameters.items():
+        by_shape.setdefault(array.shape[::-1], []).append((name, array))
+    initializers = model.graph.initializers
+    for name, value in list(initializers.items()):
+        tensor = value.const_value
+        if name in parameters or tensor is None or len(tensor.shape) != 2:
+            continue
+        candidates = by_shape.get(tuple(tensor.shape.numpy()), [])
+        if not candidates or tensor.dtype != ir.DataType.FLOAT:
+            continue
+        stored = tensor.numpy()
+        original = next((n for n, array in candidates if _is_transpose(stored, array)), None)
+        if original is None:
+            continue
+        if original not in initializers:
+            value.name = original
+        elif tensor.nbytes > _TIE_OVER:
+            _tie(model.graph, value, initializers[original])
+
+
+def _is_transpose(stored: Array, array: Array) -> bool:
+    # The first row tells nearly all of them apart without reading the rest.
+    return bool(np.array_equal(stored[0], array[:, 0]) and np.array_equal(stored, array.T))
+
+
+def _tie(graph: ir.Graph, copy: ir.Value, original: ir.Value) -> None:
+    node = ir.node("Transpose", [original], attributes={"perm": [1, 0]}, name=f"{original.name}.T")
+    output = node.outputs[0]
+    output.name, output.shape, output.dtype = f"{original.name}.T", copy.shape, copy.dtype
+    users = [use.node for use in copy.uses()]
+    graph.insert_before(_first_of(graph, users), node)
+    ir.convenience.replace_all_uses_with(copy, output)
+    del graph.initializers[copy.name or ""]
+
+
+def _first_of(graph: ir.Graph, users: Sequence[ir.Node]) -> ir.Node:
+    """The node of the main graph before which a value must stand for all of its users."""
+    wanted = set(users)
+    for node in graph:
+        inside = any(n in wanted for n in _within(node))
+        if node in wanted or inside:
+            return node
+    return next(iter(graph))
+
+
+def _within(node: ir.Node) -> list[ir.Node]:
+    found: list[ir.Node] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found += list(attribute.as_graph().all_nodes())
+    return found
+
+
+#: The weight inputs of recurrent operators by position, named as in ONNX's specification.
+_RECURRENT_INPUTS = {1: "W", 2: "R", 3: "B"}
+
+
+def _name_recurrent(model: ir.Model) -> None:
+    """Weights of a recurrent operator, which exporters rearrange, get the name of their layer."""
+    initializers = model.graph.initializers
+    for node in model.graph.all_nodes():
+        if node.op_type not in ("LSTM", "GRU", "RNN"):
+            continue
+        layer = (node.name or "").strip("/").removeprefix("inner/").replace("/", ".")
+        for position, letter in _RECURRENT_INPUTS.items():
+            value = node.inputs[position] if position < len(node.inputs) else None
+            name = f"{layer or node.op_type}.{letter}"
+            if value is not None and value.is_initializer() and name not in initializers:
+                value.name = name

@@ -1,2 +1,0 @@
-def input_hints(model):
-    return {}
