@@ -74,7 +74,7 @@ BROKEN: dict[str, tuple[str, Change]] = {
     "no JSON": ("no sound JSON", lambda p: p.update({CONFIG: b"{"})),
     "deep JSON": ("no sound JSON", lambda p: p.update({CONFIG: b"[" * 200_000})),
     "a list": ("no JSON object", lambda p: p.update({CONFIG: b"[]"})),
-    "many values": ("800000 JSON values", lambda p: p.update({MODEL: b"[" + b"0," * 800_001})),
+    "many values": ("more than 5", lambda p: p.update({MODEL: b"[" + b"0," * 800_001})),
     "large": ("the limit is 20000000", lambda p: p.update({MODEL: b" " * 20_000_001})),
     "no config": ("no config", lambda p: p.update({CONFIG: b"{}"})),
     "no record": ("the record of w is missing", lambda p: weight(p).update(path_name="y")),

@@ -350,6 +350,8 @@ def test_what_is_no_plain_tensor(tmp_path: Path) -> None:
         "fortran": np.asfortranarray(np.arange(6, dtype=np.int16).reshape(2, 3)),
         "big": np.arange(5000, dtype=">f8"),
         "strings": np.array(["a", "b"]),
+        "storage": torch.arange(3.0).storage(),
+        "bytes": torch.arange(3, dtype=torch.uint8).untyped_storage(),
         "float": np.float32(1.5),
     }
     for protocol in (2, 4):
@@ -368,6 +370,7 @@ def test_what_is_no_plain_tensor(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found[name].array(), state[name])
             assert found[name].dtype == np.dtype(state[name].dtype).newbyteorder("=").name
         np.testing.assert_array_equal(found["array"].rows(1, 2), state["array"][1:2])
+        assert found["storage"].array().tolist() == found["bytes"].array().tolist() == [0, 1, 2]
         assert source.details["metadata"] == {"float": 1.5}
 
 

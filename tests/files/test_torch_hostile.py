@@ -241,6 +241,18 @@ def test_two_members_of_one_name(tmp_path: Path) -> None:
         describe(tmp_path / "x.pt")
 
 
+def test_a_great_many_members(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as out:
+        out.writestr("a/data.pkl", state_dict(tensor()))
+    raw = (tmp_path / "x.pt").read_bytes()
+    begin, end = entry(raw, b"a/data.pkl"), raw.rindex(b"PK\5\6")
+    listed = raw[begin:end] * 60_000
+    tail = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 60_000, 60_000, len(listed), begin, 0)
+    (tmp_path / "x.pt").write_bytes(raw[:begin] + listed + tail)
+    with pytest.raises(FormatError, match="60000 members, the limit"):
+        describe(tmp_path / "x.pt")
+
+
 def test_members_that_overlap(tmp_path: Path) -> None:
     path = archive(tmp_path / "x.pt", state_dict(tensor()), {"0": DATA, "1": DATA})
     raw = path.read_bytes()
@@ -299,7 +311,7 @@ def test_a_compressed_pickle_is_read(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------ storages
 
 BAD_TENSORS = {
-    "past the end": (tensor(shape=b"K\5\x85"), "needs 20 bytes of storage data/0, which has 16"),
+    "past the end": (tensor(shape=b"K\5\x85"), "needs 20 bytes of storage data/0, it has 16"),
     "offset": (tensor(offset=b"K\1"), "needs 20 bytes"),
     "stride": (tensor(shape=b"K\2\x85", stride=b"K\4\x85"), "needs 20 bytes"),
     "huge stride": (
@@ -338,6 +350,17 @@ BAD_TENSORS = {
     "sparse": (b"ctorch._utils\n_rebuild_sparse_tensor\n(NNtR", "sparse tensor of unknown layout"),
     "persistent id": (b"NQ", "names no storage"),
 }  # fmt: skip
+
+
+def test_names_from_the_file_cannot_break_a_message(tmp_path: Path) -> None:
+    name = "\x1b[2J\nall is well\r" + "x" * 900
+    raw = b"X" + struct.pack("<I", len(name)) + name.encode()
+    bad = b"\x80\2}(" + raw + tensor(shape=b"K\5\x85") + b"u."
+    foreign = b"\x80\2ca\x1b\r\n" + b"b" * 3000 + b"\n)R."
+    for pickled in (bad, foreign):
+        with pytest.raises(SourceError) as caught:
+            describe(archive(tmp_path / "x.pt", pickled, {"0": DATA}))
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 700
 
 
 @pytest.mark.parametrize("case", BAD_TENSORS)

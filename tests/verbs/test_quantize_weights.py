@@ -23,11 +23,13 @@ from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.open import open_source
 from edgeopt.files.weights import load_weights
 from edgeopt.numerics.affine import sqnr_db
+from edgeopt.verbs.graph_plan import Asked
 from edgeopt.verbs.quantize_weights import (
     carry_out,
     plan_weights,
     predicted_bytes,
     prove_weights,
+    quantize_weights,
 )
 
 
@@ -267,7 +269,7 @@ def test_memory_stays_small_beside_the_tensor(tmp_path):
 
 
 def test_same_bytes_whatever_the_threads(tmp_path, monkeypatch):
-    monkeypatch.setattr("edgeopt.verbs.quantize_weights._CHUNK", 2048)
+    monkeypatch.setattr("edgeopt.verbs.weights_plan._CHUNK", 2048)
     source = saved(tmp_path, model())
     for bits in (4, 8):
         plan = plan_weights(source, bits=bits)
@@ -352,6 +354,27 @@ def test_options_are_checked(tmp_path):
             plan_weights(source, bits=bits, block_size=block, options=options)
 
 
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"method": "magic"}, "method 'magic' is unknown"),
+        ({"scheme": Affine(5, 32)}, "unknown scheme"),
+        ({"scheme": Affine(4, 32, axis=0)}, "unknown scheme"),
+        ({"tensor": "layer.bias"}, "cannot be packed"),
+        ({"tensor": "position_ids"}, "cannot be packed"),
+    ],
+)
+def test_a_doctored_plan_is_refused(tmp_path, fields, problem):
+    source = saved(tmp_path, model())
+    plan = plan_weights(source, bits=8)
+    layer = next(d for d in plan.decisions if d.tensor == "layer.weight")
+    doctored = dataclasses.replace(layer, **fields)
+    others = [d for d in plan.decisions if d.tensor != doctored.tensor]
+    plan = dataclasses.replace(plan, decisions=(*others, doctored))
+    with pytest.raises(UsageError, match=problem):
+        predicted_bytes(source, plan)
+
+
 def test_a_plan_for_another_file_is_refused(tmp_path):
     plan = plan_weights(saved(tmp_path, model()), bits=8)
     tensors = model()
@@ -368,3 +391,46 @@ def test_a_plan_for_another_file_is_refused(tmp_path):
     )
     with pytest.raises(UsageError, match="ties 'scalar'"):
         predicted_bytes(saved(tmp_path, model()), tying)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_verb_writes_proves_and_replays(tmp_path, bits):
+    source = saved(tmp_path, model())
+    asked = Asked(bits)
+    proof = quantize_weights(source, None, asked=asked)
+    out = tmp_path / f"in-int{bits}.safetensors"
+    assert proof.proven
+    assert proof.verb == "quantize"
+    assert proof.artifact["path"] == str(out)
+    assert proof.artifact["nbytes"] == out.stat().st_size
+    assert str(out) in proof.usage
+    assert any("give --model" in line for line in proof.verdict.unproven)
+    assert proof.plan is not None
+    again = quantize_weights(source, tmp_path / "again.safetensors", asked=asked, plan=proof.plan)
+    assert again.artifact["sha256"] == proof.artifact["sha256"]
+    other = dataclasses.replace(proof.plan, source_sha256="0" * 64)
+    with pytest.raises(UsageError, match="made for another source"):
+        quantize_weights(source, tmp_path / "no.safetensors", asked=asked, plan=other)
+    assert not (tmp_path / "no.safetensors").exists()
+
+
+def test_the_verb_keeps_nothing_that_fails(tmp_path):
+    source = saved(tmp_path, model())
+    out = tmp_path / "out.safetensors"
+    proof = quantize_weights(source, out, asked=Asked(4, min_sqnr=60))
+    assert not proof.proven
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.safetensors"]
+    assert quantize_weights(source, out, asked=Asked(4, min_sqnr=60), force=True).proven is False
+    assert out.exists()
+
+
+def test_predicting_loads_nothing_heavy():
+    code = (
+        "import sys, edgeopt.verbs.quantize_weights, edgeopt.files.weights;"
+        "print(sorted({'torch', 'onnx', 'onnx_ir', 'onnxruntime'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "[]"

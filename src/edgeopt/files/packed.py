@@ -25,7 +25,16 @@ from edgeopt.files.safetensors import Entry
 from edgeopt.numerics.affine import SCALE_DTYPES, dequantize
 from edgeopt.numerics.pack import pack_rows, unpack_rows
 
-__all__ = ["VERSION", "Header", "Layout", "is_packed", "matrix_shape", "read_header", "unpack"]
+__all__ = [
+    "VERSION",
+    "Header",
+    "Layout",
+    "is_packed",
+    "matrix_shape",
+    "read_header",
+    "unknown_scheme",
+    "unpack",
+]
 
 VERSION = 1
 
@@ -196,16 +205,23 @@ def _header(document: dict[str, Any]) -> Header:
 
 def _scheme(document: Mapping[str, Any]) -> Affine:
     scheme = dataclasses.replace(Affine.from_json(document), axis=-1)
+    problem = unknown_scheme(scheme)
+    if problem:
+        raise ValueError(problem)
+    return scheme
+
+
+def unknown_scheme(scheme: Affine) -> str | None:
+    """None when the format can store the scheme, else what is wrong with it, in a few words."""
     known = (
         type(scheme.bits) is int
         and scheme.bits in _BITS
         and (scheme.block is None or (type(scheme.block) is int and scheme.block > 0))
         and type(scheme.symmetric) is bool
+        and scheme.axis == -1
         and scheme.scale in SCALE_DTYPES
     )
-    if not known:
-        raise ValueError(f"unknown scheme {str(dict(document))[:100]}")
-    return scheme
+    return None if known else f"unknown scheme {str(scheme.to_json())[:100]}"
 
 
 def unpack(source: Source) -> tuple[Weight, ...]:

@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from edgeopt.errors import FormatError
 from edgeopt.files.pickle_nodes import BadObject, Blob, Buffer, Global, Opaque
+from edgeopt.files.text import one_line
 
 __all__ = ["Limits", "read_pickle"]
 
@@ -127,10 +128,11 @@ class _Machine:
                 if self.cost > memory:
                     self.fail(f"needs more than {memory} bytes of memory, the limit for this file")
         except (BadObject, UnicodeDecodeError) as error:
-            raise FormatError(self.path, str(error), field=self.field, offset=at) from error
+            problem = one_line(str(error))
+            raise FormatError(self.path, problem, field=self.field, offset=at) from error
 
     def fail(self, problem: str) -> NoReturn:
-        raise FormatError(self.path, problem, field=self.field, offset=self.pos)
+        raise FormatError(self.path, one_line(problem), field=self.field, offset=self.pos)
 
     # ------------------------------------------------------------------------- reading bytes
 

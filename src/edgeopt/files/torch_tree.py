@@ -11,6 +11,7 @@ path. Where nothing but an averaged copy is left, that copy is the model. What i
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Any
 
 from edgeopt.errors import FormatError
 from edgeopt.files.pickle_nodes import Opaque
-from edgeopt.files.torch_objects import Composite, TensorRef
+from edgeopt.files.torch_objects import Composite, StorageRef, TensorRef
 
 __all__ = ["Leaf", "Tree", "is_array", "read_tree"]
 
@@ -57,7 +58,7 @@ WRAPPERS = ("module.", "_orig_mod.")
 MAX_DEPTH, MAX_NAME = 100, 1000
 
 _CONTAINERS = (dict, list, tuple, Opaque, Composite)
-_LEAVES = (TensorRef, *_CONTAINERS)
+_LEAVES = (TensorRef, StorageRef, *_CONTAINERS)
 #: TorchScript's names for classes that are not written in Python.
 _NATIVE = "__torch__.torch.classes."
 
@@ -138,6 +139,9 @@ class _Walk:
             if self.visits < 0:
                 raise self.fail("too many objects for a file of this size")
             node: Any = here.node
+            if isinstance(node, StorageRef):  # saved by itself: a vector of all its elements
+                node = TensorRef(node, node.dtype, 0, (node.numel,), (1,))
+                here = dataclasses.replace(here, node=node)
             if isinstance(node, TensorRef) or is_array(node):
                 self.letters -= sum(map(len, here.path))
                 if len(found) >= self.leaves or self.letters < 0:

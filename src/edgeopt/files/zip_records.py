@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from edgeopt.errors import FormatError
 from edgeopt.files.mapped import MappedFile
+from edgeopt.files.text import one_line
 
 __all__ = ["Record", "ZipRecords"]
 
@@ -61,7 +62,8 @@ class ZipRecords:
         self._read_directory(*self._find_directory())
 
     def fail(self, problem: str, field: str, offset: int | None = None) -> NoReturn:
-        raise FormatError(self.file.path, problem, field=self.prefix + field, offset=offset)
+        where = one_line(self.prefix + field)
+        raise FormatError(self.file.path, one_line(problem), field=where, offset=offset)
 
     # ------------------------------------------------------------------------- the directory
 
@@ -97,7 +99,7 @@ class ZipRecords:
                 "end record",
                 at,
             )
-        limit = 100_000 + self.file.nbytes // 4096
+        limit = 50_000 + self.file.nbytes // 4096
         if count > limit:
             self.fail(f"{count} members, the limit for this file is {limit}", "end record", at)
         return count, begin, begin + size

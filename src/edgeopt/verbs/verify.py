@@ -15,7 +15,7 @@ from edgeopt.files import packed
 from edgeopt.files.open import open_source
 from edgeopt.verbs.graph_source import has_graph, narrowed, prepare
 
-__all__ = ["verify"]
+__all__ = ["verify", "verify_weights"]
 
 #: Operators and dtypes that only weights of 4 bits and less have.
 _FOUR_BIT_OPS = frozenset({"MatMulNBits", "GatherBlockQuantized", "MatMulBnb4"})
@@ -55,7 +55,7 @@ def verify(
         progress("reading", None)
     sha256 = opened.sha256()
     if made.kind == "safetensors":
-        return _verify_weights(opened, made, sha256, min_sqnr, threads)
+        return verify_weights(opened, made, sha256, min_sqnr, threads)
     if made.kind != "onnx":
         raise SourceError(
             f"{made.path}: is {made.kind}; verify takes an ONNX file or packed safetensors"
@@ -136,10 +136,18 @@ def _other_source(claimed: object, sha256: str) -> tuple[str, ...]:
 # weights without a graph
 
 
-def _verify_weights(
-    source: Source, artifact: Source, sha256: str, min_sqnr: float | None, threads: int
+def verify_weights(
+    source: Source,
+    artifact: Source,
+    sha256: str,
+    min_sqnr: float | None,
+    threads: int,
+    shown: Path | None = None,
 ) -> Proof:
-    """Every tensor of the source against what the artifact gives back in its place."""
+    """Every tensor of the source against what the artifact gives back in its place.
+
+    ``shown`` is the name that the artifact will have, where that is not yet its own.
+    """
     from edgeopt.measure.environment import environment
     from edgeopt.measure.gate import FLOORS
     from edgeopt.verbs.quantize_weights import prove_weights
@@ -186,7 +194,7 @@ def _verify_weights(
             "sha256": sha256,
         },
         artifact={
-            "path": str(artifact.path),
+            "path": str(shown or artifact.path),
             "format": "safetensors",
             "nbytes": artifact.nbytes,
             "sha256": artifact.sha256(),
@@ -203,7 +211,7 @@ def _verify_weights(
         ),
         usage=(
             "import edgeopt\n"
-            f"weights = edgeopt.load_weights({str(artifact.path)!r})\n"
+            f"weights = edgeopt.load_weights({str(shown or artifact.path)!r})\n"
             "for name, array in weights.items():\n"
             "    print(name, array.dtype, array.shape)"
         ),
