@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import EdgeoptError, FormatError
-from edgeopt.files import gguf
+from edgeopt.files import gguf, gguf_header
 from edgeopt.files.gguf_types import PLAIN_TYPES, REMOVED_TYPES, TYPES
 from edgeopt.files.open import open_source
 
@@ -306,7 +306,7 @@ def test_what_is_odd_and_allowed(tmp_path):
 
 
 def test_too_many_strings(tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf, "_MAX_STRINGS", 3)
+    monkeypatch.setattr(gguf_header, "_MAX_STRINGS", 3)
     path = tmp_path / "x.gguf"
     path.write_bytes(build([pair("k", 9, struct.pack("<IQ", 8, 4) + text("") * 4)]))
     with pytest.raises(FormatError, match="more than 3 strings"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import zipfile
 from collections import OrderedDict
@@ -285,6 +286,12 @@ NESTED: dict[str, tuple[Any, list[str], list[tuple[str, str]]]] = {
         [("optimizer_states.0.state.0.exp_avg", "optimizer")],
     ),
     "keys inside keys": ({"model": {"state_dict": {"w": t()}}, "x": 1}, ["w"], []),
+    "opt": (
+        {"model": {"w": t()}, "opt": {"state": {0: {"exp_avg": t(), "step": torch.tensor(1.0)}}}},
+        ["w"],
+        [("opt.state.0.exp_avg", "optimizer"), ("opt.state.0.step", "optimizer")],
+    ),
+    "a model called opt": ({"opt": {"w": t()}}, ["opt.w"], []),
     "two networks": ({"gen": {"w": t()}, "disc": {"w": t()}}, ["gen.w", "disc.w"], []),
     "best of several": (
         {"net": {"w": t()}, "state_dict": {"v": t()}},
@@ -331,6 +338,7 @@ def test_roles(tmp_path: Path) -> None:
     assert {w.role for w in source.weights} == {"weight", "buffer"}
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_what_is_no_plain_tensor(tmp_path: Path) -> None:
     state = {
         "w": torch.randn(3, 3),
@@ -441,6 +449,7 @@ def test_torchscript(tmp_path: Path) -> None:
         assert {w.name for w in source.weights if w.role == "buffer"} == buffers
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_frozen_torchscript(tmp_path: Path) -> None:
     """Freezing folds the normalisation and moves every weight among the constants."""
     model = small_model().eval()
@@ -589,6 +598,10 @@ def test_not_ours(tmp_path: Path) -> None:
     assert not torch_zip.matches(missing, b"PK\3\4" + bytes(60))
     with pytest.raises(SourceError, match="cannot be read"):
         torch_zip.describe(missing)
+    os.mkfifo(tmp_path / "pipe")
+    for there in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(SourceError, match="not a regular file"):
+            torch_zip.describe(there)
     path.write_bytes(b"")
     for module in (torch_zip, torch_legacy):
         assert not module.matches(path, b"")

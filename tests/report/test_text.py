@@ -171,6 +171,13 @@ def test_speed_within_noise_is_no_difference() -> None:
     assert "no clear difference in speed" in " ".join(text(even).split())
 
 
+def test_a_speedup_too_small_to_speak_of_is_no_difference() -> None:
+    tiny = dataclasses.replace(
+        PROOF, measurements=(latency("source", 4.1e-3), latency("artifact", 4.05e-3))
+    )
+    assert "no clear difference" in row(text(tiny), "Latency, p50")
+
+
 def test_a_bare_proof_renders() -> None:
     bare = Proof("export", {}, {}, None, (), {}, (), "", (), {}, Verdict(()))
     assert "PROVEN  every check passed." in text(bare)

@@ -37,6 +37,9 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            # Opening a named pipe would wait for a writer, for ever.
+            if not path.is_file() and path.exists():
+                raise SourceError(f"{path}: not a regular file")
             with path.open("rb") as stream:
                 self.nbytes = stream.seek(0, 2)
                 if not self.nbytes:
@@ -62,7 +65,7 @@ class MappedFile:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stretch:
     """``nbytes`` bytes of a mapped file from ``start``: a storage, known as ``key``."""
 

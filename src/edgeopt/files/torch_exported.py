@@ -55,8 +55,9 @@ TRUST = (
     "inputs and evaluates strings from the file"
 )
 
-#: A JSON record may be this large, and hold this many values: Python objects take some 70 bytes.
-MAX_JSON, MAX_VALUES = 64_000_000, 800_000
+#: A JSON record may be this large, and hold this many values (some 70 bytes each, as objects).
+#: A program takes about 0.1 MB and 5000 values a layer.
+MAX_JSON, MAX_VALUES = 20_000_000, 800_000
 
 
 class _Archive(Protocol):
@@ -210,11 +211,10 @@ class _Reader:
         top, maker = archive.pickle()
         self.foreign |= archive.foreign
         tree = read_tree(self.path, self.file.nbytes, top)
-        return [
-            w
-            for key, leaf in tree.model
-            if (w := maker.make(tree.prefix + (rename or key), "", leaf))
-        ]
+        # A state dict of its own: nothing in it is an optimizer's or a copy.
+        leaves = [(tree.prefix + (rename or key), leaf) for key, leaf in tree.model]
+        leaves += [(key, leaf) for key, _, leaf in tree.extras]
+        return [weight for key, leaf in leaves if (weight := maker.make(key, "", leaf))]
 
     def old_weights(self) -> list[Weight]:
         made: dict[str, Weight] = {}

@@ -70,7 +70,7 @@ TORCH_DTYPES: Mapping[str, str] = {
 MAX_RANK = 32  # numpy 1's limit; torch's own is 64
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class StorageRef:
     """A storage as the pickle names it. ``view`` is (offset, size) in elements of a legacy view."""
 
@@ -80,7 +80,7 @@ class StorageRef:
     view: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class TensorRef:
     """A tensor as the pickle describes it: offset and strides in elements.
 
@@ -99,7 +99,7 @@ class TensorRef:
     negative: bool = False
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Composite:
     """A tensor made of tensors: sparse, nested, or a subclass with inner tensors."""
 

@@ -41,10 +41,14 @@ MODEL_KEYS = (
 )
 #: ``optimizer_states``, ``g_optimizer``, ``optim``, ``opt_state``, ``lr_schedulers``, ``amp``.
 OPTIMIZER_KEYS = re.compile(
-    r".*optimizer.*|optims?(_.*)?|opt(_.*)?|.*scheduler.*|.*scaler.*|amp(_state)?"
+    r".*optimizer.*|optims?(_.*)?|opt_.*|.*scheduler.*|.*scaler.*|amp(_state)?"
 )
 #: ``ema``, ``model_ema``, ``ema_state_dict``, ``params_ema``, ``shadow_params``, ``swa_model``.
 EMA_KEYS = re.compile(r"(.*_)?(ema|swa)(_.*)?|shadow(_params)?|averaged_model")
+#: What torch's optimizers keep for a parameter, at ``state`` / number / one of these.
+OPTIMIZER_SLOTS = re.compile(
+    r"step|(max_)?exp_(avg|inf)(_sq)?|momentum_buffer|square_avg|grad_avg|acc_delta|sum|prev|ax|mu"
+)
 EMA_PREFIXES = ("model_ema.", "ema_model.", "module_ema.")
 
 #: What wrappers put in front of every name: DataParallel, torch.compile.
@@ -58,7 +62,7 @@ _LEAVES = (TensorRef, *_CONTAINERS)
 _NATIVE = "__torch__.torch.classes."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Leaf:
     """A tensor at ``path``. ``outer`` counts the path's leading keys that lie outside modules."""
 
@@ -275,6 +279,9 @@ def _role(leaf: Leaf) -> str:
             return "optimizer"
         if EMA_KEYS.fullmatch(low):
             return "ema"
+    above = leaf.path[-3:]
+    if len(above) == 3 and above[0] == "state" and OPTIMIZER_SLOTS.fullmatch(above[2]):
+        return "optimizer"
     return ""
 
 

@@ -31,7 +31,7 @@ STORED, DEFLATED = 0, 8
 _REFUSED_FLAGS = 0b0010_0000_0110_0001
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One member: ``start`` is where its (perhaps deflated) bytes begin in the file."""
 

@@ -175,9 +175,7 @@ def split_outliers(graph: ir.Graph, splits: Mapping[str, Sequence[int]]) -> None
             _split(graph, name, sites, np.asarray(channels, np.int64))
 
 
-def _split(
-    graph: ir.Graph, name: str, sites: Sequence[Site], channels: NDArray[np.int64]
-) -> None:
+def _split(graph: ir.Graph, name: str, sites: Sequence[Site], channels: NDArray[np.int64]) -> None:
     anchor = _first_of(graph, [site.uses[0].node for site in sites])
     x = anchor.inputs[0]
     assert x is not None

@@ -30,24 +30,12 @@ class Recipe:
     product: str
     table: str
     block: int
+    table_block: int
     method: str = "mse"
     scale: str = "float16"
-    symmetric: bool = True
+    symmetric: bool = False
     placing: Placing = field(default_factory=Placing)
     promoted: frozenset[str] = frozenset()
-    tune: str = "as-exported"
-
-    def to_json(self) -> dict[str, Any]:
-        data = dataclasses.asdict(self)
-        data["promoted"] = sorted(self.promoted)
-        return data
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
-        values = dict(data)
-        values["placing"] = Placing(**values["placing"])
-        values["promoted"] = frozenset(values["promoted"])
-        return cls(**values)
 
 
 #: (form of products, form of tables) per bits, the best guess first: what a tie is broken by.
@@ -83,8 +71,9 @@ def recipes(
     ``unsigned``: this CPU needs uint8 weights to be exact. ``kinds``: of site, in this graph.
     """
     wished = block or (128 if prefer == "size" else 64)
+    table_block = block or 128
     scale = "float32" if bits == 8 else "float16"
-    base = Recipe("", bits, "folded", "gather", wished, scale=scale)
+    base = Recipe("", bits, "folded", "gather", wished, table_block, scale=scale)
 
     def recipe(product: str, table: str, placing: Placing) -> Recipe:
         return dataclasses.replace(
@@ -147,7 +136,8 @@ def _decide_one(recipe: Recipe, site: Site) -> Decision:
             reasons.append(why_not)
             continue
         scale = recipe.scale if bits == 4 else "float32"
-        scheme = form.scheme(site, bits, recipe.block, recipe.symmetric, scale)
+        block = recipe.table_block if site.kind == "table" else recipe.block
+        scheme = form.scheme(site, bits, block, recipe.symmetric, scale)
         nbytes = scheme_bytes(site, scheme)
         if nbytes + _NODE_BYTES >= site.nbytes:
             return _keep(site, f"{bits}-bit codes and the nodes to unpack them are no smaller")

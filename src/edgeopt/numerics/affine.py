@@ -45,6 +45,7 @@ SCALE_DTYPES = ("float32", "float16", "bfloat16")
 _ZERO_BLOCK = np.float32(2.0**-14)
 
 _TINY = np.float32(np.finfo(np.float32).tiny)
+_LARGEST = np.float32(np.finfo(np.float32).max) * np.float32(0.99)
 _FLOAT16_STEP = np.float32(2.0**-24)
 _FLOAT16_MAX = np.float32(65504.0)
 
@@ -178,7 +179,10 @@ def encode(
             iw = np.tile(_columns(weigh[:, part.columns], part.width), part.height)
         s, z = fit(x, levels, iw)
         empty = ~x.any(axis=0)
-        s = stored_scale(np.where(empty, _ZERO_BLOCK, s), scale_dtype)
+        # Near float32's largest, a scale rounded up would take its largest code past it.
+        largest = _LARGEST / np.float32(max(levels.high, -levels.low))
+        s = np.clip(np.where(empty, _ZERO_BLOCK, s), -largest, largest)
+        s = stored_scale(s, scale_dtype)
         codes = np.rint(x / s)
         if z is not None:
             codes += z

@@ -28,6 +28,10 @@ _MOST_OUTPUTS = 12
 
 _NAME_WIDTH = 30
 
+#: A difference in speed below this is not claimed, however narrow its interval: two runs of one
+#: and the same file differ by as much (placement in memory, frequency).
+_SMALLEST_EFFECT = 0.03
+
 
 def render(proof: Proof, console: Console) -> None:
     """Print ``proof`` on ``console``: what changed, how close it is, the verdict, what next."""
@@ -169,11 +173,16 @@ def _apart(source: Measurement, artifact: Measurement, better: str, worse: str) 
 
 def _speed(ratio: Interval) -> str:
     """The ratio of times, turned into how many times faster, with its interval."""
-    if ratio.low <= 1.0 <= ratio.high:
+    if _undecided(ratio):
         return f"no clear difference ({_x(1 / ratio.high)} to {_x(1 / ratio.low)})"
     if ratio.estimate < 1.0:
         return f"{_x(1 / ratio.estimate)} faster ({_x(1 / ratio.high)} to {_x(1 / ratio.low)})"
     return f"{_x(ratio.estimate)} slower ({_x(ratio.low)} to {_x(ratio.high)})"
+
+
+def _undecided(ratio: Interval) -> bool:
+    """No difference that noise does not explain, or one too small to speak of."""
+    return ratio.low <= 1.0 <= ratio.high or abs(ratio.estimate - 1.0) < _SMALLEST_EFFECT
 
 
 def _x(factor: float) -> str:
@@ -251,7 +260,7 @@ def _sentence(proof: Proof) -> str:
         if ratio is not None:
             said.append(
                 "no clear difference in speed"
-                if ratio.low <= 1.0 <= ratio.high
+                if _undecided(ratio)
                 else _speed(ratio).split(" (")[0]
             )
     fidelity = next((c for c in proof.verdict.checks if c.name == "fidelity"), None)

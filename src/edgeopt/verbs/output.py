@@ -34,7 +34,9 @@ def plan_path(artifact: Path) -> Path:
     return artifact.with_name(f"{artifact.name.removesuffix(artifact.suffix)}.plan.json")
 
 
-def metadata_of(source_sha256: str, plan: Plan | None, options: Mapping[str, Any]) -> dict[str, str]:
+def metadata_of(
+    source_sha256: str, plan: Plan | None, options: Mapping[str, Any]
+) -> dict[str, str]:
     """What an artifact says of its origin; no dates, no paths: same plan, same bytes."""
     from importlib.metadata import version
 

@@ -12,7 +12,9 @@ from typing import Any
 from edgeopt.core import Plan, Progress, Proof, Source
 from edgeopt.errors import UsageError
 from edgeopt.files.open import open_source
-from edgeopt.verbs.graph_plan import Asked, Base, build, make_graph_plan, open_base, placing_of
+from edgeopt.verbs.graph_base import Asked, Base, open_base
+from edgeopt.verbs.graph_build import build
+from edgeopt.verbs.graph_plan import make_graph_plan
 from edgeopt.verbs.graph_source import Prepared, has_graph, prepare
 
 __all__ = ["make_plan", "quantize"]
@@ -96,9 +98,7 @@ def quantize(
         def make(temporary: Path) -> Proof:
             changes = build(
                 base,
-                made.decisions,
-                placing_of(made),
-                made.choice("residual", "add"),
+                made,
                 temporary,
                 cache=cache,
                 metadata=metadata,
@@ -150,9 +150,7 @@ def make_plan(
     if _weights_only(opened, to, model):
         from edgeopt.verbs.quantize_weights import plan_weights
 
-        return plan_weights(
-            opened, bits=bits, block_size=block_size, options=asked.options()
-        )
+        return plan_weights(opened, bits=bits, block_size=block_size, options=asked.options())
     from edgeopt.graphs.transform import CodeCache
 
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:

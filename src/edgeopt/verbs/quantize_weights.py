@@ -3,15 +3,16 @@
 For bare state dicts, and for ``--to safetensors``. Everything streams: some rows of one tensor at a
 time are read, encoded and written, so a model larger than memory goes through.
 
-The defaults come from the error on MiniLM's weights and on Gaussian, Laplace and Student-t noise:
+The defaults come from the errors on MiniLM's weights and on random ones, tabled in
+``docs/formats.md``:
 
-- 8 bits, blocks of 128, symmetric, round to nearest: 42.9 dB at 8.13 bits a weight. One scale a
-  row costs 3 dB to save a hundredth of the file, and searching the scale gains 0.2 dB.
+- 8 bits, blocks of 128, symmetric, round to nearest: 42.7 dB at 8.13 bits a weight. One scale a
+  row costs 3.6 dB to save a hundredth of the file; searching the scale gains 0.1 dB.
 - 4 bits, blocks of 64, with zero points, least squared error: 20.8 dB at 4.31 bits a weight.
   Symmetric blocks of 32 (Q4_0's form) reach 21.4 dB at 4.5 bits, where 6 dB a bit would make 21.9
-  of it. HQQ, made for robustness to outliers, stays 0.1 to 0.2 dB under least squares.
+  of it. HQQ, made for robustness to outliers, stays 0.2 dB under least squares.
 - Scales in bfloat16: since codes are chosen for the scale as stored, it is as good as float32 to
-  0.01 dB, and unlike float16 it neither overflows nor underflows, whatever the weights' size.
+  0.02 dB, and unlike float16 it neither overflows nor underflows, whatever the weights' size.
 """
 
 from __future__ import annotations

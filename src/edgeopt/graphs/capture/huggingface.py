@@ -64,14 +64,11 @@ def load_folder(folder: Path, trust: bool) -> Loaded:
             model.config.use_cache = False
     flat = Flat(inner, names, fixed).eval()
 
-    def eager() -> None:
-        model.set_attn_implementation("eager")
-
     return Loaded(
         call=flat,
         inputs=inputs,
         module=flat,
-        eager=eager if hasattr(model, "set_attn_implementation") else None,
+        attention=(model,) if hasattr(model, "set_attn_implementation") else (),
         recurrent=any(isinstance(m, nn.RNNBase) for m in model.modules()),
         notes=notes,
     )

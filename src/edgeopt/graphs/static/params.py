@@ -88,5 +88,5 @@ def bias_codes(
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """int32 codes at the product's own scale, ``input_scale * weight_scale``."""
     scale = (np.float32(input_scale) * weight_scale).astype(np.float32)
-    codes = np.rint(np.nan_to_num(bias.astype(np.float64)) / scale)
+    codes = np.rint(np.nan_to_num(bias.astype(np.float64), posinf=3e38, neginf=-3e38) / scale)
     return np.clip(codes, -_BIAS_LIMIT, _BIAS_LIMIT).astype(np.int32), scale

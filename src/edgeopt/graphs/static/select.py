@@ -196,21 +196,26 @@ class _Selector:
         for name in self.graph.constants:
             if not self.graph.is_float(name):
                 continue
-            for reader in self.graph.consumers.get(name, []):
-                i = self.position[reader.output[0]]
-                if i not in chosen:
-                    kept[name] = self._reason(i, name)
-                    break
-            else:
-                if name not in self.graph.consumers:
-                    kept[name] = "read inside a subgraph, or an output itself"
+            readers = [self.position[r.output[0]] for r in self.graph.consumers.get(name, [])]
+            reasons = [why for i in readers if (why := self._reason(i, name, i in chosen))]
+            if not readers:
+                kept[name] = "read inside a subgraph, or an output itself"
+            elif reasons:  # a node that could have been integer has the most to tell
+                kept[name] = max(reasons)[1]
         return kept
 
-    def _reason(self, i: int, name: str) -> str:
+    def _reason(self, i: int, name: str, chosen: bool) -> tuple[bool, str] | None:
+        """(whether it was refused, why this node reads the constant as floats)."""
         node = self.graph.nodes[i]
+        rule = RULES.get(node.op_type)
+        if chosen and rule is not None:
+            places = {p for p, n in enumerate(node.input) if n == name}
+            if name in data_inputs(rule, node) or places & {rule.weight, rule.bias}:
+                return None
+            return False, f"a parameter of {node.op_type}"
         if i in self.refused and node.op_type in SEEDS:
-            return f"{node.op_type}: {self.refused[i]}"
-        return REASONS.get(node.op_type, DEFAULT_REASON.format(op=node.op_type))
+            return True, f"{node.op_type}: {self.refused[i]}"
+        return False, REASONS.get(node.op_type, DEFAULT_REASON.format(op=node.op_type))
 
 
 def _is_clamp(graph: Graph, node: Node) -> bool:
