@@ -27,13 +27,18 @@ def test_net_is_large_enough_for_int8_to_pay() -> None:
     assert sum(p.numel() for p in digits.build().parameters()) >= 100_000
 
 
-def test_training_learns_and_the_seed_holds() -> None:
+def test_training_learns() -> None:
+    images, labels = digits.digits()
+    net = digits.train(images[:768], labels[:768], epochs=2, batch=32)
+    with torch.inference_mode():
+        right = net(torch.from_numpy(images[1500:])).argmax(-1).numpy() == labels[1500:]
+    assert right.mean() > 0.7  # chance is 0.1
+
+
+def test_the_seed_holds() -> None:
     images, labels = digits.digits()
     torch.set_num_threads(1)
-    nets = [digits.train(images[:768], labels[:768], epochs=2, batch=32) for _ in range(2)]
-    with torch.inference_mode():
-        right = nets[0](torch.from_numpy(images[1500:])).argmax(-1).numpy() == labels[1500:]
-    assert right.mean() > 0.7  # chance is 0.1
+    nets = [digits.train(images[:64], labels[:64], epochs=1) for _ in range(2)]
     for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
