@@ -20,6 +20,7 @@ from edgeopt.measure import process
 from edgeopt.measure.contest import time_candidates
 from edgeopt.measure.pair import measure_pair
 from edgeopt.measure.process import workplace
+from edgeopt.measure.score import score_candidates
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
 
@@ -92,6 +93,15 @@ def test_a_crashing_candidate_does_not_end_the_contest(
     )
     assert list(timings) == ["good"]
     assert "SIGSEGV" in timings.failures["crash"]
+
+
+def test_a_crashing_candidate_scores_lowest(
+    mlp: Callable[..., Path], feeds: list[dict[str, np.ndarray]], sabotage: Path
+) -> None:
+    candidates = {"crash": mlp("crash.onnx"), "good": mlp("b.onnx")}
+    found = score_candidates(mlp("a.onnx"), candidates, feeds)
+    assert found == {"crash": -np.inf, "good": np.inf}
+    assert score_candidates(mlp("a.onnx"), {"x": mlp("crash.onnx")}, feeds) == {"x": -np.inf}
 
 
 def test_a_silent_worker_is_given_up_and_ended(
@@ -262,4 +272,38 @@ def test_the_worker_in_this_process(
     answer = ask(contest)["result"]
     assert list(answer["timings"]) == ["a"]
     assert list(answer["failures"]) == ["b"]
+    score = {"kind": "score", "source": source, "candidates": {"a": source, "b": "n"}, "threads": 1}
+    assert ask(score)["result"]["scores"] == {"a": np.inf, "b": None}
     assert ask({**contest, "candidates": {"b": "none.onnx"}})["result"]["timings"] == {}
+
+
+def test_a_worker_ends_when_its_input_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgeopt.measure import worker
+
+    codes: list[int] = []
+    for answer in (b"", OSError("closed")):
+
+        def read(fd: int, size: int, answer: bytes | OSError = answer) -> bytes:
+            if isinstance(answer, OSError):
+                raise answer
+            return answer
+
+        with monkeypatch.context() as patch:
+            patch.setattr(worker.os, "read", read)
+            patch.setattr(worker.os, "_exit", codes.append)
+            worker._end_with_parent()
+    assert codes == [1, 1]
+
+
+def test_a_worker_leaves_no_core_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    from edgeopt.measure import worker
+
+    limits: list[tuple[int, tuple[int, int]]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda which, limit: limits.append((which, limit)))
+    worker._no_core_dump()
+    assert limits == [(resource.RLIMIT_CORE, (0, 0))]
+    monkeypatch.setitem(sys.modules, "resource", None)
+    worker._no_core_dump()
+    assert len(limits) == 1

@@ -28,7 +28,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(
-    path: Path, seed: int = 0, noise: float = 0.0, metadata: dict[str, str] | None = None
+    path: Path,
+    seed: int = 0,
+    noise: float = 0.0,
+    metadata: dict[str, str] | None = None,
+    batch: int | str = "batch",
 ) -> Path:
     rng, spoil = np.random.default_rng(seed), np.random.default_rng(1)
     arrays = {}
@@ -43,8 +47,8 @@ def write(
             helper.make_node("MatMul", ["h", "w1"], ["y"]),
         ],
         "mlp",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 32])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 32])],
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
@@ -109,6 +113,16 @@ def test_samples_are_taken_from_data(source: Path, tmp_path: Path) -> None:
     proof = verify(source, made, data=str(data), prefer="size")
     assert "held out" in proof.samples
     assert proof.fidelity[0].samples == 3
+
+
+def test_an_artifact_of_fixed_size_gets_samples_of_that_size(source: Path, tmp_path: Path) -> None:
+    made = write(tmp_path / "made.onnx", noise=0.001, batch=3)
+    assert failed(verify(source, made, prefer="size")) == []
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.random.default_rng(3).standard_normal((24, 64)).astype(np.float32))
+    proof = verify(source, made, data=str(data), prefer="size")
+    assert failed(proof) == []
+    assert proof.fidelity[0].samples == 2  # 24 rows are 8 batches of 3, a quarter held out
 
 
 def test_packed_weights(tmp_path: Path) -> None:

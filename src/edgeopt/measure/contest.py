@@ -45,23 +45,18 @@ def time_candidates(
     named in ``failures``; one whose native code takes the worker down is left out too, and the
     others are timed again without it. Raises InputsError where no feed is given.
     """
-    left = {name: str(path.resolve()) for name, path in candidates.items()}
-    failures: dict[str, str] = {}
     samples = [feeds] if isinstance(feeds, Mapping) else feeds
+    job = {
+        "kind": "contest",
+        "candidates": {name: str(path.resolve()) for name, path in candidates.items()},
+        "threads": threads,
+        "seconds": seconds,
+    }
     with workplace(samples) as place:
-        while left:
-            job = {"kind": "contest", "candidates": left, "threads": threads, "seconds": seconds}
-            outcome = place.run(job, progress=progress)
-            if outcome.result is not None:
-                return Timings(
-                    outcome.result["timings"], {**failures, **outcome.result["failures"]}
-                )
-            assert outcome.error is not None
-            if outcome.subject not in left:
-                raise outcome.error
-            failures[outcome.subject] = str(outcome.error)
-            del left[outcome.subject]
-    return Timings({}, failures)
+        result, failures = place.run_candidates(job, progress)
+    if result is None:
+        return Timings({}, failures)
+    return Timings(result["timings"], {**failures, **result["failures"]})
 
 
 def fastest(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -148,12 +149,12 @@ def score(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> d
             candidate = _open(voice, name, path, job["threads"])
             names = match_outputs(source.outputs, candidate.outputs, None)
             meters = {output: FidelityMeter(output) for output in names}
-            _compare(source, candidate, meters, names, feeds, folder, voice)
+            _compare(source, candidate, meters, names, feeds, folder, voice, name)
         except EdgeoptError:
             scores[name] = None
             continue
         found = [meter.result().sqnr_db for meter in meters.values()]
-        scores[name] = min((db for db in found if db == db), default=float("inf"))
+        scores[name] = min((db for db in found if not math.isnan(db)), default=math.inf)
     return {"scores": scores}
 
 
@@ -202,12 +203,13 @@ def _compare(
     feeds: Feeds,
     folder: Path,
     voice: Voice,
+    subject: str = "artifact",
 ) -> None:
     for index in range(feeds.count):
         sample = feeds.load(folder, index)
         voice.busy("source", f"running {source.path}")
         expected = source.run(source.fit(sample))
-        voice.busy("artifact", f"running {artifact.path}")
+        voice.busy(subject, f"running {artifact.path}")
         got = artifact.run(artifact.fit(sample))
         for name, meter in meters.items():
             problem = meter.add(np.asarray(expected[name]), np.asarray(got[names[name]]))

@@ -111,6 +111,26 @@ class Workplace:
             text = _epitaph(worker.returncode, doing, log)
         return Outcome(None, WorkerError(text), subject)
 
+    def run_candidates(
+        self, job: Mapping[str, Any], progress: Progress | None = None
+    ) -> tuple[Mapping[str, Any] | None, dict[str, str]]:
+        """Run a job on its ``candidates``, again without each one that takes the worker down.
+
+        Returns the result (None when no candidate is left) and why those went that did. Raises
+        what is no candidate's fault.
+        """
+        left = dict(job["candidates"])
+        failures: dict[str, str] = {}
+        while left:
+            outcome = self.run({**job, "candidates": left}, progress=progress)
+            if outcome.error is None:
+                return outcome.result, failures
+            if outcome.subject not in left:
+                raise outcome.error
+            failures[outcome.subject] = str(outcome.error)
+            del left[outcome.subject]
+        return None, failures
+
 
 @contextmanager
 def workplace(feeds: Iterable[Mapping[str, NDArray[Any]]]) -> Iterator[Workplace]:
@@ -157,11 +177,9 @@ def _sample_name(index: int, position: int) -> str:
 
 
 def _start(job: Path, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-    import edgeopt
-
     if not sys.executable:
         raise WorkerError("this Python does not know its own executable; run it from a python")
-    root = str(Path(edgeopt.__file__).resolve().parent.parent)
+    root = str(Path(errors.__file__).resolve().parent.parent)
     environment = {
         **os.environ,
         # What we found our modules by, the worker finds them by; the current folder ("") is not

@@ -25,8 +25,9 @@ def score_candidates(
 ) -> dict[str, float]:
     """SQNR (dB) of each candidate's worst float output against the reference, over all feeds.
 
-    One fresh worker process runs them all. A candidate that does not load or run scores -inf; a
-    model without float outputs scores inf.
+    One fresh worker process runs them all; one that it dies of is left out of the next. A
+    candidate that does not load or run scores -inf; a model without float outputs scores inf.
+    Raises the reference's error where that does not run.
     """
     job = {
         "kind": "score",
@@ -35,9 +36,9 @@ def score_candidates(
         "threads": threads,
     }
     with workplace(feeds) as place:
-        outcome = place.run(job, progress=progress)
-    if outcome.result is None:
-        assert outcome.error is not None
-        raise outcome.error
-    scores = outcome.result["scores"]
-    return {name: -math.inf if scores[name] is None else float(scores[name]) for name in candidates}
+        result, _ = place.run_candidates(job, progress)
+    scores: Mapping[str, float | None] = {} if result is None else result["scores"]
+    return {
+        name: -math.inf if (score := scores.get(name)) is None else float(score)
+        for name in candidates
+    }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeopt.core import Array, Progress, Source
+from edgeopt.core import Array, InputSpec, Progress, Source
 from edgeopt.data.inputspec import parse_inputs
 from edgeopt.data.samples import Feed, Samples, load
 from edgeopt.data.split import split
@@ -15,7 +15,7 @@ from edgeopt.data.synthetic import synthetic
 from edgeopt.errors import SourceError
 from edgeopt.graphs.capture import Captured, capture
 
-__all__ = ["Prepared", "has_graph", "prepare"]
+__all__ = ["Prepared", "has_graph", "narrowed", "prepare"]
 
 #: Feeds that the proof compares on, at most this many and this many bytes together.
 _PROOF_FEEDS = 64
@@ -88,6 +88,36 @@ def prepare(
         _bounded(held_out, _PROOF_FEEDS),
         held_out.label,
     )
+
+
+def narrowed(prepared: Prepared, inputs: Sequence[InputSpec], data: str | None) -> Prepared:
+    """The same, with proof feeds of the sizes that a model with ``inputs`` insists on.
+
+    Dimensions that the captured graph leaves free and ``inputs`` fixes, by name, take that size.
+    """
+    from edgeopt.graphs.hints import input_hints
+
+    captured = prepared.captured
+    fixed = {spec.name: spec.shape for spec in inputs}
+    specs = tuple(_narrow(spec, fixed.get(spec.name, ())) for spec in captured.inputs)
+    if specs == captured.inputs:
+        return prepared
+    hints = input_hints(captured.model)
+    if data is None:
+        proof = synthetic(specs, hints, count=8, seed=0, sizes=_sizes(captured))
+    else:
+        _, proof = split(load(data).fit(specs), hints=hints)
+    return replace(prepared, proof=_bounded(proof, _PROOF_FEEDS), label=proof.label)
+
+
+def _narrow(spec: InputSpec, shape: Sequence[int | str]) -> InputSpec:
+    if len(shape) != len(spec.shape):
+        return spec
+    dims = tuple(
+        there if isinstance(here, str) and isinstance(there, int) else here
+        for here, there in zip(spec.shape, shape, strict=True)
+    )
+    return replace(spec, shape=dims)
 
 
 def _example(raw: Samples | None) -> dict[str, Array] | None:

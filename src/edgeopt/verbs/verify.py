@@ -13,7 +13,7 @@ from edgeopt.core import Check, Fidelity, Progress, Proof, Source, Verdict, form
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files import packed
 from edgeopt.files.open import open_source
-from edgeopt.verbs.graph_source import has_graph, prepare
+from edgeopt.verbs.graph_source import has_graph, narrowed, prepare
 
 __all__ = ["verify", "verify_weights"]
 
@@ -83,6 +83,7 @@ def verify(
             trust_pickle=trust_pickle,
             progress=progress,
         )
+        prepared = narrowed(prepared, made.inputs, data)
         coverage = read_coverage(made.path, float_bytes(prepared.captured.model)).to_json()
         return prove_graph(
             "verify",

@@ -94,7 +94,7 @@ def images(n: int = 4, channels: int = 3, size: int = 16, seed: int = 1) -> list
 
 def residual() -> Any:
     net = Net(("x", ["n", 3, 16, 16]))
-    a = net.op("Relu", net.conv("x", 3, 16))
+    a = net.op("Relu", net.conv("x", 3, 16, k=5))
     b = net.op("Relu", net.batch_norm(net.conv(a, 16, 16), 16))
     y = net.op("Relu", net.op("Add", net.conv(b, 16, 16), a))
     y = net.op("MaxPool", y, kernel_shape=[2, 2], strides=[2, 2])
@@ -105,7 +105,7 @@ def residual() -> Any:
 def mobile() -> Any:
     """Depthwise convolutions, Clip, HardSwish, squeeze and excitation."""
     net = Net(("x", ["n", 3, 16, 16]))
-    y = net.op("HardSwish", net.conv("x", 3, 16))
+    y = net.op("HardSwish", net.conv("x", 3, 16, k=5))
     low, high = net.constant(np.float32(0)), net.constant(np.float32(6))
     y = net.op("Clip", net.conv(y, 16, 32, k=1), low, high)
     y = net.op("Clip", net.conv(y, 32, 32, group=32), low, high)
@@ -120,15 +120,15 @@ def mobile() -> Any:
 def silu() -> Any:
     net = Net(("x", ["n", 3, 16, 16]))
     y = "x"
-    for cin, cout in ((3, 16), (16, 16)):
-        y = net.conv(y, cin, cout)
+    for cin, k in ((3, 5), (16, 3)):
+        y = net.conv(y, cin, 16, k=k)
         y = net.op("Mul", y, net.op("Sigmoid", y))
     return net.model(net.conv(y, 16, 4, out="y"))
 
 
 def unet() -> Any:
     net = Net(("x", ["n", 3, 16, 16]))
-    a = net.op("Relu", net.conv("x", 3, 8))
+    a = net.op("Relu", net.conv("x", 3, 8, k=5))
     b = net.op("MaxPool", a, kernel_shape=[2, 2], strides=[2, 2])
     b = net.op("Relu", net.conv(b, 8, 16))
     up = net.op("ConvTranspose", b, net.normal(16, 8, 2, 2, name="up.weight"), strides=[2, 2])
@@ -141,9 +141,9 @@ def unet() -> Any:
 
 
 def preactivation() -> Any:
-    """Batch norms that follow an Add, and a Relu read beside its input."""
+    """Batch norms that follow an Add, and a Relu whose input is read beside it."""
     net = Net(("x", ["n", 3, 16, 16]))
-    y = net.conv("x", 3, 16)
+    y = net.conv("x", 3, 16, k=5)
     for _ in range(2):
         z = net.op("Relu", net.batch_norm(y, 16))
         y = net.op("Add", y, net.conv(z, 16, 16))
@@ -154,7 +154,7 @@ def preactivation() -> Any:
 
 def audio() -> Any:
     net = Net(("x", ["n", 1, 256]))
-    y = net.op("Relu", net.conv("x", 1, 16, k=17, rank=1))
+    y = net.op("Relu", net.conv("x", 1, 16, k=33, rank=1))
     y = net.op("LeakyRelu", net.conv(y, 16, 32, rank=1, strides=[2]), alpha=0.1)
     y = net.op("AveragePool", y, kernel_shape=[2], strides=[2])
     y = net.op("Concat", net.conv(y, 32, 16, rank=1), net.conv(y, 32, 8, rank=1), axis=1)

@@ -55,6 +55,16 @@ def test_batch_norms_that_stay():
     check(net.model(y), ["Conv", "Conv", "Conv"])  # as a depthwise convolution between
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("kernel", "pads", "becomes"), [(2, 0, True), (3, 0, True), (2, 1, False)])
+def test_transposed_convolutions_without_overlap(bias, kernel, pads, becomes):
+    net = nets.Net(("x", ["n", 4, 6, 6]))
+    inputs = ["x", net.normal(4, 5, kernel, kernel)] + ([net.normal(5)] if bias else [])
+    y = net.op("ConvTranspose", *inputs, strides=[kernel] * 2, pads=[pads] * 4)
+    ops = ["Conv", "DepthToSpace"] if becomes else ["ConvTranspose"]
+    check(net.model(y), ops, nets.images(1, 4, 6)[0])
+
+
 def test_constants_identities_and_transposed_weights():
     net = nets.Net(("x", ["n", 8]))
     value = onnx.numpy_helper.from_array(np.full(5, 2, np.float32))

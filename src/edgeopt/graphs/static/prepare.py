@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from edgeopt.core import Array
 from edgeopt.errors import SourceError
 from edgeopt.graphs.static.graph import Graph, Node, attribute, rename_reads
+from edgeopt.graphs.static.rules import RULES
 from edgeopt.graphs.static.strided import remove_strided_copies
 
 __all__ = ["MIN_OPSET", "prepare"]
@@ -116,7 +117,7 @@ def _batch_norms(graph: Graph) -> None:
             before.output[0] = node.output[0]
             graph.producer[node.output[0]] = before
             graph.nodes.remove(node)
-        elif _feeds_conv(graph, node.output[0]):
+        elif before is not None and before.op_type in RULES and _feeds_integers(graph, node):
             ranks = graph.ranks() if ranks is None else ranks
             rank = ranks.get(node.input[0], 0)
             if rank >= 3:
@@ -157,13 +158,12 @@ def _fold_into(graph: Graph, node: Node, gain: Array, shift: Array) -> bool:
     return True
 
 
-def _feeds_conv(graph: Graph, name: str) -> bool:
+def _feeds_integers(graph: Graph, node: Node) -> bool:
+    name = node.output[0]
     reader = graph.only_reader(name)
     if reader is not None and reader.op_type in ("Relu", "Clip"):
-        readers = graph.consumers.get(reader.output[0], [])
-    else:
-        readers = graph.consumers.get(name, [])
-    return any(r.op_type == "Conv" for r in readers)
+        name = reader.output[0]
+    return any(r.op_type in RULES for r in graph.consumers.get(name, []))
 
 
 def _depthwise(graph: Graph, node: Node, gain: Array, shift: Array, rank: int) -> Node:
@@ -203,6 +203,54 @@ def _means(graph: Graph) -> None:
                 helper.make_node("GlobalAveragePool", [source], [pooled], node.name),
                 helper.make_node("Flatten", [pooled], [output], f"{node.name}/flat", axis=1),
             ]
+        _replace(graph, node, new)
+
+
+def _transposed(graph: Graph) -> None:
+    """ConvTranspose whose kernel is its stride is a 1x1 Conv and DepthToSpace.
+
+    Every output pixel then depends on one input pixel: each of the kernel's positions is a set of
+    output channels, which DepthToSpace lays out in space.
+    """
+    for node in [n for n in graph.nodes if n.op_type == "ConvTranspose"]:
+        weight = node.input[1]
+        bias = node.input[2] if len(node.input) > 2 else ""
+        constants = [n for n in (weight, bias) if n]
+        if not all(graph.is_float(n) and graph.only_reader(n) is node for n in constants):
+            continue
+        shape = graph.shape(weight)
+        kernel = list(shape[2:])
+        plain = (
+            len(kernel) == 2
+            and kernel[0] == kernel[1]
+            and attribute(node, "strides", [1, 1]) == kernel
+            and attribute(node, "group", 1) == 1
+            and attribute(node, "auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+            and attribute(node, "output_shape") is None
+            and not any(attribute(node, "pads", [0]))
+            and not any(attribute(node, "output_padding", [0]))
+            and all(d == 1 for d in attribute(node, "dilations", [1, 1]))
+        )
+        if not plain:
+            continue
+        size = kernel[0]
+        # [in, out, ky, kx] -> [out * ky * kx, in, 1, 1], the order that DepthToSpace calls CRD
+        values = graph.array(weight).reshape(shape[0], -1).T
+        graph.set_array(weight, np.ascontiguousarray(values)[:, :, None, None])
+        if bias:
+            graph.set_array(bias, np.repeat(graph.array(bias), size * size))
+        deep = graph.fresh(f"{node.output[0]}/deep")
+        new = [
+            helper.make_node("Conv", list(node.input), [deep], node.name, kernel_shape=[1, 1]),
+            helper.make_node(
+                "DepthToSpace",
+                [deep],
+                list(node.output),
+                f"{node.name}/space",
+                blocksize=size,
+                mode="CRD",
+            ),
+        ]
         _replace(graph, node, new)
 
 
@@ -264,8 +312,9 @@ def _bias_add(graph: Graph, node: Node) -> Node | None:
 _STEPS: tuple[Callable[[Graph], None], ...] = (
     _constants,
     remove_strided_copies,
-    _batch_norms,
     _means,
+    _batch_norms,
+    _transposed,
     _hard_swish,
     _gemms,
 )
