@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from importlib import util
@@ -353,3 +355,26 @@ def test_bad_files_are_one_line(tmp_path: Path, spoil: Callable[[Path], Any]) ->
     with pytest.raises(SourceError) as error:
         inspect(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_ten_gigabytes_take_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "big.pt"
+    state = {
+        f"layers.{i}.{part}.weight": torch.empty(4096, 4096)
+        for i in range(37)
+        for part in ("q", "k", "v", "o")
+    }
+    with torch.serialization.skip_data():  # a sparse file: nothing is written but the directory
+        torch.save(state, path)
+    assert path.stat().st_size > 9.9e9
+    code = (
+        "import sys; from edgeopt.verbs.inspect import inspect; from pathlib import Path; "
+        "found = inspect(sys.argv[1]); assert found.nbytes > 9.9e9; "
+        "print(next(l for l in Path('/proc/self/status').read_text().splitlines() "
+        "if l.startswith('VmHWM')).split()[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) * 1024 < 100e6
