@@ -240,6 +240,7 @@ def _transformers() -> tuple[Architecture, ...]:
             ),
             t.SwinForImageClassification,
             64,
+            96,
         ),
         _image_folder(
             "segformer",
@@ -257,6 +258,7 @@ def _transformers() -> tuple[Architecture, ...]:
             ),
             t.SegformerForSemanticSegmentation,
             64,
+            96,
         ),
         _text_folder("bert", t.BertConfig(**_BERT_SIZES), t.BertModel, types=True),
         _text_folder(

@@ -107,25 +107,28 @@ def climb(
 
 
 def _rungs(loaded: Loaded) -> Iterator[_Rung]:
+    eager = bool(loaded.attention)
     traced = (
-        _Rung(TORCHSCRIPT, _torchscript),
-        _Rung(TORCHSCRIPT, _torchscript, drop_optional=True),
+        _Rung(TORCHSCRIPT, _torchscript, eager),
+        _Rung(TORCHSCRIPT, _torchscript, eager, drop_optional=True),
     )
     if loaded.scripted:
         yield from traced
         return
-    # torch.export unrolls recurrent layers over the time steps of the example.
-    first = loaded.recurrent and loaded.program is None
+    # torch.export unrolls recurrent layers over the time steps of the example; and attention over
+    # windows or patches of an image of free size takes it minutes of symbolic arithmetic, for a
+    # graph no faster than the traced one (20 s against 0.7 s on a Swin of four small blocks).
+    patches = eager and any(a.optional for a in loaded.inputs.axes.values())
+    first = (loaded.recurrent or patches) and loaded.program is None
     if first:
-        yield from traced
+        yield from traced[:1]
     plain = _Rung(EAGER, _dynamo, eager=True) if loaded.attention else _Rung(DYNAMO, _dynamo)
     yield plain
     if loaded.attention:
         yield _Rung(DYNAMO, _dynamo)
     if loaded.program is None:
         yield replace(plain, drop_optional=True)
-    if not first:
-        yield from traced
+    yield from traced[1:] if first else traced
 
 
 def _try(loaded: Loaded, rung: _Rung, inputs: Inputs, path: Path, opset: int) -> Held:
