@@ -177,7 +177,7 @@ def _dynamo(loaded: Loaded, inputs: Inputs, path: Path, opset: int) -> tuple[str
     )
     if result is None:
         raise CaptureError("torch's exporter gave no program")
-    return tidy.save(result.model, path, inputs.specs, _parameters(loaded))
+    return tidy.save(result.model, path, inputs.specs, _parameters(loaded), loaded.output_axes)
 
 
 def _torchscript(loaded: Loaded, inputs: Inputs, path: Path, opset: int) -> tuple[str, ...]:
@@ -198,7 +198,7 @@ def _torchscript(loaded: Loaded, inputs: Inputs, path: Path, opset: int) -> tupl
             dynamic_axes={name: axes for name, axes in dynamic.items() if axes} or None,
             do_constant_folding=True,
         )
-    free = tidy.save(tidy.load(raw), path, inputs.specs, _parameters(loaded))
+    free = tidy.save(tidy.load(raw), path, inputs.specs, _parameters(loaded), loaded.output_axes)
     raw.unlink()
     return free
 
