@@ -52,8 +52,10 @@ def checked_output(path: str | os.PathLike[str], sources: Iterable[Path] = ()) -
     """
     asked = Path(path)
     with _output_errors(asked):
-        target = asked.resolve() if asked.is_symlink() else asked.absolute()
+        target = Path(os.path.realpath(asked)) if asked.is_symlink() else asked.absolute()
         folder = target.parent
+        if target.is_symlink():
+            raise OutputError(f"{asked}: is a link that leads to itself; give another name with -o")
         if not target.name:
             raise OutputError(f"{asked}: is a folder; give a file name with -o")
         if not folder.exists():
@@ -75,7 +77,7 @@ def checked_output(path: str | os.PathLike[str], sources: Iterable[Path] = ()) -
 
 def _require_not_source(asked: Path, target: Path, source: Path) -> None:
     if source.is_dir():
-        if target.resolve().is_relative_to(source.resolve()):
+        if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(source)):
             raise OutputError(
                 f"{asked}: would replace a file of the source folder {source}; "
                 "give another name with -o"

@@ -196,7 +196,7 @@ def _torch_shards(index: Path) -> Source:
     for name in names:
         if not index.with_name(name).exists():
             raise SourceError(
-                f"{index}: names the shard {name}, which is not beside it; "
+                f"{index}: names the shard {name!r}, which is not beside it; "
                 f"all {len(names)} shards are needed"
             )
         sources.append(_torch(index.with_name(name)))

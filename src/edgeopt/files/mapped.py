@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgeopt.core import DTYPE_BITS
 from edgeopt.errors import FormatError, SourceError
+from edgeopt.files.text import one_line
 
 __all__ = ["MappedFile", "Stretch", "StridedReader", "numpy_dtype"]
 
@@ -37,6 +38,9 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            # Opening a named pipe would wait for a writer, for ever.
+            if not path.is_file() and path.exists():
+                raise SourceError(f"{path}: not a regular file")
             with path.open("rb") as stream:
                 self.nbytes = stream.seek(0, 2)
                 if not self.nbytes:
@@ -62,7 +66,7 @@ class MappedFile:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stretch:
     """``nbytes`` bytes of a mapped file from ``start``: a storage, known as ``key``."""
 
@@ -111,17 +115,18 @@ class StridedReader:
         last = offset + sum((d - 1) * s for d, s in zip(shape, stride, strict=True)) + 1
         path, nbytes = stretch.file.path, stretch.nbytes
         if size and last * itemsize > nbytes:
+            key = one_line(stretch.key)
             raise FormatError(
                 path,
-                f"needs {last * itemsize} bytes of storage {stretch.key}, which has {nbytes}",
-                field=f"tensor {name[:200]}",
+                f"needs {last * itemsize} bytes of storage {key}, it has {nbytes}",
+                field=one_line(f"tensor {name}"),
             )
         # An expanded tensor (stride 0) may be larger than its storage, within reason.
         if size * itemsize > max(64 * nbytes, 1 << 28) or max(shape, default=0) >= 1 << 48:
             raise FormatError(
                 path,
                 f"claims {size * itemsize} bytes of a storage of {nbytes}",
-                field=f"tensor {name[:200]}",
+                field=one_line(f"tensor {name}"),
             )
 
     @property

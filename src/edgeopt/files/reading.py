@@ -218,9 +218,9 @@ def checked_shape(dims: Sequence[int], bits: int) -> str | None:
     if len(dims) > MAX_RANK:
         return f"{len(dims)} dimensions, the limit is {MAX_RANK}"
     if any(d < 0 for d in dims):
-        return f"a negative dimension in {list(dims)}"
+        return f"a negative dimension in {str(list(dims))[:200]}"
     if math.prod(d for d in dims if d) * bits >= 8 << 63:
-        return f"shape {list(dims)} has more bytes than can be counted"
+        return f"shape {str(list(dims))[:200]} has more bytes than can be counted"
     return None
 
 

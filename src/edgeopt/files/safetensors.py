@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
@@ -40,6 +41,7 @@ __all__ = [
     "Entry",
     "describe",
     "describe_index",
+    "filling",
     "matches",
     "size",
     "weight_map",
@@ -133,7 +135,7 @@ def describe_index(path: Path) -> Source:
         file = path.with_name(shard)
         if not file.exists():
             raise SourceError(
-                f"{path}: names the shard {shard}, which is not beside it; "
+                f"{path}: names the shard {shard!r}, which is not beside it; "
                 f"all {len(shards)} shards are needed"
             )
         found, strings, length = weights_of(file)
@@ -146,7 +148,9 @@ def describe_index(path: Path) -> Source:
         files.append(file)
     for name, shard in placed.items():
         if name not in weights:
-            raise FormatError(path, f"places tensor {name!r} in {shard}, which does not hold it")
+            raise FormatError(
+                path, f"places tensor {name[:200]!r} in {shard!r}, which does not hold it"
+            )
     with reading(path):
         sizes = {file.name: file.stat().st_size for file in files}
     return Source(
@@ -168,8 +172,8 @@ def weight_map(path: Path) -> dict[str, str]:
         if not is_plain_name(shard):
             raise FormatError(
                 path,
-                f"places {name!r} in {shard!r}; a shard must be a plain file name, "
-                "in the same folder",
+                f"places {name[:200]!r} in {str(shard)[:200]!r}; "
+                "a shard must be a plain file name, in the same folder",
                 field="weight_map",
             )
     return placed
@@ -300,12 +304,15 @@ def _require_covered(
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor to write. ``chunks()`` gives its bytes in order, little-endian, in pieces."""
+    """One tensor to write. ``chunks()`` gives its bytes in order, little-endian, in pieces.
+
+    :func:`filling` is told the bytes otherwise, and needs no ``chunks``.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    chunks: Callable[[], Iterable[Chunk]]
+    chunks: Callable[[], Iterable[Chunk]] = tuple
 
     @property
     def nbytes(self) -> int:
@@ -345,6 +352,46 @@ def write(path: Path, entries: Sequence[Entry], metadata: Mapping[str, str]) -> 
                     f"{entry.dtype}{list(entry.shape)} takes {entry.nbytes}"
                 )
         return stream.tell()
+
+
+@contextmanager
+def filling(
+    path: Path, entries: Sequence[Entry], metadata: Mapping[str, str]
+) -> Iterator[Callable[[str, Chunk], None]]:
+    """Write the file of :func:`write` with its tensors filled in side by side.
+
+    ``with filling(...) as put: put(name, chunk)``: each call appends to the tensor of that name.
+    For what makes several tensors in one pass (codes and their scales), so that neither has to
+    wait in memory for the other. Raises ValueError as :func:`write` does.
+    """
+    ordered = _in_order(entries)
+    head = _head(ordered, metadata)
+    begins: dict[str, int] = {}
+    ends: dict[str, int] = {}
+    position = len(head)
+    for entry in ordered:
+        begins[entry.name] = position
+        position += entry.nbytes
+        ends[entry.name] = position
+    at = dict(begins)
+    with path.open("wb") as stream:
+        stream.write(head)
+        stream.truncate(position)
+
+        def put(name: str, chunk: Chunk) -> None:
+            raw = _raw(chunk)
+            if at[name] + raw.nbytes > ends[name]:
+                raise ValueError(
+                    f"tensor {name!r}: more than the {ends[name] - begins[name]} bytes it takes"
+                )
+            stream.seek(at[name])
+            stream.write(raw)
+            at[name] += raw.nbytes
+
+        yield put
+        for name, end in ends.items():
+            if at[name] != end:
+                raise ValueError(f"tensor {name!r}: {end - at[name]} bytes were never given")
 
 
 def _in_order(entries: Sequence[Entry]) -> list[Entry]:

@@ -8,15 +8,16 @@ instead, with what to do about it.
 
 from __future__ import annotations
 
+import codecs
 import importlib
-import zipfile
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
 from edgeopt.core import Source
-from edgeopt.files.reading import reading
+from edgeopt.files.reading import open_regular, reading
 
 __all__ = [
     "FOREIGN",
@@ -99,19 +100,19 @@ class Foreign:
         return self.test is None or self.test(path, head)
 
 
-def _zip_holds(*names: str) -> Callable[[Path, bytes], bool]:
+def _zip_holds(*names: bytes) -> Callable[[Path, bytes], bool]:
+    """Whether a zip archive names such members. Its directory comes last, so the file's end tells,
+    and no directory of a stranger's making is parsed.
+    """
+
     def test(path: Path, head: bytes) -> bool:
-        return any(member.endswith(names) for member in _zip_members(path))
+        with open_regular(path) as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - _ZIP_TAIL))
+            tail = stream.read(_ZIP_TAIL)
+        return any(name in tail for name in names)
 
     return test
-
-
-def _zip_members(path: Path) -> Iterator[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield from archive.namelist()[:10_000]
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return
 
 
 def _named(*ends: str) -> Callable[[Path, bytes], bool]:
@@ -137,15 +138,14 @@ def _is_json(path: Path, head: bytes) -> bool:
 
 def _is_text(path: Path, head: bytes) -> bool:
     try:
-        # A character cut by the end of the head is no reason to think otherwise.
-        text = head.decode()
-    except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:
-            return False
-        text = head[: error.start].decode()
+        # Not final: a character cut by the end of the head is no reason to think otherwise.
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
     return not any(ord(c) < 32 and c not in "\t\r\n\f\x1b" for c in text)
 
 
+_ZIP_TAIL = 1 << 16
 _UNPACK = "unpack it and give the model file inside"
 _TO_ONNX = "convert it to ONNX first"
 
@@ -168,13 +168,13 @@ FOREIGN: tuple[Foreign, ...] = (
         "a Keras archive",
         f"{_TO_ONNX} with tf2onnx or keras' own export",
         (b"PK",),
-        test=_zip_holds("model.weights.h5", "keras_metadata.pb"),
+        test=_zip_holds(b"model.weights.h5", b"keras_metadata.pb"),
     ),
     Foreign(
         "a numpy archive of arrays",
         "save the weights as safetensors, or give it as --data if it holds inputs",
         (b"PK",),
-        test=_zip_holds(".npy"),
+        test=_zip_holds(b".npyPK"),
     ),
     Foreign("a zip archive", _UNPACK, (b"PK\x03\x04", b"PK\x05\x06")),
     Foreign(

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from edgeopt.core import DTYPE_BITS, InputSpec, Source, Storage, Weight, tensor_nbytes
 from edgeopt.errors import FormatError, SourceError
 from edgeopt.files.mapped import MappedFile, Stretch, StridedReader
+from edgeopt.files.text import one_line
 from edgeopt.files.torch_source import TensorMaker, weight_role
 from edgeopt.files.torch_tree import read_tree
 from edgeopt.files.zip_records import STORED, ZipRecords
@@ -55,8 +56,9 @@ TRUST = (
     "inputs and evaluates strings from the file"
 )
 
-#: A JSON record may be this large, and hold this many values: Python objects take some 70 bytes.
-MAX_JSON, MAX_VALUES = 64_000_000, 800_000
+#: A JSON record may be this large, in bytes, and its objects take this much memory (estimated):
+#: more in a file that is large itself. A program takes about 0.1 MB a layer.
+MAX_JSON, MAX_OBJECTS = 20_000_000, 50_000_000
 
 
 class _Archive(Protocol):
@@ -107,7 +109,7 @@ def describe(
         "byteorder": "big" if reader.big_endian else "little",
         "torch_version": str(document.get("torch_version", ""))[:40],
         "overhead_bytes": max(0, file.nbytes - sum(storages.values())),
-        "foreign_globals": tuple(sorted(reader.foreign))[:50],
+        "foreign_globals": tuple(one_line(name) for name in sorted(reader.foreign)[:50]),
     }
     return Source(
         path=path,
@@ -131,7 +133,7 @@ class _Reader:
         self.big_endian = False
 
     def fail(self, problem: str, name: str) -> FormatError:
-        return FormatError(self.path, problem[:300], field=f"member {name[:200]}")
+        return FormatError(self.path, one_line(problem), field=one_line(f"member {name}"))
 
     # ------------------------------------------------------------------------------ weights
 
@@ -210,11 +212,10 @@ class _Reader:
         top, maker = archive.pickle()
         self.foreign |= archive.foreign
         tree = read_tree(self.path, self.file.nbytes, top)
-        return [
-            w
-            for key, leaf in tree.model
-            if (w := maker.make(tree.prefix + (rename or key), "", leaf))
-        ]
+        # A state dict of its own: nothing in it is an optimizer's or a copy.
+        leaves = [(tree.prefix + (rename or key), leaf) for key, leaf in tree.model]
+        leaves += [(key, leaf) for key, _, leaf in tree.extras]
+        return [weight for key, leaf in leaves if (weight := maker.make(key, "", leaf))]
 
     def old_weights(self) -> list[Weight]:
         made: dict[str, Weight] = {}
@@ -244,8 +245,10 @@ class _Reader:
 
     def json(self, name: str, *, keep_nodes: bool = True) -> dict[str, Any]:
         raw = self.records.data(name, MAX_JSON)
-        if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
-            raise self.fail(f"more than {MAX_VALUES} JSON values, the limit", name)
+        values = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+        limit = MAX_OBJECTS + self.file.nbytes // 20
+        if 70 * values + 100 * raw.count(b":") > limit:
+            raise self.fail(f"JSON that would take more than {limit} bytes of memory", name)
         hook = None if keep_nodes else _drop_nodes
         try:
             document = json.loads(raw, object_pairs_hook=hook)

@@ -16,6 +16,7 @@ from edgeopt.core import DTYPE_BITS, Source
 from edgeopt.errors import FormatError
 from edgeopt.files.mapped import MappedFile, Stretch
 from edgeopt.files.pickle_nodes import BadObject, Global
+from edgeopt.files.text import one_line
 from edgeopt.files.torch_objects import StorageRef, build, storage_ref
 from edgeopt.files.torch_pickle import Limits, read_pickle
 from edgeopt.files.torch_source import TensorMaker, make_source
@@ -83,7 +84,7 @@ class _Reader:
         self.stretches: dict[str, Stretch] = {}
 
     def fail(self, problem: str, field: str) -> None:
-        raise FormatError(self.file.path, problem, field=field, offset=self.pos)
+        raise FormatError(self.file.path, one_line(problem), field=one_line(field), offset=self.pos)
 
     def pickle(self, field: str) -> Any:
         top, self.pos, foreign = read_pickle(
@@ -133,7 +134,9 @@ class _Reader:
         stretch = self.stretches.get(ref.key)
         if stretch is None:
             raise FormatError(
-                self.file.path, "the storage is not in the file", field=f"storage {ref.key[:50]}"
+                self.file.path,
+                "the storage is not in the file",
+                field=one_line(f"storage {ref.key}"),
             )
         itemsize = DTYPE_BITS[ref.dtype] // 8
         wanted = ref.numel * itemsize
@@ -143,7 +146,7 @@ class _Reader:
             raise FormatError(
                 self.file.path,
                 f"{stretch.nbytes} bytes, the pickle says {wanted}",
-                field=f"storage {ref.key[:50]}",
+                field=one_line(f"storage {ref.key}"),
                 offset=stretch.start,
             )
         return stretch

@@ -70,7 +70,7 @@ TORCH_DTYPES: Mapping[str, str] = {
 MAX_RANK = 32  # numpy 1's limit; torch's own is 64
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class StorageRef:
     """A storage as the pickle names it. ``view`` is (offset, size) in elements of a legacy view."""
 
@@ -80,7 +80,7 @@ class StorageRef:
     view: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class TensorRef:
     """A tensor as the pickle describes it: offset and strides in elements.
 
@@ -99,7 +99,7 @@ class TensorRef:
     negative: bool = False
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Composite:
     """A tensor made of tensors: sparse, nested, or a subclass with inner tensors."""
 
@@ -277,6 +277,11 @@ def _first(args: tuple[Any, ...]) -> Any:
     return args[0] if args and isinstance(args[0], (str, TensorRef, Opaque)) else NotImplemented
 
 
+def _instance(args: tuple[Any, ...]) -> Any:
+    """``copyreg._reconstructor(cls, object, None)``: protocol 1's way to make an instance."""
+    return Opaque(args[0].name) if args and isinstance(args[0], Global) else NotImplemented
+
+
 def _encode(args: tuple[Any, ...]) -> Any:
     """``_codecs.encode(text, "latin1")``: how protocol 2 carries bytes."""
     if len(args) != 2 or args[1] not in ("latin1", "latin-1"):
@@ -342,6 +347,8 @@ _KNOWN: Mapping[str, _Builder] = {
     "builtins.set": _list,
     "builtins.tuple": _tuple,
     "builtins.frozenset": _tuple,
+    "builtins.bytes": lambda args: NotImplemented if args else b"",
+    "copyreg._reconstructor": _instance,
     "_codecs.encode": _encode,
     "numpy.core.multiarray.scalar": _numpy_scalar,
     "numpy._core.multiarray.scalar": _numpy_scalar,

@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from edgeopt.errors import FormatError
 from edgeopt.files.pickle_nodes import BadObject, Blob, Buffer, Global, Opaque
+from edgeopt.files.text import one_line
 
 __all__ = ["Limits", "read_pickle"]
 
@@ -32,15 +33,18 @@ MAX_LINE, MAX_INT = 4096, 1024
 
 @dataclass(frozen=True)
 class Limits:
-    """What one pickle may cost: opcodes, and bytes of the objects it builds (estimated)."""
+    """What one pickle may cost: opcodes, and bytes of the objects it builds (estimated).
 
-    opcodes: int = 1_500_000
-    memory: int = 40_000_000
+    A tensor takes some 25 opcodes and 700 bytes. What a file of any size may have is spent in
+    about a second; a large file, which may well hold more tensors, gets more by its size.
+    """
+
+    opcodes: int = 1_000_000
+    memory: int = 36_000_000
 
     @classmethod
     def for_file(cls, nbytes: int) -> Limits:
-        """A large file may carry a large table of contents: half a percent of its size."""
-        return cls(cls.opcodes + nbytes // 1000, cls.memory + nbytes // 200)
+        return cls(cls.opcodes + nbytes // 200, cls.memory + nbytes // 100)
 
 
 Build: TypeAlias = "Callable[[str, tuple[Any, ...]], Any]"
@@ -95,7 +99,8 @@ class _Machine:
         self.build, self.persistent, self.limits = build, persistent, limits
         self.stack: list[Any] = []
         self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: list[Any] = []
+        self.scattered: dict[int, Any] = {}
         self.globals: dict[str, Global] = {}
         self.foreign: set[str] = set()
         self.cost = 0
@@ -123,10 +128,11 @@ class _Machine:
                 if self.cost > memory:
                     self.fail(f"needs more than {memory} bytes of memory, the limit for this file")
         except (BadObject, UnicodeDecodeError) as error:
-            raise FormatError(self.path, str(error), field=self.field, offset=at) from error
+            problem = one_line(str(error))
+            raise FormatError(self.path, problem, field=self.field, offset=at) from error
 
     def fail(self, problem: str) -> NoReturn:
-        raise FormatError(self.path, problem, field=self.field, offset=self.pos)
+        raise FormatError(self.path, one_line(problem), field=self.field, offset=self.pos)
 
     # ------------------------------------------------------------------------- reading bytes
 
@@ -157,7 +163,7 @@ class _Machine:
 
     # ----------------------------------------------------------------------------- the stack
 
-    def push(self, value: Any, cost: int = 16) -> None:
+    def push(self, value: Any, cost: int = 9) -> None:
         self.stack.append(value)
         self.cost += cost
 
@@ -180,13 +186,21 @@ class _Machine:
         return values
 
     def remember(self, index: int) -> None:
-        self.memo[index] = self.top()
-        self.cost += 80
+        # Picklers number from 0 upwards, which a list holds in a tenth of a dict's memory.
+        if index == len(self.memo):
+            self.memo.append(self.top())
+            self.scattered.pop(index, None)
+            self.cost += 9
+        else:
+            self.scattered[index] = self.top()
+            self.cost += 110
 
     def recall(self, index: int) -> None:
-        try:
-            self.push(self.memo[index])
-        except KeyError:
+        if index in self.scattered:
+            self.push(self.scattered[index], 9)
+        elif 0 <= index < len(self.memo):
+            self.push(self.memo[index], 9)
+        else:
             self.fail(f"memo {index} was never set")
 
     # ------------------------------------------------------------------------------- objects
@@ -197,7 +211,8 @@ class _Machine:
             self.push(Blob(self.buffer, at, self.pos, text), 100)
         else:
             raw = bytes(self.buffer[at : self.pos])
-            self.push(raw.decode("utf-8", "surrogatepass") if text else raw, 60 + count)
+            # Twice: the object, and the file's page that was touched to make it.
+            self.push(raw.decode("utf-8", "surrogatepass") if text else raw, 60 + 2 * count)
 
     def global_named(self, module: str, name: str) -> Global:
         full = f"{_PYTHON2.get(module, module)}.{name}"
@@ -218,8 +233,9 @@ class _Machine:
                 self.cost += 50 * len(arg)
         made = self.build(name, args) if isinstance(function, Global) else NotImplemented
         if made is NotImplemented:
-            self.foreign.add(name)
-            return Opaque(name, args)
+            made = Opaque(name, args)
+        if isinstance(made, Opaque):
+            self.foreign.add(made.name)
         return made
 
     def set_items(self, target: Any, values: list[Any]) -> None:
@@ -461,7 +477,7 @@ _NAMED: dict[bytes, Callable[[_Machine], None]] = {
     b"\x91": _Machine.op_list,
     b"\x92": _Machine.op_newobj_ex,
     b"\x93": _Machine.op_stack_global,
-    b"\x94": lambda m: m.remember(len(m.memo)),
+    b"\x94": lambda m: m.remember(len(m.memo) + len(m.scattered)),
     b"\x95": _Machine.op_frame,
     # protocol 5
     b"\x96": lambda m: m.text_or_bytes(m.number(_U8), False),

@@ -17,6 +17,7 @@ from edgeopt.core import InputSpec, Source, Storage, Weight, tensor_nbytes
 from edgeopt.errors import FormatError, SourceError
 from edgeopt.files.mapped import Stretch, StridedReader
 from edgeopt.files.pickle_nodes import Blob, Opaque
+from edgeopt.files.text import one_line
 from edgeopt.files.torch_objects import INERT, StorageRef, TensorRef
 from edgeopt.files.torch_tree import Leaf, Tree
 
@@ -129,12 +130,16 @@ class TensorMaker:
             return None
         kind = np.dtype(code).newbyteorder(">" if order == ">" else "<")
         if not isinstance(shape, tuple) or not all(type(d) is int and d >= 0 for d in shape):
-            raise FormatError(self.path, "a numpy array without a shape", field=f"array {name}")
+            raise FormatError(
+                self.path, "a numpy array without a shape", field=one_line(f"array {name}")
+            )
         nbytes = math.prod(shape) * kind.itemsize
         whole = isinstance(data, (bytes, Blob)) and len(shape) <= 32
         if not whole or not nbytes <= len(data) <= 2 * nbytes:
             raise FormatError(
-                self.path, f"a numpy array whose {nbytes} bytes are missing", field=f"array {name}"
+                self.path,
+                f"a numpy array whose {nbytes} bytes are missing",
+                field=one_line(f"array {name}"),
             )
         plain = kind.newbyteorder("=").name
         reader = ArrayReader(data, kind, shape, fortran is True)
@@ -168,7 +173,7 @@ def make_source(
     weights = [w for name, leaf in tree.model if (w := maker.make(name, "", leaf))]
     extras = [w for name, role, leaf in tree.extras if (w := maker.make(name, role, leaf))]
     weights += more
-    names = sorted(set(foreign) - INERT)
+    names = [one_line(name) for name in sorted(set(foreign) - INERT)]
     if not weights and not extras:
         what = " without data" if maker.no_data else ""
         made = f" (it would call {', '.join(names[:3])})" if names else ""
@@ -176,7 +181,8 @@ def make_source(
     trust = None
     kind = kind or tree.kind
     if kind == "torch-module":
-        trust = f"it is a pickled {tree.module_class}: loading it runs code that the file names"
+        name = one_line(str(tree.module_class))
+        trust = f"it is a pickled {name}: loading it runs code that the file names"
     storages: dict[str, tuple[int, int]] = {}
     for weight in itertools.chain(weights, extras):
         reader = weight.reader
@@ -194,7 +200,7 @@ def make_source(
         "quantized": tuple(maker.quantized),
         "no_data": tuple(maker.no_data),
         "composites": tree.composites,
-        "foreign_globals": tuple(name[:200] for name in names[:50]),
+        "foreign_globals": tuple(names[:50]),
     }
     empty: tuple[Any, ...] = (None, "", (), {})
     return Source(

@@ -11,15 +11,16 @@ path. Where nothing but an averaged copy is left, that copy is the model. What i
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import FormatError
 from edgeopt.files.pickle_nodes import Opaque
-from edgeopt.files.torch_objects import Composite, TensorRef
+from edgeopt.files.torch_objects import Composite, StorageRef, TensorRef
 
 __all__ = ["Leaf", "Tree", "is_array", "read_tree"]
 
@@ -41,10 +42,14 @@ MODEL_KEYS = (
 )
 #: ``optimizer_states``, ``g_optimizer``, ``optim``, ``opt_state``, ``lr_schedulers``, ``amp``.
 OPTIMIZER_KEYS = re.compile(
-    r".*optimizer.*|optims?(_.*)?|opt(_.*)?|.*scheduler.*|.*scaler.*|amp(_state)?"
+    r".*optimizer.*|optims?(_.*)?|opt_.*|.*scheduler.*|.*scaler.*|amp(_state)?"
 )
 #: ``ema``, ``model_ema``, ``ema_state_dict``, ``params_ema``, ``shadow_params``, ``swa_model``.
 EMA_KEYS = re.compile(r"(.*_)?(ema|swa)(_.*)?|shadow(_params)?|averaged_model")
+#: What torch's optimizers keep for a parameter, at ``state`` / number / one of these.
+OPTIMIZER_SLOTS = re.compile(
+    r"step|(max_)?exp_(avg|inf)(_sq)?|momentum_buffer|square_avg|grad_avg|acc_delta|sum|prev|ax|mu"
+)
 EMA_PREFIXES = ("model_ema.", "ema_model.", "module_ema.")
 
 #: What wrappers put in front of every name: DataParallel, torch.compile.
@@ -53,9 +58,12 @@ WRAPPERS = ("module.", "_orig_mod.")
 MAX_DEPTH, MAX_NAME = 100, 1000
 
 _CONTAINERS = (dict, list, tuple, Opaque, Composite)
+_LEAVES = (TensorRef, StorageRef, *_CONTAINERS)
+#: TorchScript's names for classes that are not written in Python.
+_NATIVE = "__torch__.torch.classes."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Leaf:
     """A tensor at ``path``. ``outer`` counts the path's leading keys that lie outside modules."""
 
@@ -119,31 +127,37 @@ class _Walk:
         """All tensors under ``top``, in the order they stand in. Nothing recurses."""
         found: list[Leaf] = []
         seen: set[int] = set()
-        above: list[int] = []  # ids of the containers on the way here
-        first = Leaf((), top, 0)
-        stack: list[tuple[int, Leaf]] = [(0, first)]
-        while stack:
-            depth, here = stack.pop()
-            del above[depth:]
+        above: list[int] = []  # ids of the containers on the way here, and what they have left
+        waiting: list[Iterator[Leaf]] = [iter((Leaf((), top, 0),))]
+        while waiting:
+            here = next(waiting[-1], None)
+            if here is None:
+                waiting.pop()
+                del above[-1:]
+                continue
             self.visits -= 1
             if self.visits < 0:
                 raise self.fail("too many objects for a file of this size")
             node: Any = here.node
+            if isinstance(node, StorageRef):  # saved by itself: a vector of all its elements
+                node = TensorRef(node, node.dtype, 0, (node.numel,), (1,))
+                here = dataclasses.replace(here, node=node)
             if isinstance(node, TensorRef) or is_array(node):
                 self.letters -= sum(map(len, here.path))
                 if len(found) >= self.leaves or self.letters < 0:
                     raise self.fail(f"more than {len(found)} tensors in a file of this size")
                 found.append(here)
                 continue
+            # A submodule may stand in several places, as in state_dict(); anything else is
+            # told of once. Neither may contain itself.
             shared = _module_state(node) is not None or (script and isinstance(node, Opaque))
-            if id(node) in (above if shared else seen):
+            if not isinstance(node, _CONTAINERS) or id(node) in (above if shared else seen):
                 continue
+            if len(above) >= MAX_DEPTH:
+                raise self.fail(f"nested more than {MAX_DEPTH} deep")
             seen.add(id(node))
             above.append(id(node))
-            if depth >= MAX_DEPTH:
-                raise self.fail(f"nested more than {MAX_DEPTH} deep")
-            children = [c for c in self._children(here, script) if isinstance(c.node, _LEAVES)]
-            stack.extend((depth + 1, child) for child in reversed(children))
+            waiting.append(self._children(here, script))
         return found
 
     def _children(self, here: Leaf, script: bool) -> Iterator[Leaf]:
@@ -151,20 +165,29 @@ class _Walk:
         state = _module_state(node)
         if state is not None:
             yield from self._module(here, node, state)
-        elif isinstance(node, dict):
-            yield from (self._child(here, key, value) for key, value in node.items())
+            return
+        inside = here.in_module
+        pairs: Iterable[tuple[Any, Any]] = ()
+        if isinstance(node, dict):
+            pairs = node.items()
         elif isinstance(node, (list, tuple)):
-            yield from (self._child(here, i, value) for i, value in enumerate(node))
+            pairs = enumerate(node)
         elif isinstance(node, Composite):
             name = ".".join(here.path)[:MAX_NAME]
             self.composites[name] = {"layout": node.layout, "shape": node.shape}
-            yield from (self._child(here, key, value) for key, value in node.parts.items())
+            pairs = node.parts.items()
         elif isinstance(node, Opaque):
-            inside = here.in_module or (script and node.name.startswith("__torch__."))
+            pairs = self._parts(node)
+            inside = inside or (script and node.name.startswith("__torch__."))
             if inside and not here.in_module:
                 self.modules.append((here.path, node.name))
-            for key, value in self._parts(node):
-                yield self._child(here, key, value, in_module=inside)
+        # A scripted module's lists and dicts (an LSTM's _flat_weights) repeat its parameters;
+        # those of a native class (packed quantized weights) are all it has.
+        repeats = inside and isinstance(node, Opaque) and not node.name.startswith(_NATIVE)
+        for key, value in pairs:
+            if isinstance(value, _LEAVES):
+                listed = repeats and isinstance(value, (list, dict))
+                yield self._child(here, key, value, in_module=inside, persistent=not listed)
 
     @staticmethod
     def _parts(node: Opaque) -> Iterator[tuple[Any, Any]]:
@@ -184,14 +207,12 @@ class _Walk:
         for part in ("_parameters", "_buffers", "_modules"):
             table = state.get(part)
             for key, value in table.items() if isinstance(table, dict) else ():
-                yield self._child(
-                    here,
-                    key,
-                    value,
-                    in_module=True,
-                    buffer=part == "_buffers",
-                    persistent=key not in names,
-                )
+                if isinstance(value, _LEAVES):
+                    kept = key not in names
+                    buffer = part == "_buffers"
+                    yield self._child(
+                        here, key, value, in_module=True, buffer=buffer, persistent=kept
+                    )
 
     def _child(
         self,
@@ -208,10 +229,8 @@ class _Walk:
             raise self.fail(f"a name of {len(name)} letters, the limit is {MAX_NAME}")
         inside = here.in_module or in_module
         outer = here.outer if inside else here.outer + 1
+        persistent = persistent and here.persistent
         return Leaf((*here.path, name), value, outer, inside, buffer, persistent)
-
-
-_LEAVES = (TensorRef, *_CONTAINERS)
 
 
 def read_tree(path: Path, nbytes: int, top: Any, *, script: bool = False) -> Tree:
@@ -264,6 +283,9 @@ def _role(leaf: Leaf) -> str:
             return "optimizer"
         if EMA_KEYS.fullmatch(low):
             return "ema"
+    above = leaf.path[-3:]
+    if len(above) == 3 and above[0] == "state" and OPTIMIZER_SLOTS.fullmatch(above[2]):
+        return "optimizer"
     return ""
 
 

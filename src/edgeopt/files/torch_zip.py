@@ -15,6 +15,7 @@ from edgeopt.core import DTYPE_BITS, Source, Weight
 from edgeopt.errors import FormatError, SourceError
 from edgeopt.files import torch_exported
 from edgeopt.files.mapped import MappedFile, Stretch
+from edgeopt.files.text import one_line
 from edgeopt.files.torch_objects import StorageRef, build, storage_ref
 from edgeopt.files.torch_pickle import Limits, read_pickle
 from edgeopt.files.torch_source import TensorMaker, make_source
@@ -93,7 +94,7 @@ class Archive:
     def pickle(self, name: str = "data.pkl", folder: str = "data/") -> tuple[Any, TensorMaker]:
         """The object in record ``name``, and the maker of its tensors."""
         record = self.zip.records[self.root + name]
-        field = self.zip.prefix + f"member {record.name}"
+        field = one_line(self.zip.prefix + f"member {record.name}")
         limits = Limits.for_file(self.file.nbytes)
         if record.method == STORED:
             self.zip.check_crc(record)

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from edgeopt.errors import FormatError
 from edgeopt.files.mapped import MappedFile
+from edgeopt.files.text import one_line
 
 __all__ = ["Record", "ZipRecords"]
 
@@ -31,7 +32,7 @@ STORED, DEFLATED = 0, 8
 _REFUSED_FLAGS = 0b0010_0000_0110_0001
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One member: ``start`` is where its (perhaps deflated) bytes begin in the file."""
 
@@ -61,7 +62,8 @@ class ZipRecords:
         self._read_directory(*self._find_directory())
 
     def fail(self, problem: str, field: str, offset: int | None = None) -> NoReturn:
-        raise FormatError(self.file.path, problem, field=self.prefix + field, offset=offset)
+        where = one_line(self.prefix + field)
+        raise FormatError(self.file.path, one_line(problem), field=where, offset=offset)
 
     # ------------------------------------------------------------------------- the directory
 
@@ -97,7 +99,7 @@ class ZipRecords:
                 "end record",
                 at,
             )
-        limit = 100_000 + self.file.nbytes // 4096
+        limit = 50_000 + self.file.nbytes // 4096
         if count > limit:
             self.fail(f"{count} members, the limit for this file is {limit}", "end record", at)
         return count, begin, begin + size
@@ -203,10 +205,13 @@ class ZipRecords:
 
     def check_crc(self, record: Record) -> None:
         """Hold a stored record's bytes against its CRC-32, in pieces."""
-        crc, at, stop = 0, record.start, record.start + record.packed
-        while at < stop:
-            crc = zlib.crc32(self.file.buffer[at : min(stop, at + (1 << 20))], crc)
-            at += 1 << 20
+        crc, left = 0, record.packed
+        # Read, not mapped: mapped pages would count as this process's memory.
+        with self.file.path.open("rb") as stream:
+            stream.seek(record.start)
+            while left and (piece := stream.read(min(left, 1 << 20))):
+                crc = zlib.crc32(piece, crc)
+                left -= len(piece)
         if record.crc32 and crc != record.crc32:
             self.fail(
                 "its CRC-32 is wrong: the file is damaged", f"member {record.name}", record.start

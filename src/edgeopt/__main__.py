@@ -1,0 +1,7 @@
+"""``python -m edgeopt`` is the ``edgeopt`` command."""
+
+from __future__ import annotations
+
+from edgeopt.cli import main
+
+main()

@@ -1,0 +1,265 @@
+"""Arrays on disk, or from a user's callable, as rows that are read one at a time."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import math
+import sys
+import tokenize
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from edgeopt.core import Array
+from edgeopt.errors import InputsError
+
+__all__ = ["Reader", "each_file", "open_callable", "open_file", "open_npy", "zipped"]
+
+#: What numpy and zipfile raise on a file that is not what it says.
+_BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, tokenize.TokenError)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """``count`` samples; ``rows()`` goes through them, one in memory at a time."""
+
+    count: int
+    rows: Callable[[], Iterator[dict[str, Array]]]
+
+
+def open_file(path: Path) -> Reader:
+    """An ``.npz`` or ``.npy`` file, told apart by its first bytes."""
+    with path.open("rb") as stream:
+        magic = stream.read(6)
+    if magic[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        return _open_npz(path)
+    if magic == npy_format.MAGIC_PREFIX:
+        return open_npy(path)
+    raise InputsError(f"{path} is neither .npz nor .npy; save it with numpy.savez or numpy.save")
+
+
+def open_npy(path: Path, name: str = "#0") -> Reader:
+    """Rows of an ``.npy`` file, mapped, under one name."""
+    array = _mapped(path)
+    if array.ndim == 0:
+        raise InputsError(f"{path} holds a single number; a leading sample axis is needed")
+
+    def rows() -> Iterator[dict[str, Array]]:
+        mapped = _mapped(path)
+        return ({name: np.array(mapped[i : i + 1])} for i in range(len(mapped)))
+
+    return Reader(len(array), rows)
+
+
+def each_file(folder: Path, name: str) -> Reader:
+    """A folder of ``.npy`` files, in the order of their names: each is one sample."""
+    files = sorted(folder.glob("*.npy"))
+    if not files:
+        raise InputsError(f"{folder} holds no .npy files; give one file a sample")
+
+    def rows() -> Iterator[dict[str, Array]]:
+        return ({name: np.array(_mapped(file))} for file in files)
+
+    return Reader(len(files), rows)
+
+
+def zipped(columns: Mapping[str, Reader], where: Path) -> Reader:
+    """Readers of one array each, side by side under the names given."""
+    counts = {name: reader.count for name, reader in columns.items()}
+    _same_count(counts, where)
+
+    def rows() -> Iterator[dict[str, Array]]:
+        streams = [reader.rows() for reader in columns.values()]
+        for parts in zip(*streams, strict=True):
+            arrays = (next(iter(part.values())) for part in parts)
+            yield dict(zip(columns, arrays, strict=True))
+
+    return Reader(next(iter(counts.values())), rows)
+
+
+def open_callable(spec: str) -> Callable[[], Iterator[dict[str, Array]]]:
+    """``module:callable`` from the working directory; each call starts from the beginning.
+
+    An iterable (a list, a torch DataLoader) does as well as a callable that returns one.
+    """
+    module_name, _, attribute = spec.partition(":")
+    target = _import(spec, module_name)
+    for part in attribute.split("."):
+        if not hasattr(target, part):
+            raise InputsError(f"--data {spec}: {module_name} has no {attribute!r}")
+        target = getattr(target, part)
+
+    def rows() -> Iterator[dict[str, Array]]:
+        produced = _called(spec, target)
+        try:
+            iterator = iter(produced)
+        except TypeError as error:
+            raise InputsError(
+                f"--data {spec} gives {type(produced).__name__}; yield dicts, tuples or arrays"
+            ) from error
+        return map(_as_feed, iterator)
+
+    return rows
+
+
+def _import(spec: str, module_name: str) -> Any:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module_name)
+    except Exception as error:  # the user's own code: it may raise anything
+        raise InputsError(
+            f"--data {spec}: importing {module_name} from {here} failed:"
+            f" {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        sys.path.remove(here)
+
+
+def _called(spec: str, target: Any) -> Any:
+    if not callable(target):
+        return target
+    try:
+        return target()
+    except Exception as error:  # the user's own code: it may raise anything
+        raise InputsError(
+            f"--data {spec}: calling it without arguments failed: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _as_feed(item: Any) -> dict[str, Array]:
+    if isinstance(item, Mapping):
+        named = {str(name): value for name, value in item.items()}
+    elif isinstance(item, (tuple, list)):
+        named = {f"#{i}": value for i, value in enumerate(item)}
+    else:
+        named = {"#0": item}
+    return {name: _as_array(name, value) for name, value in named.items()}
+
+
+def _as_array(name: str, value: Any) -> Array:
+    # a torch tensor that requires grad refuses numpy; detach is how it wants to be asked
+    array = np.asarray(value.detach() if hasattr(value, "detach") else value)
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise InputsError(f"input {name} is given {array.dtype}; numbers or booleans are needed")
+    return array
+
+
+def _mapped(path: Path) -> Array:
+    try:
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except _BROKEN as error:
+        raise InputsError(_problem(path, error)) from error
+    if not isinstance(array, np.ndarray):
+        raise InputsError(f"{path} is an archive; an .npy file was expected here")
+    return _numeric(array, path)
+
+
+def _numeric(array: Array, where: object) -> Array:
+    if array.dtype.kind not in "biuf":
+        raise InputsError(f"{where} holds {array.dtype}; numbers or booleans are needed")
+    return array
+
+
+def _problem(where: object, error: Exception) -> str:
+    if "allow_pickle" in str(error) or "Python objects" in str(error):
+        return f"{where} holds Python objects, which are never unpickled; save numbers only"
+    return f"{where} cannot be read as an array: {error}"
+
+
+def _same_count(counts: Mapping[str, int], where: object) -> None:
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise InputsError(f"{where} has arrays of unequal length ({found}); give one row a sample")
+
+
+# ---------------------------------------------------------------------------------------------
+# .npz: its members are read as streams, side by side, so that no array is ever whole in memory
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One array of an ``.npz``: its header read, its data not."""
+
+    file: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool
+
+
+def _open_npz(path: Path) -> Reader:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [_member(archive, info.filename, path) for info in archive.infolist()]
+    except _BROKEN as error:
+        raise InputsError(_problem(path, error)) from error
+    if not members:
+        raise InputsError(f"{path} holds no arrays; save one array an input")
+    _same_count({m.name: m.shape[0] for m in members}, path)
+
+    def rows() -> Iterator[dict[str, Array]]:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                columns = [_member_rows(archive, m) for m in members]
+                for arrays in zip(*columns, strict=True):
+                    yield {m.name: a for m, a in zip(members, arrays, strict=True)}
+        except _BROKEN as error:
+            raise InputsError(_problem(path, error)) from error
+
+    return Reader(members[0].shape[0], rows)
+
+
+def _member(archive: zipfile.ZipFile, file: str, path: Path) -> _Member:
+    with archive.open(file) as stream:
+        shape, fortran, dtype = _header(stream)
+        lacking = stream.tell() + math.prod(shape) * dtype.itemsize
+    lacking -= archive.getinfo(file).file_size
+    name = file.removesuffix(".npy")
+    if dtype.kind not in "biuf":
+        kind = "Python objects" if dtype.hasobject else str(dtype)
+        raise InputsError(f"{path}, {name} holds {kind}; numbers or booleans are needed")
+    if not shape:
+        raise InputsError(f"{path}, {name} holds a single number; a leading sample axis is needed")
+    if lacking > 0:
+        raise InputsError(f"{path}, {name} ends {lacking} bytes early; save it again")
+    # numpy calls arrays saved without a name arr_0, arr_1, ...: they are given by position
+    position = name.removeprefix("arr_")
+    if name != position and position.isdigit():
+        name = f"#{position}"
+    return _Member(file, name, shape, dtype, fortran)
+
+
+def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = npy_format.read_magic(stream)
+    read = (
+        npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+    )
+    shape, fortran, dtype = read(stream)
+    return shape, fortran, dtype
+
+
+def _member_rows(archive: zipfile.ZipFile, member: _Member) -> Iterator[Array]:
+    with archive.open(member.file) as stream:
+        if member.fortran:  # rows do not lie in a piece
+            whole: Array = npy_format.read_array(io.BytesIO(stream.read()), allow_pickle=False)
+            yield from (whole[i : i + 1] for i in range(len(whole)))
+            return
+        _header(stream)
+        row = (1, *member.shape[1:])
+        nbytes = int(np.prod(row, dtype=np.int64)) * member.dtype.itemsize
+        for _ in range(member.shape[0]):
+            yield np.frombuffer(_exactly(stream, nbytes), member.dtype).reshape(row)
+
+
+def _exactly(stream: BinaryIO | Any, nbytes: int) -> bytes:
+    data: bytes = stream.read(nbytes)
+    if len(data) != nbytes:
+        raise EOFError(f"array data ends {nbytes - len(data)} bytes early")
+    return data

@@ -1,0 +1,117 @@
+"""GGUF, versions 2 and 3: a bounded reader, little-endian.
+
+Tensors are known by name, shape, type and place; their data is mapped. The header is read by
+:mod:`edgeopt.files.gguf_header`.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edgeopt.core import Source, Weight
+from edgeopt.files.gguf_header import (
+    MAGIC,
+    Header,
+    MetadataArray,
+    TensorInfo,
+    Value,
+    header_of,
+    read_header,
+)
+from edgeopt.files.gguf_types import PLAIN_TYPES
+from edgeopt.files.reading import FileBytes, plain_reader
+from edgeopt.files.roles import role_of
+
+__all__ = ["Header", "MetadataArray", "TensorInfo", "Value", "describe", "matches", "read_header"]
+
+#: Strings and arrays up to these sizes are repeated in ``Source.details``.
+_SHOWN_STRING, _SHOWN_ARRAY = 256, 16
+
+
+def matches(path: Path, head: bytes) -> bool:
+    return head.startswith(MAGIC)
+
+
+def describe(path: Path) -> Source:
+    """Describe every tensor without reading any. FormatError where the file breaks the format.
+
+    Plain types have numpy's names, block types their own (``Q4_K``); rows of block types are their
+    bytes, uint8 ``[rows, bytes per row]``. ``details``:
+
+    - ``version``, ``alignment``, ``architecture``; ``header_bytes``: all before the data
+    - ``metadata``: numbers and short strings as they are; arrays as their type and count, long
+      strings (a chat template) as their length. :func:`read_header` gives all values.
+    - ``types``: tensors by type; ``split``: None, or (number, count) of a model in several files
+    - ``quantized``: whether any tensor has a block type
+    """
+    file = FileBytes(path)
+    header = header_of(file)
+    weights = tuple(
+        Weight(
+            name=info.name,
+            shape=info.shape,
+            dtype=PLAIN_TYPES.get(info.type.name, info.type.name),
+            nbytes=info.nbytes,
+            reader=_rows(file, info, header.data_offset + info.offset),
+            role=role_of(info.name, PLAIN_TYPES.get(info.type.name, info.type.name)),
+        )
+        for info in header.tensors
+    )
+    types: dict[str, int] = {}
+    for info in header.tensors:
+        types[info.type.name] = types.get(info.type.name, 0) + 1
+    parts = header.metadata.get("split.count", 1)
+    return Source(
+        path=path,
+        kind="gguf",
+        files=(path,),
+        nbytes=file.size,
+        weights=weights,
+        details={
+            "version": header.version,
+            "alignment": header.alignment,
+            "architecture": header.metadata.get("general.architecture"),
+            "header_bytes": header.data_offset,
+            "metadata": {key: _shown(value) for key, value in header.metadata.items()},
+            "types": types,
+            "split": (header.metadata.get("split.no"), parts) if parts != 1 else None,
+            "quantized": any(name not in PLAIN_TYPES for name in types),
+        },
+    )
+
+
+def _shown(value: Value) -> Any:
+    """A metadata value as a report can show it."""
+    if isinstance(value, MetadataArray):
+        if value.count <= _SHOWN_ARRAY and value.type not in ("string", "array"):
+            return value.values().tolist()
+        return {"array": value.type, "count": value.count}
+    if isinstance(value, bytes) or (isinstance(value, str) and len(value) > _SHOWN_STRING):
+        raw = value if isinstance(value, bytes) else value.encode()
+        return {"string": "not UTF-8" if isinstance(value, bytes) else "long", "bytes": len(raw)}
+    return value
+
+
+def _rows(file: FileBytes, info: TensorInfo, offset: int) -> Callable[[int, int], NDArray[Any]]:
+    plain = PLAIN_TYPES.get(info.type.name)
+    if plain is not None:
+        return plain_reader(file, offset, info.shape, plain)
+    # A row of blocks is a row of bytes; a lone row is sliced by whole blocks.
+    row_bytes = info.type.row_bytes(info.shape[-1])
+    if len(info.shape) > 1:
+        return plain_reader(file, offset, (*info.shape[:-1], row_bytes), "uint8")
+    whole = plain_reader(file, offset, (row_bytes,), "uint8")
+    block, size = info.type.block, info.type.nbytes
+
+    def read(lo: int, hi: int) -> NDArray[Any]:
+        if lo % block or hi % block:
+            raise IndexError(f"{lo}:{hi} cuts a {info.type.name} block of {block} values")
+        return whole(lo // block * size, hi // block * size)
+
+    return read

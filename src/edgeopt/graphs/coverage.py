@@ -1,0 +1,168 @@
+"""What share of a model's weights an artifact really stores in few bits, read from the file.
+
+An independent reader: plain protobuf, no shared code with what wrote the file. It asks of every
+float initializer in the artifact whether it is a scale (it multiplies or divides stored codes, or
+stands in a scale's place of a quantized operator); what is left was kept in float. Coverage is one
+minus those bytes over the float bytes of the source after folding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+__all__ = ["Coverage", "float_bytes", "read_coverage"]
+
+_FLOATS = {
+    onnx.TensorProto.FLOAT: 4,
+    onnx.TensorProto.FLOAT16: 2,
+    onnx.TensorProto.BFLOAT16: 2,
+    onnx.TensorProto.DOUBLE: 8,
+}
+_CODES = {
+    onnx.TensorProto.INT8,
+    onnx.TensorProto.UINT8,
+    onnx.TensorProto.INT4,
+    onnx.TensorProto.UINT4,
+}
+
+#: Operator -> the inputs that are scales.
+_SCALE_SLOTS = {
+    "DequantizeLinear": {1},
+    "QuantizeLinear": {1},
+    "MatMulNBits": {2},
+    "GatherBlockQuantized": {2},
+    "QLinearConv": {1, 4, 6},
+    "QLinearMatMul": {1, 4, 6},
+    "QGemm": {1, 4, 7},
+}
+
+#: Operators that codes pass through on their way to a kernel.
+_CARRIERS = frozenset(
+    {"Cast", "Sub", "Add", "Mul", "Div", "Round", "Reshape", "Transpose", "Unsqueeze", "Slice"}
+)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Bytes of float weights in the source, those kept in float by the artifact, and their names.
+
+    ``codes`` counts the integer tensors that hold quantized weights.
+    """
+
+    source_bytes: int
+    kept_bytes: int
+    kept: tuple[tuple[str, int], ...]
+    codes: int
+
+    @property
+    def share(self) -> float:
+        """0 to 1; 0 for a source without float weights."""
+        if self.source_bytes == 0:
+            return 0.0
+        return max(0.0, 1.0 - self.kept_bytes / self.source_bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "share": self.share,
+            "source_bytes": self.source_bytes,
+            "kept_bytes": self.kept_bytes,
+            "kept": [{"tensor": n, "nbytes": b} for n, b in self.kept],
+            "quantized_tensors": self.codes,
+        }
+
+
+def _nbytes(tensor: onnx.TensorProto) -> int:
+    return math.prod(tensor.dims) * _FLOATS[tensor.data_type]
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Initializers and constants, by the name that nodes know them under."""
+    yield from graph.initializer
+    for node in graph.node:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    named = onnx.TensorProto()
+                    named.CopyFrom(attribute.t)
+                    named.name = node.output[0]
+                    yield named
+
+
+def float_bytes(path: Path) -> int:
+    """Bytes of all float initializers and constants of a model."""
+    model = onnx.load(str(path), load_external_data=False)
+    return sum(
+        _nbytes(t) for g in _graphs(model.graph) for t in _tensors(g) if t.data_type in _FLOATS
+    )
+
+
+def read_coverage(artifact: Path, source_bytes: int) -> Coverage:
+    """Coverage of ``artifact`` against the float bytes of the folded source."""
+    model = onnx.load(str(artifact), load_external_data=False)
+    graphs = list(_graphs(model.graph))
+    tensors = [t for g in graphs for t in _tensors(g)]
+    codes = {t.name for t in tensors if t.data_type in _CODES and math.prod(t.dims) > 1}
+    floats = {t.name: _nbytes(t) for t in tensors if t.data_type in _FLOATS}
+    scales = _scales(graphs, codes, set(floats))
+    kept = sorted(
+        ((name, size) for name, size in floats.items() if name not in scales),
+        key=lambda item: (-item[1], item[0]),
+    )
+    return Coverage(source_bytes, sum(size for _, size in kept), tuple(kept), len(codes))
+
+
+def _scales(graphs: list[onnx.GraphProto], codes: set[str], floats: set[str]) -> set[str]:
+    """Float initializers that scale codes; nodes are in topological order, so one pass does it."""
+    carried = set(codes)  # codes, and what is computed from codes and constants alone
+    factors = set(floats)  # float constants, and what is computed from them alone
+    origin = {name: {name} for name in floats}  # which initializers a factor comes from
+    sums: set[str] = set()  # integer products that a scale has yet to turn into numbers
+    live: set[str] = set()  # scales of activations, known only at run time
+    scales: set[str] = set()
+    for graph in graphs:
+        for node in graph.node:
+            for slot in _SCALE_SLOTS.get(node.op_type, ()):
+                if slot < len(node.input):
+                    scales |= origin.get(node.input[slot], set())
+            inputs = [name for name in node.input if name]
+            out = node.output[0] if node.output else ""
+            if node.op_type == "DynamicQuantizeLinear":
+                live.add(node.output[1])
+            elif node.op_type in ("MatMulInteger", "ConvInteger"):
+                sums.add(out)
+            elif node.op_type == "Gather" and inputs[0] in carried:
+                carried.add(out)
+                sums.add(out)
+            elif node.op_type == "Gather" and inputs[0] in factors:
+                origin[out] = origin.get(inputs[0], set())
+            elif node.op_type in _CARRIERS and inputs:
+                quantized = [n for n in inputs if n in carried or n in sums or n in live]
+                others = [n for n in inputs if n in origin]
+                if quantized and others and node.op_type in ("Mul", "Div"):
+                    for name in others:
+                        scales |= origin[name]
+                if all(n in carried or n in factors or n in codes for n in inputs):
+                    (carried if quantized else factors).add(out)
+                    if not quantized:
+                        origin[out] = set().union(*(origin.get(n, set()) for n in inputs))
+                elif quantized and node.op_type in ("Cast", "Sub"):
+                    sums.add(out)
+                elif node.op_type == "Mul" and any(n in live for n in inputs):
+                    live.add(out)
+                elif node.op_type == "Unsqueeze" and inputs[0] in origin:
+                    origin[out] = origin[inputs[0]]
+    return scales

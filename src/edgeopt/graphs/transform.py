@@ -1,0 +1,97 @@
+"""Carry a plan out on a folded float graph: encode every tensor that it names, and place it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from edgeopt.core import Affine, Change, Codes, Decision, Progress
+from edgeopt.graphs.forms import FORMS, Placing
+from edgeopt.graphs.forms.build import Builder
+from edgeopt.graphs.forms.store import int8_codes
+from edgeopt.graphs.sites import Site, find_sites
+from edgeopt.numerics.affine import dequantize, sqnr_db
+from edgeopt.numerics.methods import METHODS
+
+__all__ = ["CodeCache", "apply_decisions", "encode_site"]
+
+
+@dataclass
+class CodeCache:
+    """Codes already found in this run: candidates of a contest share most of them."""
+
+    codes: dict[tuple[str, str, Affine], Codes] = field(default_factory=dict)
+
+    def get(self, site: Site, method: str, scheme: Affine) -> Codes:
+        key = (site.name, method, scheme)
+        if key not in self.codes:
+            self.codes[key] = encode_site(site.matrix(), method, scheme)
+        return self.codes[key]
+
+
+def encode_site(matrix: NDArray[np.float32], method: str, scheme: Affine) -> Codes:
+    """Codes of a matrix [rows, columns] under a scheme whose blocks run along the columns."""
+    return METHODS[method](
+        matrix,
+        bits=scheme.bits,
+        block=scheme.block,
+        symmetric=scheme.symmetric,
+        scale_dtype=scheme.scale,
+    )
+
+
+def decoded(codes: Codes, decision: Decision, columns: int) -> NDArray[np.float32]:
+    """The weights that the consumers will really compute with, float32 [rows, columns]."""
+    scheme = decision.scheme
+    assert scheme is not None
+    if FORMS[decision.form].compute == "int8" and not FORMS[decision.form].packs:
+        q, scale = int8_codes(codes, scheme)
+        return q.astype(np.float32) * scale[:, None]
+    return dequantize(codes, scheme.block, columns)
+
+
+def apply_decisions(
+    model: ir.Model,
+    decisions: Mapping[str, Decision],
+    placing: Placing,
+    *,
+    cache: CodeCache | None = None,
+    measure: bool = True,
+    progress: Progress | None = None,
+    done: Callable[[Change], None] | None = None,
+) -> tuple[Change, ...]:
+    """Rewrite ``model`` in place; one Change a tensor, in the graph's order."""
+    cache = cache if cache is not None else CodeCache()
+    builder = Builder(model)
+    sites, left = find_sites(model.graph)
+    changes: list[Change] = []
+    for i, site in enumerate(sites):
+        decision = decisions.get(site.name)
+        if decision is None or decision.scheme is None:
+            continue
+        if progress is not None:
+            progress("quantizing", i / len(sites))
+        codes = cache.get(site, decision.method, decision.scheme)
+        error = None
+        if measure:
+            matrix = site.matrix()
+            error = sqnr_db(matrix, decoded(codes, decision, matrix.shape[1]))
+        before, names = site.nbytes, set(model.graph.initializers)
+        FORMS[decision.form].apply(builder, site, codes, decision.scheme, placing)
+        after = sum(
+            value.const_value.nbytes
+            for name, value in model.graph.initializers.items()
+            if name not in names and value.const_value is not None
+        )
+        changes.append(Change(decision, before, after, error))
+    common.RemoveUnusedNodesPass()(model)
+    opset = max(model.opset_imports.get("", 21), 21)
+    model.opset_imports[""] = opset
+    model.ir_version = max(model.ir_version, 10)
+    del left
+    return tuple(changes)

@@ -1,0 +1,331 @@
+"""What a worker can be asked to do: compare and time a pair, measure one file, hold a contest.
+
+Every job takes its document, the samples and a voice, and returns plain JSON. Sessions of all
+files in a job live side by side, and their turns alternate in short blocks: whatever else the
+machine does then falls on all of them alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.core import InputSpec
+from edgeopt.errors import EdgeoptError, SourceError, UsageError
+from edgeopt.measure.fidelity import FidelityMeter
+from edgeopt.measure.memory import MemoryMeter
+from edgeopt.measure.process import Feeds
+from edgeopt.numerics.statistics import ratio_interval, round_ratios
+from edgeopt.runtimes.onnxruntime import Session, preload
+
+__all__ = ["JOBS", "interleave", "match_outputs"]
+
+#: Seconds that a block of inferences takes: long against the clock and a context switch, short
+#: against what changes on the machine (frequency, neighbours).
+BLOCK = 0.012
+
+#: Rounds that a comparison has at least, time permitting, and in any case.
+ROUNDS = 5
+ROUNDS_IN_ANY_CASE = 3
+
+#: How far beyond its time a comparison of slow models may go to reach its rounds.
+OVERTIME = 8.0
+
+#: Half the width of the ratio's interval at which more rounds would tell nothing new, and the
+#: rounds before (and between) looking.
+TIGHT = 0.01
+LOOK_EVERY = 16
+
+Feed: TypeAlias = Mapping[str, NDArray[Any]]
+
+#: Runs so many inferences on the sample of that round, and gives the median seconds of one.
+Timer: TypeAlias = Callable[[int, int], float]
+
+
+class Voice(Protocol):
+    """How a job says what it is at."""
+
+    def busy(self, subject: str, doing: str) -> None: ...
+
+    def progress(self, step: str, fraction: float | None) -> None: ...
+
+
+# ---------------------------------------------------------------------------------------------
+# jobs
+
+
+def pair(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+    """Fidelity of the artifact over every sample, then both files timed in A B B A blocks."""
+    source = _open(voice, "source", job["source"], job["threads"])
+    artifact = _open(voice, "artifact", job["artifact"], job["threads"])
+    meters: dict[str, FidelityMeter] = {}
+    names: Mapping[str, str] = {}
+    if job["compare"]:
+        names = match_outputs(source.outputs, artifact.outputs, job["output_map"])
+        meters = {name: FidelityMeter(name) for name in names}
+        _compare(source, artifact, meters, names, feeds, folder, voice)
+    first = feeds.load(folder, 0)
+    seconds = float(job["seconds"])
+    blocks = interleave(
+        [
+            _timer(voice, "source", source, [first]),
+            _timer(voice, "artifact", artifact, [first]),
+        ],
+        orders=((0, 1, 1, 0), (1, 0, 0, 1)),
+        seconds=seconds,
+        on_round=lambda part: voice.progress("timing", part),
+    )
+    return {
+        "fidelity": [dataclasses.asdict(meter.result()) for meter in meters.values()],
+        "source_not_finite": [n for n, meter in meters.items() if meter.source_not_finite],
+        "renamed": {a: b for a, b in names.items() if a != b},
+        "latency": {"source": blocks.values[0], "artifact": blocks.values[1]},
+        "runs": {"source": blocks.runs[0], "artifact": blocks.runs[1]},
+        "inputs": [_spec_json(spec) for spec in artifact.inputs],
+        "outputs": [_spec_json(spec) for spec in artifact.outputs],
+        "placement": {"source": source.placement, "artifact": artifact.placement},
+    }
+
+
+def solo(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+    """One file alone: seconds to create its session, and memory after that and a few runs."""
+    first = feeds.load(folder, 0)
+    preload()
+    _warm_pages(Path(job["path"]))
+    gc.collect()
+    meter = MemoryMeter()
+    start = time.perf_counter()
+    session = _open(voice, job["subject"], job["path"], job["threads"])
+    load = time.perf_counter() - start
+    voice.busy(job["subject"], f"running {job['path']}")
+    feed = session.fit(first)
+    for _ in range(job["runs"]):
+        session.run(feed)
+    use = meter.stop()
+    return {"load": load, "memory": use and dataclasses.asdict(use)}
+
+
+def contest(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+    """All candidates side by side, their blocks in rotating order; those that fail are named."""
+    samples = [feeds.load(folder, i) for i in range(feeds.count)]
+    timers: dict[str, Timer] = {}
+    failures: dict[str, str] = {}
+    for name, path in job["candidates"].items():
+        try:
+            session = _open(voice, name, path, job["threads"])
+            timer = _timer(voice, name, session, samples)
+            timer(1, 0)
+        except EdgeoptError as error:
+            failures[name] = str(error)
+        else:
+            timers[name] = timer
+    if not timers:
+        return {"timings": {}, "failures": failures}
+    order = tuple(range(len(timers)))
+    blocks = interleave(
+        list(timers.values()),
+        orders=tuple(order[i:] + order[:i] for i in order),
+        seconds=float(job["seconds"]),
+        on_round=lambda part: voice.progress("timing candidates", part),
+    )
+    return {"timings": dict(zip(timers, blocks.values, strict=True)), "failures": failures}
+
+
+def score(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+    """The SQNR of each candidate's worst float output against the source; None: does not run."""
+    source = _open(voice, "source", job["source"], job["threads"])
+    scores: dict[str, float | None] = {}
+    for name, path in job["candidates"].items():
+        try:
+            candidate = _open(voice, name, path, job["threads"])
+            names = match_outputs(source.outputs, candidate.outputs, None)
+            meters = {output: FidelityMeter(output) for output in names}
+            _compare(source, candidate, meters, names, feeds, folder, voice, name)
+        except EdgeoptError:
+            scores[name] = None
+            continue
+        found = [meter.result().sqnr_db for meter in meters.values()]
+        scores[name] = min((db for db in found if not math.isnan(db)), default=math.inf)
+    return {"scores": scores}
+
+
+JOBS: Mapping[str, Callable[[Mapping[str, Any], Feeds, Path, Any], dict[str, Any]]] = {
+    "pair": pair,
+    "solo": solo,
+    "contest": contest,
+    "score": score,
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# comparing
+
+
+def match_outputs(
+    source: Sequence[InputSpec], artifact: Sequence[InputSpec], given: Mapping[str, str] | None
+) -> dict[str, str]:
+    """Which output of the artifact answers to which of the source's.
+
+    By ``given`` (source's name to artifact's), else by name, else by position where both have
+    equally many. Raises SourceError naming the output that has no counterpart, UsageError where
+    ``given`` names none of the source's.
+    """
+    there = [spec.name for spec in artifact]
+    wanted = [spec.name for spec in source]
+    if given:
+        pairs = dict(given)
+    elif all(name in there for name in wanted) or len(there) != len(wanted):
+        pairs = {name: name for name in wanted}
+    else:
+        pairs = dict(zip(wanted, there, strict=True))
+    for name, other in pairs.items():
+        if name not in wanted:
+            raise UsageError(f"the source has no output {name}; it has {', '.join(wanted)}")
+        if other not in there:
+            raise SourceError(f"the artifact has no output {other}; it has {', '.join(there)}")
+    return pairs
+
+
+def _compare(
+    source: Session,
+    artifact: Session,
+    meters: Mapping[str, FidelityMeter],
+    names: Mapping[str, str],
+    feeds: Feeds,
+    folder: Path,
+    voice: Voice,
+    subject: str = "artifact",
+) -> None:
+    for index in range(feeds.count):
+        sample = feeds.load(folder, index)
+        voice.busy("source", f"running {source.path}")
+        expected = source.run(source.fit(sample))
+        voice.busy(subject, f"running {artifact.path}")
+        got = artifact.run(artifact.fit(sample))
+        for name, meter in meters.items():
+            problem = meter.add(np.asarray(expected[name]), np.asarray(got[names[name]]))
+            if problem:
+                raise SourceError(problem)
+        voice.progress("comparing", (index + 1) / feeds.count)
+
+
+# ---------------------------------------------------------------------------------------------
+# timing
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Seconds per inference (the median of a block) of each subject, and inferences a block."""
+
+    values: list[list[float]]
+    runs: list[int]
+
+
+def interleave(
+    timers: Sequence[Timer],
+    orders: Sequence[Sequence[int]],
+    seconds: float,
+    on_round: Callable[[float], None],
+    clock: Callable[[], float] = time.perf_counter,
+) -> Blocks:
+    """Time every subject in rounds of short blocks, taking the orders by turns.
+
+    ``timers[i](n, round)`` runs subject ``i`` n times and gives the median seconds. Each is
+    warmed up, then gets blocks of about 12 ms. Rounds go on for ``seconds``, longer where slow
+    models would have too few of them, shorter once every subject's ratio to the first is known
+    to 1%.
+    """
+    runs = [_block_length(timer, clock) for timer in timers]
+    values: list[list[float]] = [[] for _ in timers]
+    per_round = len(orders[0]) // len(timers)
+    start, rounds = clock(), 0
+    with _no_garbage_collection():
+        while True:
+            for subject in orders[rounds % len(orders)]:
+                values[subject].append(timers[subject](runs[subject], rounds))
+            rounds += 1
+            spent = clock() - start
+            on_round(min(1.0, spent / seconds) if seconds > 0 else 1.0)
+            if _enough(rounds, spent, seconds):
+                break
+            if rounds % LOOK_EVERY == 0 and _is_tight(values, per_round):
+                break
+    return Blocks(values, runs)
+
+
+def _enough(rounds: int, spent: float, seconds: float) -> bool:
+    if spent >= seconds * OVERTIME:
+        return rounds >= ROUNDS_IN_ANY_CASE
+    return spent >= seconds and rounds >= ROUNDS
+
+
+def _is_tight(values: Sequence[Sequence[float]], per_round: int) -> bool:
+    for other in values[1:]:
+        interval = ratio_interval(round_ratios(values[0], other, per_round), resamples=400)
+        if interval.high - interval.low > 2 * TIGHT * interval.estimate:
+            return False
+    return True
+
+
+def _block_length(timer: Timer, clock: Callable[[], float]) -> int:
+    """Warm up, and find how many inferences fill a block."""
+    start = clock()
+    fastest = timer(1, 0)
+    for _ in range(200):
+        if clock() - start > 4 * BLOCK:
+            break
+        fastest = min(fastest, timer(1, 0))
+    return max(1, min(10_000, round(BLOCK / max(fastest, 1e-9))))
+
+
+def _timer(voice: Voice, subject: str, session: Session, samples: Sequence[Feed]) -> Timer:
+    """A block of inferences on the sample whose turn it is."""
+    fitted = [session.fit(sample) for sample in samples]
+
+    def block(runs: int, turn: int) -> float:
+        voice.busy(subject, f"running {session.path}")
+        return session.time(fitted[turn % len(fitted)], runs)
+
+    return block
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _open(voice: Voice, subject: str, path: str, threads: int) -> Session:
+    voice.busy(subject, f"loading {path}")
+    return Session.open(path, threads=threads)
+
+
+def _warm_pages(path: Path) -> None:
+    """Read the file once, so that a load measures the runtime and not the disk."""
+    if not path.is_file():
+        return
+    with path.open("rb", buffering=0) as stream:
+        buffer = bytearray(1 << 20)
+        while stream.readinto(buffer):
+            pass
+
+
+def _spec_json(spec: InputSpec) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}

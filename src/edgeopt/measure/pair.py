@@ -1,0 +1,259 @@
+"""Measure a pair: the source's graph and the artifact, both as files, in fresh processes.
+
+One worker compares and times the two side by side; others load each file alone for its load
+time and memory. A slowdown is believed only when a second fresh worker finds it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from numpy.typing import NDArray
+
+from edgeopt.core import Fidelity, InputSpec, Measurement, Progress
+from edgeopt.errors import SourceError, UsageError
+from edgeopt.files.onnx import describe
+from edgeopt.measure.process import Outcome, Workplace, workplace
+from edgeopt.numerics.statistics import (
+    BLOCKS_PER_ROUND,
+    Interval,
+    paired_interval,
+    round_ratios,
+    slower_than,
+)
+
+__all__ = ["SLOWER", "PairResult", "measure_pair"]
+
+#: An artifact is slower when its time exceeds the source's by more than this, beyond noise.
+SLOWER = 1.05
+
+#: Fresh processes for load time and memory: three where loading both files is quick, else one.
+_PROCESSES = 3
+_QUICK = 1.5
+
+#: Inferences before memory is read: the first allocates, later ones may grow the arena.
+_MEMORY_RUNS = 3
+
+Subject: TypeAlias = Literal["source", "artifact"]
+_SUBJECTS: tuple[Subject, Subject] = ("source", "artifact")
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """What was measured on a pair.
+
+    ``failure`` is None, or why the artifact could not be loaded, run and compared; there are no
+    fidelity and no latency then. ``slower`` is true only when two fresh workers agree.
+    ``inputs`` and ``outputs`` are the artifact's own. ``unproven`` names what could not be
+    measured, and why; ``notes`` what a reader should know.
+    """
+
+    fidelity: tuple[Fidelity, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    slower: bool = False
+    failure: str | None = None
+    samples: int = 0
+    inputs: tuple[InputSpec, ...] = ()
+    outputs: tuple[InputSpec, ...] = ()
+    unproven: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ratio(self) -> Interval | None:
+        """The artifact's latency over the source's, with its 95% interval."""
+        values = {m.subject: m.values for m in self.measurements if m.metric == "latency"}
+        if len(values) < 2:
+            return None
+        return paired_interval(values["source"], values["artifact"])
+
+    @property
+    def nbytes(self) -> tuple[int, int]:
+        """File bytes of (source graph, artifact), external data included."""
+        sizes = {m.subject: int(m.values[0][0]) for m in self.measurements if m.metric == "file"}
+        return sizes["source"], sizes["artifact"]
+
+
+def measure_pair(
+    source: Path,
+    artifact: Path,
+    feeds: Iterable[Mapping[str, NDArray[Any]]],
+    *,
+    threads: int = 1,
+    seconds: float = 2.0,
+    output_map: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> PairResult:
+    """Compare and time two ONNX files on ``feeds`` (one mapping of input arrays a sample,
+    gone through once).
+
+    ``seconds`` is the time given to interleaved latency blocks, less once the ratio is known to
+    1%. The first feed is what latency, load and memory are measured with; fidelity takes them
+    all, one at a time. ``output_map`` names the artifact's output for each of the source's where
+    the names differ. Measurements: ``file`` (B), ``latency`` and ``load`` (s), ``memory`` (B,
+    the peak above the process before loading), ``memory_heap`` and ``memory_mapped`` (B, what of
+    it remains at the end, by kind).
+
+    Raises the source's error where the source cannot be loaded or run, InputsError where the
+    feeds do not fit it. What goes wrong with the artifact is in the result's ``failure``.
+    """
+    source, artifact = source.resolve(), artifact.resolve()
+    if threads < 1:
+        raise UsageError(f"{threads} threads; use 1 or more")
+    sizes = (
+        _measurement("source", "file", "B", {}, [[_nbytes(source)]]),
+        _measurement("artifact", "file", "B", {}, [[_nbytes(artifact)]]),
+    )
+    job = {
+        "kind": "pair",
+        "source": str(source),
+        "artifact": str(artifact),
+        "threads": threads,
+        "seconds": seconds,
+        "output_map": dict(output_map) if output_map else None,
+        "compare": True,
+    }
+    with workplace(feeds) as place:
+        first = _result(place.run(job, progress=progress))
+        if isinstance(first, str):
+            return PairResult(measurements=sizes, failure=first, samples=place.feeds.count)
+        timings = [first]
+        notes, unproven = [], []
+        if _is_slower(first):
+            again = _result(place.run({**job, "compare": False}, progress=progress))
+            if isinstance(again, str):
+                unproven.append(f"speed, confirmed: {again}")
+            else:
+                timings.append(again)
+        confirmed = len(timings) == 2 and _is_slower(timings[1])
+        if len(timings) == 2 and not confirmed:
+            notes.append("one worker found the artifact slower, a second did not: not held up")
+        alone, problems = _alone(place, job, progress)
+    unproven.extend(problems)
+    unproven.extend(
+        f"output {name}: the source gives NaN or Inf" for name in first["source_not_finite"]
+    )
+    notes.extend(f"output {a} of the source is {b} here" for a, b in first["renamed"].items())
+    return PairResult(
+        fidelity=tuple(Fidelity(**values) for values in first["fidelity"]),
+        measurements=(*sizes, *_latencies(timings, place, threads), *alone),
+        slower=confirmed,
+        samples=place.feeds.count,
+        inputs=tuple(_spec(values) for values in first["inputs"]),
+        outputs=tuple(_spec(values) for values in first["outputs"]),
+        unproven=tuple(unproven),
+        notes=tuple(notes),
+    )
+
+
+def _nbytes(path: Path) -> int:
+    """Bytes of the model file and of the files of external data that its tensors name.
+
+    Of a file that is no ONNX model, its own: that it does not load is for the loader to say.
+    """
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file; give the path of an ONNX file")
+    try:
+        return describe(path).nbytes
+    except SourceError:
+        return path.stat().st_size
+
+
+def _result(outcome: Outcome) -> Mapping[str, Any] | str:
+    """The result, or why the artifact gave none; raises whatever is not the artifact's fault."""
+    if outcome.result is not None:
+        return outcome.result
+    assert outcome.error is not None
+    if outcome.subject != "artifact" or isinstance(outcome.error, UsageError):
+        raise outcome.error
+    return str(outcome.error)
+
+
+def _is_slower(result: Mapping[str, Any]) -> bool:
+    latency = result["latency"]
+    return slower_than(
+        round_ratios(latency["source"], latency["artifact"], BLOCKS_PER_ROUND), SLOWER
+    )
+
+
+def _latencies(
+    results: Sequence[Mapping[str, Any]], place: Workplace, threads: int
+) -> list[Measurement]:
+    shapes = {name: list(shape) for name, shape in place.shapes.items()}
+    return [
+        _measurement(
+            subject,
+            "latency",
+            "s",
+            {
+                "interleaved": "A B B A",
+                "value": "median seconds per inference of one block",
+                "runs_per_block": [result["runs"][subject] for result in results],
+                "threads": threads,
+                "input_shapes": shapes,
+                "providers": results[0]["placement"][subject],
+            },
+            [result["latency"][subject] for result in results],
+        )
+        for subject in _SUBJECTS
+    ]
+
+
+def _alone(
+    place: Workplace, job: Mapping[str, Any], progress: Progress | None
+) -> tuple[list[Measurement], list[str]]:
+    """Load time and memory of each file, every value from a process of its own."""
+    conditions = {"threads": job["threads"], "process": "fresh", "file": "pages warm"}
+    measurements: list[Measurement] = []
+    problems: list[str] = []
+    results: dict[Subject, list[Mapping[str, Any]]] = {"source": [], "artifact": []}
+    for turn in range(_PROCESSES):
+        for subject in _SUBJECTS:
+            if progress is not None:
+                progress("loading", (2 * turn + (subject == "artifact")) / (2 * _PROCESSES))
+            outcome = place.run(
+                {
+                    "kind": "solo",
+                    "subject": subject,
+                    "path": job[subject],
+                    "threads": job["threads"],
+                    "runs": _MEMORY_RUNS,
+                }
+            )
+            if outcome.result is None:
+                problems.append(f"load time and memory of the {subject}: {outcome.error}")
+                return [], problems
+            results[subject].append(outcome.result)
+        if sum(results[subject][0]["load"] for subject in _SUBJECTS) > _QUICK:
+            break
+    for subject in _SUBJECTS:
+        loads = [[result["load"]] for result in results[subject]]
+        measurements.append(_measurement(subject, "load", "s", conditions, loads))
+        uses = [result["memory"] for result in results[subject] if result["memory"]]
+        if not uses:
+            problems.append(f"memory of the {subject}: this system does not say")
+            continue
+        after = {**conditions, "after": f"load and {_MEMORY_RUNS} runs", "how": uses[0]["how"]}
+        peaks = [[use["peak"]] for use in uses]
+        measurements.append(_measurement(subject, "memory", "B", after, peaks))
+        for metric, key in (("memory_heap", "anonymous"), ("memory_mapped", "mapped")):
+            if all(use[key] is not None for use in uses):
+                values = [[use[key]] for use in uses]
+                measurements.append(_measurement(subject, metric, "B", after, values))
+    return measurements, problems
+
+
+def _measurement(
+    subject: Subject,
+    metric: str,
+    unit: str,
+    conditions: Mapping[str, Any],
+    values: Sequence[Sequence[float]],
+) -> Measurement:
+    return Measurement(subject, metric, unit, dict(conditions), tuple(map(tuple, values)))
+
+
+def _spec(values: Mapping[str, Any]) -> InputSpec:
+    return InputSpec(values["name"], values["dtype"], tuple(values["shape"]))

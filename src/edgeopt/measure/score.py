@@ -1,0 +1,44 @@
+"""How close candidates come to a reference, before any of them is chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edgeopt.core import Progress
+from edgeopt.measure.process import workplace
+
+__all__ = ["score_candidates"]
+
+
+def score_candidates(
+    reference: Path,
+    candidates: Mapping[str, Path],
+    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    *,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """SQNR (dB) of each candidate's worst float output against the reference, over all feeds.
+
+    One fresh worker process runs them all; one that it dies of is left out of the next. A
+    candidate that does not load or run scores -inf; a model without float outputs scores inf.
+    Raises the reference's error where that does not run.
+    """
+    job = {
+        "kind": "score",
+        "source": str(reference.resolve()),
+        "candidates": {name: str(path.resolve()) for name, path in candidates.items()},
+        "threads": threads,
+    }
+    with workplace(feeds) as place:
+        result, _ = place.run_candidates(job, progress)
+    scores: Mapping[str, float | None] = {} if result is None else result["scores"]
+    return {
+        name: -math.inf if (score := scores.get(name)) is None else float(score)
+        for name in candidates
+    }

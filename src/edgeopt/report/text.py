@@ -1,0 +1,345 @@
+"""A proof as text: one table that a newcomer understands, the verdict, and how to go on.
+
+Plain characters only and no box lines, so that it reads the same at 80 columns, without colour
+and through a pipe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from edgeopt.core import Change, Check, Fidelity, Measurement, Proof, format_bytes
+from edgeopt.numerics.statistics import Interval, median, paired_interval
+
+__all__ = ["render"]
+
+#: Groups of kept tensors, and outputs, shown before the rest is only counted.
+_MOST_GROUPS = 8
+_MOST_OUTPUTS = 12
+
+_NAME_WIDTH = 30
+
+#: A difference in speed below this is not claimed, however narrow its interval: two runs of one
+#: and the same file differ by as much (placement in memory, frequency).
+_SMALLEST_EFFECT = 0.03
+
+
+def render(proof: Proof, console: Console) -> None:
+    """Print ``proof`` on ``console``: what changed, how close it is, the verdict, what next."""
+    title = Text(f"edgeopt {proof.verb}", style="bold")
+    title.append(f"  {_name(proof.source)} -> {_name(proof.artifact)}", style="default not bold")
+    _line(console, title)
+    console.print()
+    console.print(_changes_table(proof))
+    if conditions := _conditions(proof):
+        _paragraph(console, conditions, style="dim")
+    if proof.fidelity:
+        console.print()
+        _line(console, Text(f"How close to the source, on {proof.samples}", style="bold"))
+        console.print(_fidelity_table(proof.fidelity))
+        _paragraph(
+            console,
+            "SQNR: signal to quantization noise, in dB; 20 dB is an error of a tenth of the "
+            "signal, 40 dB of a hundredth.",
+            style="dim",
+        )
+    console.print()
+    _verdict(proof, console)
+    _kept(proof.changes, console)
+    if proof.usage:
+        console.print()
+        runs = proof.artifact.get("format", "onnx") == "onnx"
+        heading = "Run it, with numpy and onnxruntime alone:" if runs else "Read the weights:"
+        _line(console, Text(heading, style="bold"))
+        for line in proof.usage.splitlines():
+            _line(console, Text(f"    {line}"))
+    if "plan" in proof.artifact:
+        console.print()
+        _line(console, Text(f"Plan (what was decided, and why): {proof.artifact['plan']}"))
+
+
+# ---------------------------------------------------------------------------------------------
+# what changed
+
+
+def _changes_table(proof: Proof) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    table.add_column("before", justify="right", no_wrap=True)
+    table.add_column("after", justify="right", no_wrap=True)
+    table.add_column("")
+    for row in _rows(proof):
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _rows(proof: Proof) -> Iterator[tuple[str, str, str, str]]:
+    before, after = _file_bytes(proof)
+    if before and after:
+        yield (
+            "File size",
+            format_bytes(before),
+            format_bytes(after),
+            _times(before / after, "smaller", "larger"),
+        )
+    if "share" in proof.coverage:
+        yield "Weights quantized", "", _percent(proof.coverage["share"]), _of_bytes(proof.coverage)
+    measured = _by_metric(proof.measurements)
+    latency = measured.get("latency", {})
+    if len(latency) == 2:
+        ratio = paired_interval(latency["source"].values, latency["artifact"].values)
+        yield (
+            "Latency, p50",
+            _seconds(_p50(latency["source"])),
+            _seconds(_p50(latency["artifact"])),
+            _speed(ratio) if ratio else "",
+        )
+    for metric, label, show, better, worse in (
+        ("load", "Load time", _seconds, "faster", "slower"),
+        ("memory", "Memory at peak", format_bytes, "less", "more"),
+    ):
+        pair = measured.get(metric, {})
+        if len(pair) == 2:
+            yield (
+                label,
+                show(_p50(pair["source"])),
+                show(_p50(pair["artifact"])),
+                _apart(pair["source"], pair["artifact"], better, worse),
+            )
+
+
+def _conditions(proof: Proof) -> str:
+    """How the table's figures were taken, in a sentence or two."""
+    measured = _by_metric(proof.measurements)
+    said = []
+    if "latency" in measured:
+        threads = next(iter(measured["latency"].values())).conditions.get("threads", 1)
+        said.append(
+            f"Latency: {threads} thread{'' if threads == 1 else 's'}, the two files taking turns "
+            "in short blocks (95% interval)."
+        )
+    if "memory" in measured:
+        said.append("Memory: above the runtime's own, in a fresh process.")
+    return " ".join(said)
+
+
+def _by_metric(measurements: Sequence[Measurement]) -> dict[str, dict[str, Measurement]]:
+    table: dict[str, dict[str, Measurement]] = defaultdict(dict)
+    for measurement in measurements:
+        table[measurement.metric][measurement.subject] = measurement
+    return table
+
+
+def _file_bytes(proof: Proof) -> tuple[float, float]:
+    files = _by_metric(proof.measurements).get("file", {})
+    sizes = []
+    for subject, described in (("source", proof.source), ("artifact", proof.artifact)):
+        measured = files[subject].values[0][0] if subject in files else 0
+        sizes.append(float(described.get("nbytes", measured)))
+    return sizes[0], sizes[1]
+
+
+def _of_bytes(coverage: Mapping[str, Any]) -> str:
+    if "source_bytes" in coverage and "kept_bytes" in coverage:
+        total = coverage["source_bytes"]
+        done = max(0, total - coverage["kept_bytes"])
+        return f"{format_bytes(done)} of {format_bytes(total)} of float weights"
+    return "of the float weights' bytes"
+
+
+def _p50(measurement: Measurement) -> float:
+    return median([value for process in measurement.values for value in process])
+
+
+def _apart(source: Measurement, artifact: Measurement, better: str, worse: str) -> str:
+    """How many times, for a few values a side: only where the two sides do not overlap."""
+    a = [value for process in source.values for value in process]
+    b = [value for process in artifact.values for value in process]
+    if min(a) <= 0 or min(b) <= 0:
+        return ""
+    if max(a) >= min(b) and max(b) >= min(a):
+        return "no clear difference"
+    return _times(median(a) / median(b), better, worse)
+
+
+def _speed(ratio: Interval) -> str:
+    """The ratio of times, turned into how many times faster, with its interval."""
+    if _undecided(ratio):
+        return f"no clear difference ({_x(1 / ratio.high)} to {_x(1 / ratio.low)})"
+    if ratio.estimate < 1.0:
+        return f"{_x(1 / ratio.estimate)} faster ({_x(1 / ratio.high)} to {_x(1 / ratio.low)})"
+    return f"{_x(ratio.estimate)} slower ({_x(ratio.low)} to {_x(ratio.high)})"
+
+
+def _undecided(ratio: Interval) -> bool:
+    """No difference that noise does not explain, or one too small to speak of."""
+    return ratio.low <= 1.0 <= ratio.high or abs(ratio.estimate - 1.0) < _SMALLEST_EFFECT
+
+
+def _x(factor: float) -> str:
+    return f"{factor:.2f}x" if factor < 9.995 else f"{factor:.0f}x"
+
+
+def _times(factor: float, better: str, worse: str) -> str:
+    if abs(factor - 1.0) < 0.005:
+        return "the same"
+    return f"{factor:.3g}x {better}" if factor > 1.0 else f"{1 / factor:.3g}x {worse}"
+
+
+# ---------------------------------------------------------------------------------------------
+# how close
+
+
+def _fidelity_table(outputs: Sequence[Fidelity]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("output", no_wrap=True)
+    for name in ("SQNR", "cosine", "top-1 same", "largest error"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for output in outputs[:_MOST_OUTPUTS]:
+        table.add_row(
+            Text(_short(output.output, _NAME_WIDTH)),
+            _db(output.sqnr_db),
+            "-" if math.isnan(output.cosine) else f"{output.cosine:.5f}",
+            "-" if output.top1 is None else _percent(output.top1),
+            "-" if math.isnan(output.max_abs) else f"{output.max_abs:.3g}",
+        )
+    if len(outputs) > _MOST_OUTPUTS:
+        table.add_row(Text(f"and {len(outputs) - _MOST_OUTPUTS} more"), "", "", "", "")
+    return table
+
+
+def _db(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    if math.isinf(value):
+        return "identical" if value > 0 else "no signal"
+    return f"{value:.1f} dB"
+
+
+# ---------------------------------------------------------------------------------------------
+# what it comes to
+
+
+def _verdict(proof: Proof, console: Console) -> None:
+    failed = [check for check in proof.verdict.checks if not check.passed]
+    if not failed:
+        headline = Text("PROVEN", style="bold green")
+        headline.append(f"  {_sentence(proof)}", style="default not bold")
+        _paragraph(console, headline)
+    else:
+        headline = Text("NOT PROVEN", style="bold red")
+        names = ", ".join(check.name for check in failed)
+        headline.append(f"  failed: {names}", style="default not bold")
+        _paragraph(console, headline)
+        for check in failed:
+            _failure(check, console)
+    for line in proof.verdict.unproven:
+        _paragraph(console, Text(f"Not checked: {line}", style="yellow"))
+    for note in proof.notes:
+        _paragraph(console, Text(f"Note: {note}"))
+
+
+def _sentence(proof: Proof) -> str:
+    """The verdict in words: only what was measured is said."""
+    said = []
+    before, after = _file_bytes(proof)
+    if before and after and before != after:
+        said.append(_times(before / after, "smaller", "larger"))
+    latency = _by_metric(proof.measurements).get("latency", {})
+    if len(latency) == 2:
+        ratio = paired_interval(latency["source"].values, latency["artifact"].values)
+        if ratio is not None:
+            said.append(
+                "no clear difference in speed"
+                if _undecided(ratio)
+                else _speed(ratio).split(" (")[0]
+            )
+    fidelity = next((c for c in proof.verdict.checks if c.name == "fidelity"), None)
+    if fidelity is not None:
+        said.append(f"worst output {fidelity.found}, asked: {fidelity.limit}")
+    elif any(check.name == "same integers" for check in proof.verdict.checks):
+        said.append("the same answers")
+    return ("; ".join(said) or "every check passed") + "."
+
+
+def _failure(check: Check, console: Console) -> None:
+    text = Text(f"{check.name}: ", style="bold")
+    text.append(f"found {check.found}; asked: {check.limit}.", style="default not bold")
+    console.print(Padding(text, (0, 0, 0, 2)))
+    if check.advice:
+        console.print(Padding(Text(f"Try: {check.advice}"), (0, 0, 0, 4)))
+
+
+def _kept(changes: Sequence[Change], console: Console) -> None:
+    """What was left as it is, by reason, the heaviest first."""
+    groups: dict[str, list[Change]] = defaultdict(list)
+    for change in changes:
+        if change.decision.scheme is None:
+            groups[change.decision.reason].append(change)
+    if not groups:
+        return
+    ranked = sorted(groups.items(), key=lambda item: -sum(c.after for c in item[1]))
+    kept = [change for group in groups.values() for change in group]
+    total = format_bytes(sum(change.after for change in kept))
+    console.print()
+    _line(console, Text(f"Kept as they were: {_count(kept)}, {total}", style="bold"))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("")
+    for reason, group in ranked[:_MOST_GROUPS]:
+        size = format_bytes(sum(change.after for change in group))
+        table.add_row(_count(group), size, Text(reason))
+    console.print(table)
+    rest = sum(len(group) for _, group in ranked[_MOST_GROUPS:])
+    if rest:
+        _line(console, Text(f"and {rest} more for other reasons: see the plan"))
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _count(changes: Sequence[Change]) -> str:
+    return f"{len(changes)} tensor{'' if len(changes) == 1 else 's'}"
+
+
+def _name(described: Mapping[str, Any]) -> str:
+    return PurePath(str(described.get("path", "?"))).name
+
+
+def _short(name: str, width: int) -> str:
+    return name if len(name) <= width else f"{name[: width - 13]}...{name[-10:]}"
+
+
+def _percent(share: float) -> str:
+    """A share as a percentage that never rounds up to all, nor down to none."""
+    value = 100.0 * float(share)
+    if 99.95 <= value < 100.0:
+        return "> 99.9 %"
+    return f"{value:.1f} %" if 0 < value < 100 else f"{value:.0f} %"
+
+
+def _seconds(value: float) -> str:
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if value >= scale:
+            number = value / scale
+            return f"{number:.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
+    return f"{value * 1e9:.0f} ns"
+
+
+def _line(console: Console, text: Text) -> None:
+    """A line that stays one line: paths and code are copied from it."""
+    console.print(text, soft_wrap=True)
+
+
+def _paragraph(console: Console, text: Text | str, style: str = "") -> None:
+    console.print(Text(text, style=style) if isinstance(text, str) else text)

@@ -1,0 +1,67 @@
+"""Five lines of Python that run an artifact: numpy and plain ONNX Runtime, nothing of edgeopt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from edgeopt.core import InputSpec
+
+__all__ = ["usage_lines"]
+
+#: What a free dimension is shown as, where no real input tells: batch 1, a short sequence, and
+#: for images (rank 4, channels first) the size that most models were trained at.
+_BATCH, _SEQUENCE, _IMAGE = 1, 16, 224
+
+
+def usage_lines(
+    artifact: Path,
+    inputs: Sequence[InputSpec],
+    outputs: Sequence[InputSpec],
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> str:
+    """Valid Python that runs ``artifact`` on made-up inputs of the right names, dtypes and shapes.
+
+    ``shapes`` are shapes that are known to work, by input name (those of the samples); free
+    dimensions of other inputs get plausible sizes. Integers are ones: an id that every vocabulary
+    has, and a mask that hides nothing.
+    """
+    known = shapes or {}
+    arrays = ", ".join(
+        f"{spec.name!r}: {_array(spec, tuple(known.get(spec.name, ())))}" for spec in inputs
+    )
+    kinds = "; ".join(map(str, inputs))
+    # A list of targets rather than names of their own: an output's name need not be Python's.
+    results = "; ".join(map(str, outputs))
+    return "\n".join(
+        (
+            "import numpy as np",
+            "import onnxruntime",
+            f"session = onnxruntime.InferenceSession({str(artifact)!r})",
+            f"inputs = {{{arrays}}}  # {_comment(kinds)}",
+            f"outputs = session.run(None, inputs)  # {_comment(results)}",
+        )
+    )
+
+
+def _array(spec: InputSpec, shape: tuple[int, ...]) -> str:
+    if len(shape) != len(spec.shape):
+        shape = tuple(
+            dim if isinstance(dim, int) else _plausible(spec, axis)
+            for axis, dim in enumerate(spec.shape)
+        )
+    if spec.dtype == "str":
+        return f'np.full({shape}, "text", object)'
+    maker = "zeros" if spec.dtype.startswith("float") else "ones"
+    return f"np.{maker}({shape}, {spec.dtype!r})"
+
+
+def _plausible(spec: InputSpec, axis: int) -> int:
+    if axis == 0:
+        return _BATCH
+    return _IMAGE if len(spec.shape) == 4 else _SEQUENCE
+
+
+def _comment(text: str) -> str:
+    """Names from a file, kept on the comment's own line."""
+    return " ".join(text.split())

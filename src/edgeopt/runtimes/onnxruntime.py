@@ -1,0 +1,223 @@
+"""ONNX Runtime: open a model file as a session, run it, say where it runs.
+
+Importing this module costs numpy only; the runtime itself is loaded by the first session.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.core import InputSpec
+from edgeopt.errors import FormatError, InputsError, SourceError, UsageError, WorkerError
+
+__all__ = ["Session", "preload"]
+
+#: The runtime's names for tensor types, as numpy (or ml_dtypes) names them.
+_DTYPES: Mapping[str, str] = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int16)": "int16",
+    "tensor(int8)": "int8",
+    "tensor(uint64)": "uint64",
+    "tensor(uint32)": "uint32",
+    "tensor(uint16)": "uint16",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+    "tensor(string)": "str",
+}
+
+_PROVIDERS: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+#: Only errors: a warning of the runtime is not something that the user did or can mend.
+_ERRORS_ONLY = 3
+
+#: What the runtime raises when the feed, not the model, is at fault.
+_FEED_ERRORS = frozenset({"InvalidArgument", "ValueError", "TypeError"})
+
+
+class Session:
+    """A model file opened by plain ONNX Runtime, as whoever deploys it would open it.
+
+    Make one with :meth:`open`. ``inputs`` and ``outputs`` describe its tensors; ``placement``
+    names the execution providers that the runtime really took.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        native: Any,
+        inputs: tuple[InputSpec, ...],
+        outputs: tuple[InputSpec, ...],
+        placement: tuple[str, ...],
+    ) -> None:
+        self.path = path
+        self.inputs = inputs
+        self.outputs = outputs
+        self.placement = placement
+        self._native = native
+
+    @classmethod
+    def open(cls, path: str | Path, *, threads: int = 1, device: str = "cpu") -> Session:
+        """Load ``path`` with ``threads`` threads inside operators and one between them.
+
+        Spinning is off: a pool's idle threads otherwise keep running for a while after each
+        inference, into the turn of whatever is measured next in the same process, and take its
+        cores. With one thread there is no pool and nothing to turn off.
+
+        Raises SourceError where the file is missing or the runtime cannot run it, FormatError
+        where it is no ONNX file, UsageError for a device that this build does not have.
+        """
+        path = Path(path)
+        runtime = _runtime()
+        if not path.is_file():
+            raise SourceError(f"{path}: no such file; give the path of an ONNX file")
+        provider = _provider(device, runtime.get_available_providers())
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ERRORS_ONLY
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        with _open_errors(path):
+            native = runtime.InferenceSession(str(path), options, providers=[provider])
+        return cls(
+            path,
+            native,
+            tuple(_spec(path, value) for value in native.get_inputs()),
+            tuple(_spec(path, value) for value in native.get_outputs()),
+            tuple(native.get_providers()),
+        )
+
+    def run(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Every output by name, for one feed of arrays by input name.
+
+        Raises InputsError where the feed does not fit the model, WorkerError where the model
+        fails at a feed that fits.
+        """
+        with _run_errors(self.path):
+            values = self._native.run(None, dict(feed))
+        return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
+
+    def time(self, feed: Mapping[str, NDArray[Any]], runs: int) -> float:
+        """Median seconds of ``runs`` inferences in a row, outputs included. Errors as ``run``."""
+        native, values, clock = self._native, dict(feed), time.perf_counter
+        marks = [0.0] * (runs + 1)
+        with _run_errors(self.path):
+            marks[0] = clock()
+            for i in range(1, runs + 1):
+                native.run(None, values)
+                marks[i] = clock()
+        return statistics.median(b - a for a, b in itertools.pairwise(marks))
+
+    def fit(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The part of ``feed`` that this model takes, floats cast to the width it asks for.
+
+        A half-precision artifact of a float32 source takes the same samples so.
+        """
+        fitted = {}
+        for spec in self.inputs:
+            if spec.name not in feed:
+                names = ", ".join(feed) or "nothing"
+                raise InputsError(f"{self.path}: input {spec.name} is missing from {names}")
+            value = feed[spec.name]
+            wants_float = spec.dtype in ("float16", "float32", "float64")
+            if wants_float and value.dtype.kind == "f" and value.dtype.name != spec.dtype:
+                value = value.astype(spec.dtype)
+            fitted[spec.name] = np.ascontiguousarray(value).reshape(value.shape)
+        return fitted
+
+
+def preload() -> None:
+    """Load the runtime's library now, so that the next session's cost is the session's own."""
+    _runtime()
+
+
+def _runtime() -> ModuleType:
+    import onnxruntime
+
+    runtime: ModuleType = onnxruntime
+    return runtime
+
+
+def _provider(device: str, available: Sequence[str]) -> str:
+    known = [name for name, provider in _PROVIDERS.items() if provider in available]
+    if device not in known:
+        raise UsageError(
+            f"device {device} is not one that this ONNX Runtime has; use {' or '.join(known)}"
+        )
+    return _PROVIDERS[device]
+
+
+def _spec(path: Path, value: Any) -> InputSpec:
+    dtype = _DTYPES.get(value.type)
+    if dtype is None:
+        raise SourceError(
+            f"{path}: {value.name} is {value.type}, not a tensor of numbers; "
+            "edgeopt compares tensors only"
+        )
+    shape = value.shape if value.shape is not None else []
+    # The runtime gives None for a free dimension without a name; no two of those are the same.
+    dims = tuple(f"{value.name}_{i}" if dim is None else dim for i, dim in enumerate(shape))
+    return InputSpec(value.name, dtype, dims)
+
+
+def _native_errors() -> tuple[type[Exception], ...]:
+    """Everything that ONNX Runtime raises: its own types share no base but Exception."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = [
+        value
+        for value in vars(state).values()
+        if isinstance(value, type) and issubclass(value, Exception)
+    ]
+    return (*own, RuntimeError, ValueError, TypeError, MemoryError)
+
+
+def _one_line(error: Exception, path: Path) -> str:
+    """The runtime's reason without its error codes, source positions and repeated path."""
+    text = " ".join(str(error).split())
+    if text.startswith("[ONNXRuntimeError]"):
+        text = text.split(" : ", 3)[-1]
+    for noise in (f"Load model from {path} failed:", "Exception during initialization: "):
+        text = text.replace(noise, "")
+    if text.startswith("/") and " was false. " in text:  # file:line function condition was false.
+        text = text.split(" was false. ", 1)[1]
+    text = text.strip().rstrip(".") or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+@contextmanager
+def _open_errors(path: Path) -> Iterator[None]:
+    natives = _native_errors()
+    try:
+        yield
+    except natives as error:
+        reason = _one_line(error, path)
+        if type(error).__name__ in ("InvalidProtobuf", "NoModel") or "No graph" in reason:
+            raise FormatError(path, f"not an ONNX model: {reason}") from None
+        raise SourceError(f"{path}: ONNX Runtime cannot load it: {reason}") from None
+
+
+@contextmanager
+def _run_errors(path: Path) -> Iterator[None]:
+    natives = _native_errors()
+    try:
+        yield
+    except natives as error:
+        reason = _one_line(error, path)
+        if type(error).__name__ in _FEED_ERRORS:
+            raise InputsError(f"{path}: the inputs do not fit: {reason}") from None
+        raise WorkerError(f"{path}: fails while running: {reason}") from None

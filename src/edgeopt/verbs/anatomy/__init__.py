@@ -1,0 +1,1 @@
+"""What a model file is made of: the parts that `inspect` puts together."""

@@ -1,0 +1,198 @@
+"""How large the model would be in other forms, from shapes alone.
+
+What edgeopt writes as safetensors is predicted to the byte, by the code that lays it out. An ONNX
+file also holds its graph, which nobody knows before capture: estimates, marked so. GGUF types are
+counted as llama.cpp lays tensors out (block sizes of ggml-common.h), its type mixes approximated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from edgeopt.core import DTYPE_BITS, Affine, Source, Weight
+from edgeopt.errors import SourceError
+from edgeopt.files.gguf_types import TYPES
+from edgeopt.verbs.anatomy import commands
+
+__all__ = ["Prediction", "predictions"]
+
+_DICT_KINDS = ("torch-state-dict", "torch-checkpoint", "safetensors")
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """``exact``: to the byte, as the file will lie on disk. ``command`` makes it; None where
+    edgeopt has none."""
+
+    name: str
+    format: str
+    nbytes: int
+    exact: bool
+    command: str | None
+    note: str = ""
+
+
+def predictions(source: Source, copies: frozenset[str] = frozenset()) -> tuple[Prediction, ...]:
+    """The sizes that apply to ``source``. Tensors named in ``copies`` are stored once elsewhere."""
+    weights = _distinct(source, copies)
+    if not any(weight.is_float or _is_ggml(weight) for weight in weights):
+        return ()
+    made = [] if source.details.get("quantized") else [*_safetensors(source)]
+    if source.kind != "gguf" and not source.details.get("quantized"):
+        made += _onnx(source, weights)
+    if source.kind == "gguf" or _is_causal(source):
+        made += _gguf(source, weights)
+    return tuple(made)
+
+
+def _distinct(source: Source, copies: frozenset[str]) -> tuple[Weight, ...]:
+    """The model's tensors; those that share their bytes (tied) once."""
+    seen: set[tuple[str, int, int]] = set()
+    kept = []
+    for weight in source.weights:
+        if weight.name in copies:
+            continue
+        if weight.storage is not None:
+            place = (weight.storage.key, weight.storage.offset, weight.nbytes)
+            if place in seen:
+                continue
+            seen.add(place)
+        kept.append(weight)
+    return tuple(kept)
+
+
+def _is_causal(source: Source) -> bool:
+    return str(source.details.get("architecture") or "").endswith(_CAUSAL)
+
+
+def _is_matrix(weight: Weight) -> bool:
+    return weight.is_float and len(weight.shape) >= 2 and weight.role == "weight"
+
+
+# ---------------------------------------------------------------------------------------------
+# what edgeopt writes
+
+
+def _safetensors(source: Source) -> Iterator[Prediction]:
+    if source.kind not in _DICT_KINDS:
+        return
+    from edgeopt.verbs.quantize_weights import plan_weights, predicted_bytes
+
+    for bits in (8, 4):
+        try:
+            # A digest has one length, so that the file's size does not depend on it.
+            plan = plan_weights(
+                source, bits=bits, options={**_PLAIN, "bits": bits}, sha256="0" * 64
+            )
+        except SourceError:
+            return  # nothing to quantize: the verb itself says why
+        command = commands.quantize(source, "--bits", str(bits))
+        nbytes = predicted_bytes(source, plan)
+        yield Prediction(f"INT{bits}", "safetensors", nbytes, True, command)
+
+
+#: What `edgeopt quantize` records when no option is given.
+_PLAIN = {"prefer": "balanced", "target": "here", "block_size": None}
+
+_SCHEMES = {8: Affine(8, None, scale="float32"), 4: Affine(4, 128, symmetric=False)}
+
+
+def _onnx(source: Source, weights: Sequence[Weight]) -> Iterator[Prediction]:
+    code = source.kind in _DICT_KINDS
+    note = "with --model, the code that it fills" if code else ""
+    graph = _graph_bytes(source, weights)
+    model = ("--model", "MODULE:CALLABLE") if code else ()
+    half = sum(w.size * 2 if w.is_float else w.nbytes for w in weights)
+    yield Prediction(
+        "FP16", "ONNX", half + graph, False, commands.export(source, "--half", *model), note
+    )
+    for bits, scheme in _SCHEMES.items():
+        stored = sum(_quantized(weight, scheme) for weight in weights)
+        command = commands.quantize(source, "--bits", str(bits), *model)
+        yield Prediction(f"INT{bits}", "ONNX", stored + graph, False, command, note)
+
+
+def _quantized(weight: Weight, scheme: Affine) -> int:
+    """Matrices as rows over all other axes; what has one axis stays FP32."""
+    if not _is_matrix(weight):
+        return weight.size * 4 if weight.is_float else weight.nbytes
+    rows = weight.shape[0]
+    return scheme.nbytes((rows, weight.size // rows)) if rows else 0
+
+
+def _graph_bytes(source: Source, weights: Sequence[Weight]) -> int:
+    """What the nodes take: known of an ONNX file, else some 700 bytes for each weight."""
+    if source.kind == "onnx":
+        return max(0, source.nbytes - sum(weight.nbytes for weight in source.weights))
+    return 700 * len(weights)
+
+
+# ---------------------------------------------------------------------------------------------
+# GGUF
+
+_GGML = {kind.name: kind for kind in TYPES.values()}
+
+#: What takes the place of a type whose block does not divide the columns.
+_FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0", "Q5_0": "F16", "Q4_0": "F16", "Q8_0": "F16"}
+
+#: preset -> (type of most matrices, type of the output matrix or a tied embedding)
+_PRESETS = {
+    "F16": ("F16", "F16"),
+    "Q8_0": ("Q8_0", "Q8_0"),
+    "Q4_0": ("Q4_0", "Q6_K"),
+    "Q4_K_M": ("Q4_K", "Q6_K"),
+}
+_OUTPUT = ("lm_head.weight", "output.weight")
+_TABLE = ("embed_tokens.weight", "token_embd.weight", "wte.weight")
+
+
+def _is_ggml(weight: Weight) -> bool:
+    """A GGUF block type (``Q4_K``), not a plain dtype."""
+    return weight.dtype not in DTYPE_BITS and weight.dtype[:1].isupper()
+
+
+def _gguf(source: Source, weights: Sequence[Weight]) -> Iterator[Prediction]:
+    names = [weight.name for weight in weights]
+    tied = not any(name.endswith(_OUTPUT) for name in names)
+    values = [weight for weight in weights if weight.role == "weight"]
+    for preset, (base, output) in _PRESETS.items():
+        total = 0
+        for weight in values:
+            kind = base
+            if len(weight.shape) < 2 or "norm" in weight.name:
+                kind = "F32"
+            elif weight.name.endswith(_OUTPUT) or (tied and weight.name.endswith(_TABLE)):
+                kind = output
+            elif preset == "Q4_K_M" and weight.name.endswith(_RAISED):
+                kind = "Q4_K_M more"
+            total += _stored(weight, kind)
+        yield Prediction(
+            preset,
+            "GGUF",
+            total + _vocabulary_bytes(source),
+            False,
+            None,
+            "by llama.cpp's tools",
+        )
+
+
+#: Q4_K_M gives these Q6_K in about half of the layers.
+_RAISED = ("v_proj.weight", "down_proj.weight", "attn_v.weight", "ffn_down.weight")
+
+
+def _stored(weight: Weight, kind: str) -> int:
+    if kind == "Q4_K_M more":
+        return (_stored(weight, "Q4_K") + _stored(weight, "Q6_K")) // 2
+    columns = weight.shape[-1] if weight.shape else 1
+    while columns % _GGML[kind].block:
+        kind = _FALLBACK[kind]
+    return _GGML[kind].tensor_bytes((weight.size // columns if columns else 0, columns))
+
+
+def _vocabulary_bytes(source: Source) -> int:
+    """Metadata: of a GGUF file as it is; else the tokenizer's, less what JSON adds (about half)."""
+    if source.kind == "gguf":
+        return max(0, source.nbytes - sum(weight.nbytes for weight in source.weights))
+    return int(sum(source.details.get("tokenizer", {}).values())) // 2

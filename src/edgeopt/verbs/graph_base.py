@@ -1,0 +1,131 @@
+"""What was asked of a graph, and the folded float graph that every candidate is made from."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt.core import Progress
+from edgeopt.errors import SourceError, UsageError
+from edgeopt.graphs.fold import constant_array, fold, load_model
+from edgeopt.graphs.sites import Site, find_sites, float_initializers, quantized_ops
+from edgeopt.graphs.tune import can_tune
+from edgeopt.measure.environment import environment
+from edgeopt.verbs.graph_source import Prepared
+
+__all__ = ["Asked", "Base", "needs_unsigned", "open_base"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user asked for, checked. Raises UsageError where it cannot be honoured."""
+
+    bits: int
+    prefer: str = "balanced"
+    target: str = "here"
+    block_size: int | None = None
+    min_sqnr: float | None = None
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("--bits", self.bits, (8, 4)),
+            ("--prefer", self.prefer, ("balanced", "speed", "size", "memory")),
+            ("--target", self.target, ("here", "portable")),
+        ):
+            if value not in known:
+                raise UsageError(f"{name} {value}: not one of {', '.join(map(str, known))}")
+        size = self.block_size
+        if size is not None and (size < 16 or size > 256 or size & (size - 1)):
+            raise UsageError(
+                f"--block-size {size} is not a power of two from 16 to 256; use 32, 64 or 128"
+            )
+
+    def options(self) -> dict[str, Any]:
+        """What goes into the plan and the artifact: what the bytes depend on, nothing else."""
+        return {
+            "bits": self.bits,
+            "prefer": self.prefer,
+            "target": self.target,
+            "block_size": self.block_size,
+        }
+
+
+@dataclass(frozen=True)
+class Base:
+    """The folded float graph on disk (weights beside it, to be mapped), ready to be rewritten."""
+
+    path: Path
+    sites: tuple[Site, ...]
+    left: tuple[tuple[ir.Value, str], ...]
+    float_bytes: int
+    residuals: bool
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        return frozenset(site.kind for site in self.sites)
+
+    @property
+    def has_products(self) -> bool:
+        return bool(self.kinds & {"product", "tied"})
+
+    def load(self) -> ir.Model:
+        """A fresh graph to rewrite; its weights stay mapped."""
+        return ir.load(self.path)
+
+
+def open_base(prepared: Prepared, workdir: Path, progress: Progress | None = None) -> Base:
+    """Fold the captured graph, and refuse what cannot be quantized (SourceError)."""
+    if progress is not None:
+        progress("folding", None)
+    source = prepared.source
+    model = load_model(prepared.captured.model)
+    already = quantized_ops(model)
+    if already:
+        found = ", ".join(f"{n} {op}" for op, n in sorted(already.items()))
+        raise SourceError(f"{source.path}: already quantized ({found}); give the float model")
+    fold(model)
+    path = workdir / "base.onnx"
+    ir.save(model, path, external_data="base.onnx.data")
+    del model
+    mapped = ir.load(path)
+    sites, left = find_sites(mapped.graph)
+    if not sites and not left:
+        raise SourceError(f"{source.path}: no float weights; nothing to quantize")
+    for value in float_initializers(mapped.graph):
+        _require_finite(source.path, value)
+    total = sum(site.nbytes for site in sites)
+    total += sum(v.const_value.nbytes for v, _ in left if v.const_value is not None)
+    return Base(path, tuple(sites), tuple(left), total, can_tune(mapped.graph))
+
+
+def _require_finite(path: Path, value: ir.Value) -> None:
+    array = constant_array(value)
+    if array is None:
+        return
+    flat = array.reshape(-1)
+    for lo in range(0, flat.size, 1 << 20):
+        part = np.asarray(flat[lo : lo + (1 << 20)], np.float32)
+        if np.isfinite(part).all():
+            continue
+        nan = bool(np.isnan(part).any())
+        if not nan and flat.size < 64:
+            return  # the minus infinity of a mask is no weight
+        raise SourceError(
+            f"{path}: {value.name} holds {'NaN' if nan else 'Inf'}; a model with broken weights"
+            " cannot be proven, repair it first"
+        )
+
+
+def needs_unsigned() -> bool:
+    """int8 weights saturate on x86-64 without VNNI (vpmaddubsw sums pairs in 16 bits)."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    features = environment().get("features")
+    known = set(features) if isinstance(features, (list, tuple)) else set()
+    return not known & {"avx512_vnni", "avx_vnni"}

@@ -1,0 +1,107 @@
+"""From a plan to the artifact's bytes: the same base and the same plan give the same file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import numpy_helper
+
+from edgeopt.core import Change, Plan, Progress
+from edgeopt.graphs import static
+from edgeopt.graphs.forms import Placing
+from edgeopt.graphs.outliers import split_outliers
+from edgeopt.graphs.transform import CodeCache, apply_decisions
+from edgeopt.graphs.tune import tune
+from edgeopt.numerics.affine import sqnr_db
+from edgeopt.verbs.graph_base import Base
+
+__all__ = ["build", "place_static", "placing_of"]
+
+
+def placing_of(plan: Plan) -> Placing:
+    """The graph-wide choices of a plan, as the forms take them."""
+    return Placing(
+        unsigned=plan.choice("weights", "int8") == "uint8",
+        accuracy_level=int(plan.choice("accuracy_level", "4")),
+    )
+
+
+def build(
+    base: Base,
+    plan: Plan,
+    path: Path,
+    *,
+    cache: CodeCache | None = None,
+    metadata: Mapping[str, str] | None = None,
+    measure: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Change, ...]:
+    """Write the artifact that the plan describes; one Change a tensor that was changed."""
+    changes: tuple[Change, ...] = ()
+    if plan.calibration.get("ranges"):
+        placed, changes = place_static(base, plan)
+        model = ir.from_proto(placed)
+    else:
+        model = base.load()
+    tune(model.graph, plan.choice("residual", "add"))
+    split_outliers(model.graph, plan.calibration.get("outliers", {}))
+    changes += apply_decisions(
+        model,
+        {d.tensor: d for d in plan.decisions if d.scheme is not None and d.form != "qdq"},
+        placing_of(plan),
+        cache=cache,
+        measure=measure,
+        progress=progress,
+    )
+    model.producer_name, model.producer_version = "edgeopt", ""
+    model.metadata_props.clear()
+    model.metadata_props.update(metadata or {})
+    # What was still mapped from the base is read now: one file, weights inside.
+    ir.save(ir.external_data.load_to_model(model), path)
+    return changes
+
+
+def place_static(base: Base, plan: Plan) -> tuple[Any, tuple[Change, ...]]:
+    """The base with Q/DQ pairs at the plan's ranges (a ModelProto), and what that changed."""
+    prepared = static.prepare(onnx.load(str(base.path)))
+    selection = static.select(prepared, static.SEEDS, plan.calibration.get("excluded", ()))
+    ranges = {name: (float(lo), float(hi)) for name, (lo, hi) in plan.calibration["ranges"].items()}
+    placed, decisions = static.place(
+        prepared,
+        selection,
+        ranges,
+        signed=plan.choice("activations", "uint8") == "int8",
+        reduce_range=plan.choice("weight_range", "8 bits") == "7 bits",
+    )
+    floats = {t.name: t for t in prepared.graph.initializer}
+    codes = {t.name: t for t in placed.graph.initializer}
+    changes = []
+    for decision in decisions:
+        if decision.scheme is not None:
+            before = 4 * math.prod(decision.shape)
+            error = _weight_error(decision.tensor, floats, codes, decision.scheme.axis)
+            changes.append(Change(decision, before, decision.nbytes, error))
+    return placed, tuple(changes)
+
+
+def _weight_error(
+    name: str, floats: Mapping[str, Any], codes: Mapping[str, Any], axis: int
+) -> float | None:
+    """SQNR of a weight against its own codes, where they stand under the usual names."""
+    parts = [floats.get(name), codes.get(f"{name}/q"), codes.get(f"{name}/scale")]
+    if any(part is None for part in parts):
+        return None
+    weight, q, scale = (numpy_helper.to_array(part) for part in parts)
+    if scale.ndim != 1 or q.shape != weight.shape or weight.ndim < 2:
+        return None
+    shape = [1] * weight.ndim
+    shape[1 - axis if axis in (0, 1) else 0] = -1
+    if weight.shape[shape.index(-1)] != scale.size:
+        return None
+    return sqnr_db(weight, q.astype(np.float32) * scale.reshape(shape))

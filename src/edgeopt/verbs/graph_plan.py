@@ -1,0 +1,344 @@
+"""Plan a graph: candidates are whole plans, chosen by size, then fidelity, then the clock.
+
+Every candidate is written and run before anything is decided, on trial inputs that the proof never
+sees. What a timing decided is in the plan with its samples; replaying the plan times nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeopt.core import Choice, Plan, Progress
+from edgeopt.errors import UsageError
+from edgeopt.graphs.forms import FORMS
+from edgeopt.graphs.outliers import find_outliers
+from edgeopt.graphs.planning import Recipe, decide, recipes
+from edgeopt.graphs.sites import Site
+from edgeopt.graphs.transform import CodeCache
+from edgeopt.graphs.tune import TUNES
+from edgeopt.measure.contest import fastest, time_candidates
+from edgeopt.measure.gate import FLOORS
+from edgeopt.measure.score import score_candidates
+from edgeopt.verbs.graph_base import Asked, Base, needs_unsigned
+from edgeopt.verbs.graph_build import build
+from edgeopt.verbs.graph_source import Prepared
+from edgeopt.verbs.graph_static import static_plans
+
+__all__ = ["make_graph_plan"]
+
+#: A candidate within this share of the smallest counts as among the smallest.
+_ABOUT_AS_SMALL = 1.05
+
+#: Decibels above the floor that a plan should reach on its trial inputs: others will be judged.
+_MARGIN_DB: Mapping[int, float] = {8: 3.0, 4: 4.0}
+
+#: Seconds that each contest between candidates takes.
+_CONTEST = 1.5
+
+
+@dataclass
+class _Planner:
+    """What every step of planning needs, and the candidates written so far."""
+
+    prepared: Prepared
+    base: Base
+    asked: Asked
+    workdir: Path
+    sha256: str
+    cache: CodeCache
+    progress: Progress | None
+    _written: dict[str, Path] = field(default_factory=dict)
+    _scores: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def wanted_db(self) -> float:
+        floor = self.asked.min_sqnr
+        return (FLOORS[self.asked.bits] if floor is None else floor) + _MARGIN_DB[self.asked.bits]
+
+    @property
+    def floor_db(self) -> float:
+        floor = self.asked.min_sqnr
+        return FLOORS[self.asked.bits] if floor is None else floor
+
+    def plan(
+        self,
+        recipe: Recipe,
+        choices: Mapping[str, str],
+        calibration: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        placing = recipe.placing
+        every = {
+            "kernel": recipe.name,
+            "weights": "uint8" if placing.unsigned else "int8",
+            "accuracy_level": str(placing.accuracy_level),
+            **choices,
+        }
+        return Plan(
+            source_sha256=self.sha256,
+            options=self.asked.options(),
+            decisions=decide(recipe, self.base.sites, self.base.left),
+            choices=tuple(Choice(name, value, "") for name, value in every.items()),
+            calibration=dict(calibration or {}),
+        )
+
+    def file(self, plan: Plan) -> Path:
+        """The candidate's file, written once."""
+        key = plan.digest()
+        if key not in self._written:
+            path = self.workdir / f"candidate-{len(self._written)}.onnx"
+            build(self.base, plan, path, cache=self.cache, progress=self.progress)
+            self._written[key] = path
+        return self._written[key]
+
+    def nbytes(self, plan: Plan) -> int:
+        return self.file(plan).stat().st_size
+
+    def score(self, plan: Plan) -> float:
+        """SQNR (dB) of the worst output on the trial inputs."""
+        key = plan.digest()
+        if key not in self._scores:
+            found = score_candidates(
+                self.prepared.captured.model,
+                {"candidate": self.file(plan)},
+                self.prepared.trial,
+                threads=self.asked.threads,
+                progress=self.progress,
+            )
+            self._scores[key] = found["candidate"]
+        return self._scores[key]
+
+    def fastest(
+        self, plans: Mapping[str, Plan], order: Sequence[str]
+    ) -> tuple[str, dict[str, list[float]], str]:
+        """(name, timings, reason in words) of the fastest; the first in order wins a tie."""
+        timings = time_candidates(
+            {name: self.file(plans[name]) for name in order},
+            self.prepared.trial,
+            threads=self.asked.threads,
+            seconds=_CONTEST,
+            progress=self.progress,
+        )
+        name = fastest(timings, order)
+        medians = {key: float(np.median(values)) for key, values in timings.items()}
+        parts = [
+            f"{other} takes {medians[other] / medians[name]:.2f}x its time"
+            for other in medians
+            if other != name
+        ]
+        parts += [f"{other} does not run" for other in timings.failures]
+        return name, dict(timings), "timed here: " + "; ".join(parts)
+
+
+def make_graph_plan(
+    prepared: Prepared,
+    base: Base,
+    asked: Asked,
+    workdir: Path,
+    *,
+    sha256: str,
+    cache: CodeCache,
+    progress: Progress | None = None,
+) -> Plan:
+    """Try what makes sense for what was asked, and write down what was chosen and why."""
+    if asked.block_size is not None and asked.bits == 4:
+        _check_block(base, asked.block_size)
+    planner = _Planner(prepared, base, asked, workdir, sha256, cache, progress)
+    here = asked.target == "here"
+    tried = recipes(
+        asked.bits,
+        prefer=asked.prefer,
+        target=asked.target,
+        block=asked.block_size,
+        unsigned=here and needs_unsigned(),
+        kinds=base.kinds,
+    )
+    residual = "sum" if base.residuals and here else "add"
+    first, reasons = _hold_fidelity(planner, tried[0], residual)
+    promoted = reasons.pop("promoted")
+    plans = {tried[0].name: first}
+    for recipe in tried[1:]:
+        plans[recipe.name] = planner.plan(
+            dataclasses.replace(recipe, promoted=promoted), {"residual": residual}
+        )
+    plans = static_plans(planner, tried[-1], residual) | plans
+    why: dict[str, str] = dict(reasons)
+    timings: dict[str, dict[str, list[float]]] = {}
+    name = _choose(planner, plans, why, timings)
+    chosen = plans[name]
+    if base.residuals and here:
+        plain = _with_choice(chosen, "residual", "add")
+        value, timings["residual"], reason = planner.fastest(
+            {"add": plain, "sum": chosen}, ["add", "sum"]
+        )
+        chosen = _with_choice(chosen, "residual", value)
+        why["residual"] = f"{TUNES[value]}; {reason}"
+    why.setdefault("weights", _why_signed(asked, chosen.choice("weights")))
+    why.setdefault("accuracy_level", "of MatMulNBits, where it is used")
+    why.setdefault("residual", TUNES[chosen.choice("residual", "add")])
+    return dataclasses.replace(
+        chosen,
+        choices=tuple(
+            Choice(c.name, c.value, why.get(c.name, c.reason), timings.get(c.name, {}))
+            for c in chosen.choices
+        ),
+    )
+
+
+def _choose(
+    planner: _Planner,
+    plans: Mapping[str, Plan],
+    why: dict[str, str],
+    timings: dict[str, dict[str, list[float]]],
+) -> str:
+    """Drop what is too big or misses the floor, then time what is left."""
+    asked = planner.asked
+    names = list(plans)
+    if len(names) == 1:
+        why["kernel"] = (
+            f"--prefer {asked.prefer}"
+            if asked.prefer in ("size", "memory")
+            else f"--target {asked.target}, the only form that fits"
+        )
+        return names[0]
+    dropped = []
+    if asked.prefer != "speed":
+        smallest = min(planner.nbytes(plans[name]) for name in names)
+        for name in list(names):
+            if planner.nbytes(plans[name]) > _ABOUT_AS_SMALL * smallest:
+                names.remove(name)
+                dropped.append(f"{name} is larger")
+    holding = [name for name in names if planner.score(plans[name]) >= planner.floor_db + 0.5]
+    if holding:
+        dropped += [f"{n} misses the floor" for n in names if n not in holding]
+        names = holding
+    else:
+        names = [max(names, key=lambda n: planner.score(plans[n]))]
+    if len(names) == 1:
+        why["kernel"] = "; ".join(dropped)
+        return names[0]
+    name, timings["kernel"], reason = planner.fastest(plans, names)
+    why["kernel"] = "; ".join([reason, *dropped])
+    return name
+
+
+def _with_choice(plan: Plan, name: str, value: str) -> Plan:
+    return dataclasses.replace(
+        plan,
+        choices=tuple(
+            dataclasses.replace(c, value=value) if c.name == name else c for c in plan.choices
+        ),
+    )
+
+
+def _why_signed(asked: Asked, value: str) -> str:
+    if asked.target == "portable":
+        return "exact on every CPU, with and without VNNI"
+    if value == "uint8":
+        return "this CPU has no VNNI: int8 weights would saturate"
+    return "this CPU multiplies them without saturating"
+
+
+def _check_block(base: Base, size: int) -> None:
+    columns = sorted({site.matrix_shape[1] for site in base.sites})
+    if columns and all(c < size or c % size for c in columns):
+        shown = ", ".join(map(str, columns[-4:]))
+        raise UsageError(
+            f"--block-size {size} divides no weight's input size ({shown}); use a divisor of one"
+            " of them, or leave it out"
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# what fidelity decides
+
+
+def _hold_fidelity(planner: _Planner, recipe: Recipe, residual: str) -> tuple[Plan, dict[str, Any]]:
+    """The first recipe, with as many outlier channels taken out, and as many tensors kept at 8
+    bits, as the floor needs; both go down a ladder and stop at the first rung that holds."""
+    reasons: dict[str, Any] = {"promoted": frozenset()}
+    choices = {"residual": residual}
+    plan = planner.plan(recipe, choices)
+    wanted = planner.wanted_db
+    integer = FORMS[recipe.product].compute == "int8" and not FORMS[recipe.product].packs
+    if planner.base.has_products and integer and planner.score(plan) < wanted:
+        plan, reasons["outliers"] = _take_outliers(planner, recipe, choices)
+    if planner.asked.bits == 4 and planner.score(plan) < planner.floor_db + 1.5:
+        plan, reasons["promoted"], reasons["eight_bit"] = _promote(planner, recipe, plan)
+    return plan, reasons
+
+
+def _take_outliers(
+    planner: _Planner, recipe: Recipe, choices: Mapping[str, str]
+) -> tuple[Plan, str]:
+    none = planner.plan(recipe, {**choices, "outliers": "none"})
+    found = find_outliers(
+        planner.base.path, planner.prepared.trial, planner.workdir, threads=planner.asked.threads
+    )
+    plans = {"none": none}
+    for quarter in (1, 2, 3, 4):
+        count = math.ceil(len(found) * quarter / 4)
+        name = f"{count} of {len(found)} activations"
+        taken = {o.activation: list(o.channels) for o in found[:count]}
+        if taken:
+            plans[name] = planner.plan(recipe, {**choices, "outliers": name}, {"outliers": taken})
+    return _first_that_holds(planner, plans, planner.wanted_db)
+
+
+def _first_that_holds(
+    planner: _Planner, plans: Mapping[str, Plan], wanted: float
+) -> tuple[Plan, str]:
+    """Down the ladder to the first plan that reaches ``wanted`` dB, else the best of them."""
+    tried: dict[str, float] = {}
+    for name, plan in plans.items():
+        tried[name] = planner.score(plan)
+        if tried[name] >= wanted:
+            break
+    best = next((n for n, db in tried.items() if db >= wanted), None)
+    if best is None:
+        best = max(tried, key=lambda n: tried[n])
+    shown = ", ".join(f"{name}: {db:.1f} dB" for name, db in tried.items())
+    return plans[best], f"{shown}; {wanted:g} dB wanted on the trial inputs"
+
+
+def _promote(planner: _Planner, recipe: Recipe, plan: Plan) -> tuple[Plan, frozenset[str], str]:
+    """Keep 8 bits where 4 cost too much."""
+    ladder = _ladder(planner.base.sites)
+    choices = {c.name: c.value for c in plan.choices if c.name in ("residual", "outliers")}
+    plans = {
+        name: planner.plan(
+            dataclasses.replace(recipe, promoted=tensors),
+            {**choices, "eight_bit": name},
+            plan.calibration,
+        )
+        for name, tensors in ladder.items()
+    }
+    chosen, reason = _first_that_holds(planner, plans, planner.floor_db + 1.5)
+    return chosen, ladder[chosen.choice("eight_bit")], reason
+
+
+def _ladder(sites: Sequence[Site]) -> dict[str, frozenset[str]]:
+    def names(keep: Callable[[Site], bool]) -> frozenset[str]:
+        return frozenset(site.name for site in sites if keep(site))
+
+    convs = [site for site in sites if site.kind == "conv"]
+    rungs = {
+        "none": frozenset[str](),
+        "first and depthwise convolutions": names(
+            lambda s: s.kind == "conv" and (s.matrix_shape[1] <= 49 or s is convs[0])
+        ),
+        "convolutions": names(lambda s: s.kind == "conv"),
+        "all but tables": names(lambda s: s.kind != "table"),
+        "all": names(lambda s: True),
+    }
+    distinct: dict[str, frozenset[str]] = {}
+    for rung, tensors in rungs.items():
+        if tensors not in distinct.values():
+            distinct[rung] = tensors
+    return distinct

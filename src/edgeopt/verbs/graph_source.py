@@ -1,0 +1,152 @@
+"""The way in for sources that have a graph: samples, capture, fold. Shared by the verbs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgeopt.core import Array, InputSpec, Progress, Source
+from edgeopt.data.inputspec import parse_inputs
+from edgeopt.data.samples import Feed, Samples, load
+from edgeopt.data.split import split
+from edgeopt.data.synthetic import synthetic
+from edgeopt.errors import SourceError
+from edgeopt.graphs.capture import Captured, capture
+
+__all__ = ["Prepared", "has_graph", "narrowed", "prepare"]
+
+#: Feeds that the proof compares on, at most this many and this many bytes together.
+_PROOF_FEEDS = 64
+_PROOF_BYTES = 256 << 20
+
+_BARE = frozenset({"torch-state-dict", "torch-checkpoint", "safetensors", "gguf"})
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A captured graph with the inputs to plan on and the inputs to judge by.
+
+    ``calibration`` is None where nobody gave data; ``proof`` feeds were never used to choose
+    anything, ``label`` says what they are. ``trial`` feeds are what candidates are timed on.
+    """
+
+    source: Source
+    captured: Captured
+    calibration: Samples | None
+    trial: tuple[Feed, ...]
+    proof: tuple[Feed, ...]
+    label: str
+
+
+def has_graph(source: Source, model: str | None) -> bool:
+    """Whether the source carries code, or was given some: a bare state dict has none."""
+    return model is not None or source.kind not in _BARE
+
+
+def prepare(
+    source: Source,
+    workdir: Path,
+    *,
+    data: str | None,
+    inputs: Sequence[str],
+    model: str | None,
+    trust_pickle: bool,
+    opset: int = 21,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Capture the source's graph, and fit the samples to it (or make some up)."""
+    from edgeopt.graphs.hints import input_hints
+
+    if source.kind == "gguf":
+        raise SourceError(f"{source.path}: a GGUF file holds no graph; give the model it came from")
+    raw = load(data) if data is not None else None
+    captured = capture(
+        source,
+        workdir,
+        model=model,
+        trust_pickle=trust_pickle,
+        inputs=parse_inputs(tuple(inputs)),
+        example=_example(raw),
+        opset=opset,
+        progress=progress,
+    )
+    hints = input_hints(captured.model)
+    sizes = _sizes(captured)
+    if raw is None:
+        # Two draws: what candidates are tried on must not be what they are judged by.
+        trial = synthetic(captured.inputs, hints, count=4, seed=1, sizes=sizes)
+        proof = synthetic(captured.inputs, hints, count=8, seed=0, sizes=sizes)
+        return Prepared(source, captured, None, tuple(trial), tuple(proof), proof.label)
+    calibration, held_out = split(raw.fit(captured.inputs), hints=hints)
+    return Prepared(
+        source,
+        captured,
+        calibration,
+        _bounded(calibration, 16),
+        _bounded(held_out, _PROOF_FEEDS),
+        held_out.label,
+    )
+
+
+def narrowed(prepared: Prepared, inputs: Sequence[InputSpec], data: str | None) -> Prepared:
+    """The same, with proof feeds of the sizes that a model with ``inputs`` insists on.
+
+    Dimensions that the captured graph leaves free and ``inputs`` fixes, by name, take that size.
+    """
+    from edgeopt.graphs.hints import input_hints
+
+    captured = prepared.captured
+    fixed = {spec.name: spec.shape for spec in inputs}
+    specs = tuple(_narrow(spec, fixed.get(spec.name, ())) for spec in captured.inputs)
+    if specs == captured.inputs:
+        return prepared
+    hints = input_hints(captured.model)
+    if data is None:
+        proof = synthetic(specs, hints, count=8, seed=0, sizes=_sizes(captured))
+    else:
+        _, proof = split(load(data).fit(specs), hints=hints)
+    return replace(prepared, proof=_bounded(proof, _PROOF_FEEDS), label=proof.label)
+
+
+def _narrow(spec: InputSpec, shape: Sequence[int | str]) -> InputSpec:
+    if len(shape) != len(spec.shape):
+        return spec
+    dims = tuple(
+        there if isinstance(here, str) and isinstance(there, int) else here
+        for here, there in zip(spec.shape, shape, strict=True)
+    )
+    return replace(spec, shape=dims)
+
+
+def _example(raw: Samples | None) -> dict[str, Array] | None:
+    """The first sample, where its arrays carry names; by position it is fitted after capture."""
+    if raw is None or raw.resolve is not None:
+        return None
+    first = next(iter(raw), None)
+    if first is None or any(name.startswith("#") for name in first):
+        return None
+    return first
+
+
+def _sizes(captured: Captured) -> dict[str, int]:
+    """Sizes of the free dimensions in the feed that was exported."""
+    return {
+        dim: size
+        for spec in captured.inputs
+        if spec.name in captured.example
+        for dim, size in zip(spec.shape, captured.example[spec.name].shape, strict=False)
+        if isinstance(dim, str)
+    }
+
+
+def _bounded(samples: Samples, count: int) -> tuple[Feed, ...]:
+    feeds: list[Feed] = []
+    room = _PROOF_BYTES
+    for feed in itertools.islice(samples, count):
+        room -= sum(array.nbytes for array in feed.values())
+        if feeds and room < 0:
+            break
+        feeds.append(feed)
+    return tuple(feeds)

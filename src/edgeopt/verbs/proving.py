@@ -1,0 +1,109 @@
+"""The last step of every verb: measure the written file against its source, and judge it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeopt.core import Change, Plan, Progress, Proof
+from edgeopt.measure.environment import environment
+from edgeopt.measure.gate import judge
+from edgeopt.measure.pair import measure_pair
+from edgeopt.report.usage import usage_lines
+from edgeopt.verbs.graph_source import Prepared
+
+__all__ = ["prove_graph"]
+
+#: Seconds given to interleaved latency blocks.
+_SECONDS = 2.0
+
+
+def prove_graph(
+    verb: str,
+    prepared: Prepared,
+    written: Path,
+    final: Path,
+    *,
+    bits: int | None,
+    min_sqnr: float | None,
+    prefer: str,
+    threads: int,
+    coverage: Mapping[str, Any],
+    quantized: bool,
+    source_sha256: str,
+    plan: Plan | None = None,
+    changes: Sequence[Change] = (),
+    notes: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Proof:
+    """Load ``written`` in fresh processes, compare it with the captured source, and judge.
+
+    ``final`` is the name that the artifact will have if it is kept.
+    """
+    source, captured = prepared.source, prepared.captured
+    pair = measure_pair(
+        captured.model,
+        written,
+        prepared.proof,
+        threads=threads,
+        seconds=_SECONDS,
+        progress=progress,
+    )
+    nbytes = pair.nbytes[1]
+    verdict = judge(
+        pair,
+        bits=bits,
+        min_sqnr=min_sqnr,
+        prefer=prefer,
+        coverage=coverage,
+        sizes=(source.nbytes, nbytes),
+        quantized=quantized,
+    )
+    usage = ""
+    if pair.failure is None:
+        usage = usage_lines(final, pair.inputs, pair.outputs)
+    return Proof(
+        verb=verb,
+        source={
+            "path": str(source.path),
+            "kind": source.kind,
+            "nbytes": source.nbytes,
+            "sha256": source_sha256,
+            "capture": captured.rung,
+            "opset": captured.opset,
+            "agreement_db": captured.agreement_db,
+            "graph_nbytes": pair.nbytes[0],
+        },
+        artifact={
+            "path": str(final),
+            "format": "onnx",
+            "nbytes": nbytes,
+            "sha256": _sha256(written),
+            "inputs": [_spec(s) for s in pair.inputs],
+            "outputs": [_spec(s) for s in pair.outputs],
+        },
+        plan=plan,
+        changes=tuple(changes),
+        coverage=dict(coverage),
+        fidelity=pair.fidelity,
+        samples=prepared.label,
+        measurements=pair.measurements,
+        environment=environment(threads=threads),
+        verdict=verdict,
+        usage=usage,
+        notes=(*captured.notes, *pair.notes, *notes),
+    )
+
+
+def _spec(spec: Any) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,257 @@
+"""``edgeopt quantize``: a smaller, faster file, and the proof of what it is worth."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeopt.core import Plan, Progress, Proof, Source
+from edgeopt.errors import UsageError
+from edgeopt.files.open import open_source
+from edgeopt.verbs.graph_base import Asked, Base, open_base
+from edgeopt.verbs.graph_build import build
+from edgeopt.verbs.graph_plan import make_graph_plan
+from edgeopt.verbs.graph_source import Prepared, has_graph, prepare
+
+__all__ = ["make_plan", "quantize"]
+
+
+def quantize(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    bits: int = 8,
+    to: str | None = None,
+    data: str | None = None,
+    inputs: Sequence[str] = (),
+    model: str | None = None,
+    trust_pickle: bool = False,
+    block_size: int | None = None,
+    prefer: str = "balanced",
+    target: str = "here",
+    plan: str | Path | None = None,
+    min_sqnr: float | None = None,
+    force: bool = False,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Proof:
+    """Quantize ``source``, write the artifact, and prove the written file.
+
+    Args:
+        source: a model file or folder, recognised by content.
+        out: file to write; default ``NAME-int8.onnx`` (or ``.safetensors``) beside the source.
+        bits: 8 or 4, of the weights.
+        to: ``onnx`` (sources with a graph) or ``safetensors`` (weights alone); default: by source.
+        data: sample inputs (see :mod:`edgeopt.data.samples`); three quarters calibrate, the rest
+            is held out for the proof.
+        inputs: shapes as ``name:float32[1,3,224,224]``, where nothing else tells them.
+        model: ``package.module:callable`` that returns the ``nn.Module`` of a state dict.
+        trust_pickle: the file may run the code it carries.
+        block_size: weights that share a scale at 4 bits; a power of two from 16 to 256.
+        prefer: ``balanced``, ``speed``, ``size`` or ``memory``.
+        target: ``here`` times choices on this machine, ``portable`` makes none of them.
+        plan: a plan file to replay: same source, same plan, same bytes.
+        min_sqnr: fidelity floor in dB (default 20 at 8 bits, 8 at 4).
+        force: keep the artifact although the proof failed.
+        threads: of the runtime, while timing.
+
+    Returns:
+        The proof. Where ``proof.proven`` is false and ``force`` was not given, nothing was kept.
+
+    Raises:
+        EdgeoptError: bad input or usage (see :mod:`edgeopt.errors`); nothing is written then.
+    """
+    asked = Asked(bits, prefer, target, block_size, min_sqnr, threads)
+    opened = open_source(source)
+    if _weights_only(opened, to, model):
+        from edgeopt.verbs.quantize_weights import quantize_weights
+
+        return quantize_weights(
+            opened, out, asked=asked, plan=_read_plan(plan), force=force, progress=progress
+        )
+    from edgeopt.graphs.coverage import read_coverage
+    from edgeopt.graphs.transform import CodeCache
+    from edgeopt.verbs.output import artifact_path, metadata_of, write_proven
+    from edgeopt.verbs.proving import prove_graph
+
+    given = _read_plan(plan)
+    if given is not None:
+        asked = _asked_by(given, asked)
+    path = artifact_path(opened, out, f"int{asked.bits}", ".onnx")
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+        workdir, cache = Path(folder), CodeCache()
+        prepared, base, sha256 = _ready(
+            opened, workdir, data, inputs, model, trust_pickle, progress
+        )
+        if given is None:
+            made = make_graph_plan(
+                prepared, base, asked, workdir, sha256=sha256, cache=cache, progress=progress
+            )
+        else:
+            made = _checked_plan(given, base, sha256, opened)
+        metadata = metadata_of(sha256, made, made.options)
+
+        def make(temporary: Path) -> Proof:
+            changes = build(
+                base,
+                made,
+                temporary,
+                cache=cache,
+                metadata=metadata,
+                measure=True,
+                progress=progress,
+            )
+            cache.codes.clear()
+            coverage = read_coverage(temporary, base.float_bytes).to_json()
+            return prove_graph(
+                "quantize",
+                prepared,
+                temporary,
+                path,
+                bits=asked.bits,
+                min_sqnr=min_sqnr,
+                prefer=asked.prefer,
+                threads=threads,
+                coverage=coverage,
+                quantized=True,
+                source_sha256=sha256,
+                plan=made,
+                changes=changes,
+                progress=progress,
+            )
+
+        return write_proven(path, made, force, make)
+
+
+def make_plan(
+    source: str | Path,
+    *,
+    bits: int = 8,
+    to: str | None = None,
+    data: str | None = None,
+    inputs: Sequence[str] = (),
+    model: str | None = None,
+    trust_pickle: bool = False,
+    block_size: int | None = None,
+    prefer: str = "balanced",
+    target: str = "here",
+    min_sqnr: float | None = None,
+    threads: int = 1,
+    progress: Progress | None = None,
+    **ignored: Any,
+) -> Plan:
+    """The plan that :func:`quantize` would carry out; nothing is written."""
+    asked = Asked(bits, prefer, target, block_size, min_sqnr, threads)
+    opened = open_source(source)
+    if _weights_only(opened, to, model):
+        from edgeopt.verbs.quantize_weights import plan_weights
+
+        return plan_weights(opened, bits=bits, block_size=block_size, options=asked.options())
+    from edgeopt.graphs.transform import CodeCache
+
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+        workdir = Path(folder)
+        prepared, base, sha256 = _ready(
+            opened, workdir, data, inputs, model, trust_pickle, progress
+        )
+        return make_graph_plan(
+            prepared,
+            base,
+            asked,
+            workdir,
+            sha256=sha256,
+            cache=CodeCache(),
+            progress=progress,
+        )
+
+
+def _weights_only(source: Source, to: str | None, model: str | None) -> bool:
+    """Weights alone, when asked for or when there is no graph; says why ``onnx`` cannot be."""
+    if to == "safetensors":
+        return True
+    if has_graph(source, model):
+        return False
+    if to == "onnx":
+        raise UsageError(
+            f"{source.path}: weights without code cannot become ONNX; give the code with"
+            " --model package.module:callable"
+        )
+    return True
+
+
+def _ready(
+    source: Source,
+    workdir: Path,
+    data: str | None,
+    inputs: Sequence[str],
+    model: str | None,
+    trust_pickle: bool,
+    progress: Progress | None,
+) -> tuple[Prepared, Base, str]:
+    if progress is not None:
+        progress("reading", None)
+    sha256 = source.sha256()
+    prepared = prepare(
+        source,
+        workdir,
+        data=data,
+        inputs=inputs,
+        model=model,
+        trust_pickle=trust_pickle,
+        progress=progress,
+    )
+    return prepared, open_base(prepared, workdir, progress), sha256
+
+
+# ---------------------------------------------------------------------------------------------
+# replaying a plan
+
+
+def _read_plan(path: str | Path | None) -> Plan | None:
+    if path is None:
+        return None
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--plan {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UsageError(f"--plan {path}: not a plan (not JSON: {error})") from error
+    try:
+        return Plan.from_json(document)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"--plan {path}: not a plan of this edgeopt ({error})") from error
+
+
+def _asked_by(plan: Plan, asked: Asked) -> Asked:
+    """The plan's own options; what is measured how stays the user's."""
+    options = plan.options
+    try:
+        return dataclasses.replace(
+            asked,
+            bits=int(options["bits"]),
+            prefer=str(options["prefer"]),
+            target=str(options["target"]),
+            block_size=options["block_size"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"the plan's options are incomplete ({error}); make it anew") from error
+
+
+def _checked_plan(plan: Plan, base: Base, sha256: str, source: Source) -> Plan:
+    if plan.source_sha256 != sha256:
+        raise UsageError(
+            f"the plan was made for another source (SHA-256 {plan.source_sha256[:12]}...,"
+            f" {source.path} has {sha256[:12]}...); make it anew"
+        )
+    names = {site.name for site in base.sites}
+    missing = [d.tensor for d in plan.decisions if d.scheme is not None and d.tensor not in names]
+    if missing:
+        raise UsageError(
+            f"the plan names {missing[0]}, which this export does not have; the exporter's"
+            " version may differ from the plan's, make it anew"
+        )
+    return plan

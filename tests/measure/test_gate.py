@@ -1,0 +1,130 @@
+"""The gate: each reason to fail, alone, and what is left unproven."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from edgeopt.core import Fidelity, Measurement, Verdict
+from edgeopt.measure.gate import FLOORS, judge
+from edgeopt.measure.pair import PairResult
+
+GOOD = Fidelity("y", 35.0, 0.999, 0.1, 0.99, 0.001, True, False, 8)
+
+
+def pair(*outputs: Fidelity, slower: bool = False, ratio: float = 0.5, **more: Any) -> PairResult:
+    def latency(subject: Any, value: float) -> Measurement:
+        return Measurement(subject, "latency", "s", {}, ((value,) * 8,))
+
+    return PairResult(
+        fidelity=outputs or (GOOD,),
+        measurements=(latency("source", 1.0), latency("artifact", ratio)),
+        slower=slower,
+        **more,
+    )
+
+
+def verdict(result: PairResult | None = None, **changes: Any) -> Verdict:
+    asked: dict[str, Any] = {
+        "bits": 8,
+        "min_sqnr": None,
+        "prefer": "balanced",
+        "coverage": {"share": 0.98},
+        "sizes": (100, 30),
+        "quantized": True,
+    }
+    return judge(result or pair(), **{**asked, **changes})
+
+
+def failed(result: Verdict) -> list[str]:
+    return [check.name for check in result.checks if not check.passed]
+
+
+def only(**changes: float | bool | str | None) -> PairResult:
+    return pair(dataclasses.replace(GOOD, **changes))  # type: ignore[arg-type]
+
+
+def test_a_good_one_is_proven() -> None:
+    found = verdict()
+    assert found.proven
+    assert found.unproven == ()
+    assert all(check.found and check.limit for check in found.checks)
+
+
+@pytest.mark.parametrize(
+    ("result", "changes", "name"),
+    [
+        (None, {"coverage": {"share": 0.0}}, "something quantized"),
+        (None, {"coverage": {}}, "something quantized"),
+        (None, {"sizes": (100, 100)}, "file smaller"),
+        (None, {"sizes": (100, 120), "bits": 4}, "file smaller"),
+        (only(sqnr_db=19.9), {}, "fidelity"),
+        (only(sqnr_db=7.9), {"bits": 4}, "fidelity"),
+        (only(sqnr_db=29.9), {"bits": None}, "fidelity"),
+        (only(sqnr_db=35.0), {"min_sqnr": 40.0}, "fidelity"),
+        (only(sqnr_db=-math.inf), {"bits": 4}, "fidelity"),
+        (only(sqnr_db=math.nan, top1=0.89), {}, "same integers"),
+        (only(finite=False), {}, "output finite"),
+        (only(constant=True), {}, "source output varies"),
+        (pair(slower=True, ratio=1.3), {}, "not slower"),
+        (PairResult(failure="a.onnx: cannot load it"), {}, "loads and runs"),
+    ],
+)
+def test_each_reason_to_fail(result: PairResult | None, changes: dict[str, Any], name: str) -> None:
+    found = verdict(result, **changes)
+    assert failed(found) == [name]
+    assert not found.proven
+    (check,) = (c for c in found.checks if c.name == name)
+    assert check.advice
+    assert "\n" not in check.found
+
+
+def test_the_floors() -> None:
+    assert (FLOORS[8], FLOORS[4]) == (20.0, 8.0)
+    assert verdict(only(sqnr_db=20.0)).proven
+    assert verdict(only(sqnr_db=8.0), bits=4).proven
+    assert verdict(only(sqnr_db=12.0), min_sqnr=10.0).proven
+    assert verdict(only(sqnr_db=math.inf)).proven
+
+
+def test_the_worst_output_counts() -> None:
+    bad = dataclasses.replace(GOOD, output="bad", sqnr_db=3.0)
+    found = verdict(pair(GOOD, bad))
+    assert failed(found) == ["fidelity"]
+    assert any("3.0 dB (bad)" in check.found for check in found.checks)
+
+
+def test_one_constant_output_among_others_is_unproven_not_failed() -> None:
+    still = dataclasses.replace(GOOD, output="still", constant=True, sqnr_db=-math.inf)
+    found = verdict(pair(GOOD, still))
+    assert found.proven
+    assert found.unproven == ("output still: constant in the source",)
+
+
+@pytest.mark.parametrize("prefer", ["size", "memory"])
+def test_speed_is_not_asked_for_where_something_else_is(prefer: str) -> None:
+    found = verdict(pair(slower=True, ratio=1.3), prefer=prefer)
+    assert found.proven
+    assert any("not asked" in check.limit for check in found.checks)
+
+
+def test_an_export_need_be_neither_smaller_nor_quantized() -> None:
+    found = verdict(bits=None, sizes=(100, 120), coverage={}, quantized=False)
+    assert found.proven
+    assert "file smaller" not in [check.name for check in found.checks]
+
+
+def test_what_was_not_measured_is_unproven() -> None:
+    found = verdict(PairResult(fidelity=(GOOD,), unproven=("memory: not said",)))
+    assert found.proven
+    assert found.unproven == ("memory: not said", "speed: no latency was measured")
+    broken = verdict(PairResult(failure="no"))
+    assert "does not run" in broken.unproven[-1]
+
+
+def test_nothing_compared_proves_nothing() -> None:
+    found = verdict(dataclasses.replace(pair(), fidelity=()))
+    assert failed(found) == ["source output varies"]

