@@ -18,12 +18,8 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from tests.contract import plain_models as plain
 from torch import nn
-
-try:
-    from tests.contract import plain_models as plain
-except ImportError:  # collected without the repository root on the path
-    import plain_models as plain  # type: ignore[no-redef]
 
 Feed = Mapping[str, NDArray[Any]]
 

@@ -22,7 +22,7 @@ import torch
 from edgeopt.core import Array
 from edgeopt.errors import CaptureError
 from edgeopt.graphs.capture import tidy
-from edgeopt.graphs.capture.axes import Inputs, feed
+from edgeopt.graphs.capture.axes import Inputs, alone, feed
 from edgeopt.graphs.capture.check import FLOOR_DB, agreement_db, run_onnx
 from edgeopt.graphs.capture.loaded import Loaded, tensors
 from edgeopt.graphs.capture.opset import raise_opset
@@ -40,7 +40,10 @@ _TORCHSCRIPT_OPSET = 20
 
 @dataclass(frozen=True)
 class Held:
-    """The rung that held: its file, the axes it kept free, how well it agrees with torch."""
+    """The rung that held: its file, the axes it kept free, how well it agrees with torch.
+
+    ``example`` is a feed that it was checked on, a batch of one where the model takes that.
+    """
 
     path: Path
     rung: str
@@ -138,19 +141,20 @@ def _try(loaded: Loaded, rung: _Rung, inputs: Inputs, path: Path, opset: int) ->
     free = tuple(n for n in inputs.axes if n in symbols)
     lost = tuple(n for n in loaded.inputs.axes if n not in free)
     kept = inputs.without([n for n in inputs.axes if n not in free])
-    example = feed(kept)
-    feeds = [example, feed(kept, True, seed=1)]
+    feeds = [feed(kept), feed(kept, True, seed=1), feed(alone(kept), seed=2)]
+    if loaded.complaint(feeds[2]) is not None:
+        del feeds[2]  # a model that cannot take one sample alone
     reference = [loaded.run(f) for f in feeds]
     reached, notes = raise_opset(path, opset, feeds)
     loaded.notes.extend(n for n in notes if n not in loaded.notes)
     got = run_onnx(path, feeds)
     agreement = [agreement_db(r, g) for r, g in zip(reference, got, strict=True)]
     if not min(agreement) >= FLOOR_DB:
-        where = "the example" if agreement[0] < FLOOR_DB else "another size"
         figure = min(agreement)
+        where = ("the example", "another size", "a batch of one")[agreement.index(figure)]
         what = "gives other shapes than" if figure == -math.inf else f"is {figure:.0f} dB from"
         raise CaptureError(f"the exported file {what} torch on {where}")
-    return Held(path, rung.name, kept, reached, agreement[1], example, lost)
+    return Held(path, rung.name, kept, reached, agreement[1], feeds[-1], lost)
 
 
 def _dynamo(loaded: Loaded, inputs: Inputs, path: Path, opset: int) -> tuple[str, ...]:
