@@ -33,7 +33,7 @@ from edgeopt.verbs.graph_static import static_plans
 __all__ = ["make_graph_plan"]
 
 #: A candidate within this share of the smallest counts as among the smallest.
-_ABOUT_AS_SMALL = 1.05
+_ABOUT_AS_SMALL = 1.12
 
 #: Decibels above the floor that a plan should reach on its trial inputs: others will be judged.
 _MARGIN_DB: Mapping[int, float] = {8: 3.0, 4: 4.0}
