@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from tests.contract.architectures import Architecture, Feed
 
 import edgeopt
 from edgeopt.core import Proof
-from tests.contract.architectures import Architecture, Feed
 
 __all__ = ["hold"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from tests.contract.architectures import ARCHITECTURES, Architecture
 from tests.contract.quantized import hold
 

@@ -192,7 +192,7 @@ def _is_recurrent_bias(value: ir.Value) -> bool:
 
 def _is_vector(tensor: ir.TensorProtocol) -> bool:
     """A bias or scale with broadcasting axes, such as [1, C, 1, 1]."""
-    return max(int(d) for d in tensor.shape.numpy()) == tensor.size
+    return bool(max(int(d) for d in tensor.shape.numpy()) == tensor.size)
 
 
 def _site(value: ir.Value) -> Site:
