@@ -171,7 +171,7 @@ def find_sites(graph: ir.Graph) -> tuple[list[Site], list[tuple[ir.Value, str]]]
         if len(tensor.shape) < 2 or _is_vector(tensor):
             left.append((value, "vector (bias, norm or scale): few bytes, precision matters"))
         elif tensor.size < MIN_ELEMENTS:
-            left.append((value, f"under {MIN_ELEMENTS} elements: codes would save nothing"))
+            left.append((value, f"under {MIN_ELEMENTS} elements: too few to save anything"))
         elif value.is_graph_output():
             left.append((value, "is itself an output of the model"))
         elif not value.uses():
