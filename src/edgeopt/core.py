@@ -300,9 +300,10 @@ class Decision:
     """What will happen to one tensor. ``scheme`` None means not quantized, and ``reason`` why.
 
     A tensor that is not quantized is kept as it is, unless ``method`` is ``cast``: then it is
-    stored in fewer bits of float (form ``half``: float16). ``op`` is the operator (or, for a bare state dict, the kind of tensor) that uses it, ``form``
-    how the stored codes reach the arithmetic (``matmul-integer``, ``matmul-nbits``, ``folded``,
-    ``gather``, ``qdq``, ``packed``, ``half``, ``keep``), ``nbytes`` what the stored form will take.
+    stored in fewer bits of float (form ``half``: float16). ``op`` is the operator (or, for a bare
+    state dict, the kind of tensor) that uses it, ``form`` how the stored codes reach the
+    arithmetic (``matmul-integer``, ``matmul-nbits``, ``folded``, ``gather``, ``qdq``, ``packed``,
+    ``half``, ``keep``), ``nbytes`` what the stored form will take.
     """
 
     tensor: str
