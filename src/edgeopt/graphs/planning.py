@@ -23,7 +23,11 @@ _NODE_BYTES = 300
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to treat each kind of site. ``promoted`` tensors take 8 bits in a 4-bit recipe."""
+    """How to treat each kind of site.
+
+    ``exceptions`` are tensors that fidelity cannot spare: 8 bits in a 4-bit recipe, float in an
+    8-bit one.
+    """
 
     name: str
     bits: int
@@ -35,7 +39,7 @@ class Recipe:
     scale: str = "float16"
     symmetric: bool = False
     placing: Placing = field(default_factory=Placing)
-    promoted: frozenset[str] = frozenset()
+    exceptions: frozenset[str] = frozenset()
 
 
 #: (form of products, form of tables) per bits, the best guess first: what a tie is broken by.
@@ -126,7 +130,9 @@ def _decide_one(recipe: Recipe, site: Site) -> Decision:
         site.kind, "folded"
     )
     reasons = []
-    if bits == 4 and site.name in recipe.promoted:
+    if site.name in recipe.exceptions:
+        if bits == 8:
+            return _keep(site, "a small tensor that 8 bits would cost too much fidelity in")
         bits, wanted = 8, _EIGHT.get(wanted, wanted)
         reasons.append("8 bits: 4 would cost too much fidelity here")
     for name in dict.fromkeys((wanted, "folded")):
