@@ -173,7 +173,7 @@ def find_sites(graph: ir.Graph) -> tuple[list[Site], list[tuple[ir.Value, str]]]
         if len(tensor.shape) < 2 or _is_vector(tensor):
             left.append((value, "vector (bias, norm or scale): few bytes, precision matters"))
         elif tensor.size < MIN_ELEMENTS:
-            left.append((value, f"under {MIN_ELEMENTS} elements: codes would save nothing"))
+            left.append((value, f"under {MIN_ELEMENTS} elements: too few to save anything"))
         elif _is_recurrent_bias(value):
             left.append((value, "bias of a recurrent layer: few bytes, precision matters"))
         elif value.is_graph_output():
