@@ -18,12 +18,8 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from tests.contract import plain_models as plain
 from torch import nn
-
-try:
-    from tests.contract import plain_models as plain
-except ImportError:  # collected without the repository root on the path
-    import plain_models as plain  # type: ignore[no-redef]
 
 Feed = Mapping[str, NDArray[Any]]
 
@@ -240,6 +236,7 @@ def _transformers() -> tuple[Architecture, ...]:
             ),
             t.SwinForImageClassification,
             64,
+            96,
         ),
         _image_folder(
             "segformer",
@@ -257,6 +254,7 @@ def _transformers() -> tuple[Architecture, ...]:
             ),
             t.SegformerForSemanticSegmentation,
             64,
+            96,
         ),
         _text_folder("bert", t.BertConfig(**_BERT_SIZES), t.BertModel, types=True),
         _text_folder(

@@ -44,8 +44,25 @@ _SCALE_SLOTS = {
 
 #: Operators that codes pass through on their way to a kernel.
 _CARRIERS = frozenset(
-    {"Cast", "Sub", "Add", "Mul", "Div", "Round", "Reshape", "Transpose", "Unsqueeze", "Slice"}
+    {
+        "Add",
+        "BitShift",
+        "BitwiseAnd",
+        "Cast",
+        "Concat",
+        "Div",
+        "Mul",
+        "Reshape",
+        "Round",
+        "Slice",
+        "Sub",
+        "Transpose",
+        "Unsqueeze",
+    }
 )
+
+#: Of these, the ones that leave a code a code, whatever else they take.
+_CODE_KEEPERS = frozenset({"BitShift", "BitwiseAnd", "Cast", "Concat", "Reshape", "Sub"})
 
 
 @dataclass(frozen=True)
@@ -163,11 +180,11 @@ def _scales(graphs: list[onnx.GraphProto], codes: set[str], floats: set[str]) ->
                         decoded.add(out)
                     if not quantized:
                         origin[out] = set().union(*(origin.get(n, set()) for n in inputs))
-                elif quantized and node.op_type in ("Cast", "Sub"):
+                elif quantized and node.op_type in _CODE_KEEPERS:
                     sums.add(out)
                 elif node.op_type == "Mul" and all(n in live or n in origin for n in inputs):
                     live.add(out)
-                elif node.op_type == "Unsqueeze" and inputs[0] in origin:
+                elif node.op_type in ("Unsqueeze", "Cast") and inputs[0] in origin:
                     origin[out] = origin[inputs[0]]
     return scales
 

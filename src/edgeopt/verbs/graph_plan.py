@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from edgeopt.errors import UsageError
 from edgeopt.graphs.forms import FORMS
 from edgeopt.graphs.outliers import find_outliers
 from edgeopt.graphs.planning import Recipe, decide, recipes
-from edgeopt.graphs.sites import Site
 from edgeopt.graphs.transform import CodeCache
 from edgeopt.graphs.tune import TUNES
 from edgeopt.measure.contest import fastest, time_candidates
@@ -38,6 +37,14 @@ _ABOUT_AS_SMALL = 1.05
 
 #: Decibels above the floor that a plan should reach on its trial inputs: others will be judged.
 _MARGIN_DB: Mapping[int, float] = {8: 3.0, 4: 4.0}
+
+#: Decibels above the floor under which the smallest tensors are excepted, and the shares of the
+#: float bytes tried for them: kept in float at 8 bits (coverage stays over 95%), 8 bits at 4.
+_EXCEPTIONS_DB: Mapping[int, float] = {8: 2.5, 4: 1.5}
+_SHARES: Mapping[int, tuple[float, ...]] = {
+    8: (0.005, 0.01, 0.02),
+    4: (0.02, 0.05, 0.1, 0.2, 0.4, 1.0),
+}
 
 #: Seconds that each contest between candidates takes.
 _CONTEST = 1.5
@@ -161,11 +168,11 @@ def make_graph_plan(
     )
     residual = "sum" if base.residuals and here else "add"
     first, reasons = _hold_fidelity(planner, tried[0], residual)
-    promoted = reasons.pop("promoted")
+    exceptions = reasons.pop("tensors")
     plans = {tried[0].name: first}
     for recipe in tried[1:]:
         plans[recipe.name] = planner.plan(
-            dataclasses.replace(recipe, promoted=promoted), {"residual": residual}
+            dataclasses.replace(recipe, exceptions=exceptions), {"residual": residual}
         )
     plans = static_plans(planner, tried[-1], residual) | plans
     why: dict[str, str] = dict(reasons)
@@ -260,17 +267,16 @@ def _check_block(base: Base, size: int) -> None:
 
 
 def _hold_fidelity(planner: _Planner, recipe: Recipe, residual: str) -> tuple[Plan, dict[str, Any]]:
-    """The first recipe, with as many outlier channels taken out, and as many tensors kept at 8
-    bits, as the floor needs; both go down a ladder and stop at the first rung that holds."""
-    reasons: dict[str, Any] = {"promoted": frozenset()}
+    """The first recipe, with as many outlier channels taken out, and as many small tensors kept
+    out of it, as the floor needs; both go down a ladder and stop at the first rung that holds."""
+    reasons: dict[str, Any] = {"tensors": frozenset()}
     choices = {"residual": residual}
     plan = planner.plan(recipe, choices)
-    wanted = planner.wanted_db
     integer = FORMS[recipe.product].compute == "int8" and not FORMS[recipe.product].packs
-    if planner.base.has_products and integer and planner.score(plan) < wanted:
+    if planner.base.has_products and integer and planner.score(plan) < planner.wanted_db:
         plan, reasons["outliers"] = _take_outliers(planner, recipe, choices)
-    if planner.asked.bits == 4 and planner.score(plan) < planner.floor_db + 1.5:
-        plan, reasons["promoted"], reasons["eight_bit"] = _promote(planner, recipe, plan)
+    if planner.score(plan) < planner.floor_db + _EXCEPTIONS_DB[planner.asked.bits]:
+        plan, reasons["tensors"], reasons["exceptions"] = _except(planner, recipe, plan)
     return plan, reasons
 
 
@@ -307,38 +313,37 @@ def _first_that_holds(
     return plans[best], f"{shown}; {wanted:g} dB wanted on the trial inputs"
 
 
-def _promote(planner: _Planner, recipe: Recipe, plan: Plan) -> tuple[Plan, frozenset[str], str]:
-    """Keep 8 bits where 4 cost too much."""
-    ladder = _ladder(planner.base.sites)
+def _except(planner: _Planner, recipe: Recipe, plan: Plan) -> tuple[Plan, frozenset[str], str]:
+    """Keep the smallest tensors out of the recipe: early and depthwise layers are small, every
+    later layer amplifies their noise, and they weigh next to nothing."""
+    bits = planner.asked.bits
+    ladder = _ladder(planner.base, _SHARES[bits])
     choices = {c.name: c.value for c in plan.choices if c.name in ("residual", "outliers")}
     plans = {
         name: planner.plan(
-            dataclasses.replace(recipe, promoted=tensors),
-            {**choices, "eight_bit": name},
+            dataclasses.replace(recipe, exceptions=tensors),
+            {**choices, "exceptions": name},
             plan.calibration,
         )
         for name, tensors in ladder.items()
     }
-    chosen, reason = _first_that_holds(planner, plans, planner.floor_db + 1.5)
-    return chosen, ladder[chosen.choice("eight_bit")], reason
+    wanted = planner.floor_db + _EXCEPTIONS_DB[bits]
+    chosen, reason = _first_that_holds(planner, plans, wanted)
+    return chosen, ladder[chosen.choice("exceptions")], reason
 
 
-def _ladder(sites: Sequence[Site]) -> dict[str, frozenset[str]]:
-    def names(keep: Callable[[Site], bool]) -> frozenset[str]:
-        return frozenset(site.name for site in sites if keep(site))
-
-    convs = [site for site in sites if site.kind == "conv"]
-    rungs = {
-        "none": frozenset[str](),
-        "first and depthwise convolutions": names(
-            lambda s: s.kind == "conv" and (s.matrix_shape[1] <= 49 or s is convs[0])
-        ),
-        "convolutions": names(lambda s: s.kind == "conv"),
-        "all but tables": names(lambda s: s.kind != "table"),
-        "all": names(lambda s: True),
-    }
-    distinct: dict[str, frozenset[str]] = {}
-    for rung, tensors in rungs.items():
-        if tensors not in distinct.values():
-            distinct[rung] = tensors
-    return distinct
+def _ladder(base: Base, shares: Sequence[float]) -> dict[str, frozenset[str]]:
+    """Rung name -> tensors: the smallest ones that together weigh no more than each share."""
+    order = sorted(base.sites, key=lambda site: site.nbytes)  # stable: the graph's order on ties
+    rungs: dict[str, frozenset[str]] = {"none": frozenset()}
+    for share in shares:
+        taken: list[str] = []
+        room = share * base.float_bytes
+        for site in order:
+            room -= site.nbytes
+            if room < 0:
+                break
+            taken.append(site.name)
+        if frozenset(taken) not in rungs.values():
+            rungs[f"smallest {len(taken)} of {len(order)}"] = frozenset(taken)
+    return rungs

@@ -12,6 +12,7 @@ from edgeopt.core import Array, InputSpec
 __all__ = [
     "Axis",
     "Inputs",
+    "alone",
     "axis_for",
     "feed",
     "names_of",
@@ -96,6 +97,17 @@ def axis_for(name: str, candidate: int = 0, *, optional: bool = False) -> Axis |
         return None
     first, second = usual[candidate]
     return Axis(name, first, second, optional)
+
+
+def alone(inputs: Inputs) -> Inputs:
+    """The same with its batch, where that is free, at the size that was asked for, or at one."""
+    axes = {
+        name: replace(axis, first=axis.fixed or 1)
+        if _ALIASES.get(name.lower(), name.lower()) == "batch"
+        else axis
+        for name, axis in inputs.axes.items()
+    }
+    return replace(inputs, axes=axes)
 
 
 def names_of(specs: Sequence[InputSpec]) -> tuple[str, ...]:

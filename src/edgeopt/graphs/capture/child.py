@@ -14,11 +14,14 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeopt.core import Array, InputSpec, Source
 from edgeopt.errors import CaptureError, EdgeoptError, FormatError, MissingExtraError
 from edgeopt.graphs.capture.feeds_file import read_feed, write_feed
+
+if TYPE_CHECKING:
+    from edgeopt.graphs.capture.loaded import Loaded
 
 __all__ = ["main"]
 
@@ -141,7 +144,7 @@ def _torch(
     )
 
 
-def _settle(loaded: Any) -> None:
+def _settle(loaded: Loaded) -> None:
     """Run the model once, learn its outputs' names, and pin what it does not let vary."""
     from edgeopt.graphs.capture.axes import feed, settle
     from edgeopt.graphs.capture.loaded import tensors
@@ -160,6 +163,21 @@ def _settle(loaded: Any) -> None:
         raise CaptureError("the model's forward() returns no tensor")
     loaded.inputs, notes = settle(loaded.inputs, loaded.complaint)
     loaded.notes.extend(notes)
+    loaded.output_axes = _output_axes(loaded)
+
+
+def _output_axes(loaded: Loaded) -> tuple[tuple[str | None, ...], ...]:
+    """Which free dimension each dimension of each output equals, by its sizes in two runs."""
+    from edgeopt.graphs.capture.axes import feed
+
+    runs = [loaded.run(feed(loaded.inputs, second)) for second in (False, True)]
+    sizes: dict[tuple[int, int], str] = {}
+    for name, axis in loaded.inputs.axes.items():
+        sizes.setdefault((axis.first, axis.second), name)
+    return tuple(
+        tuple(sizes.get(pair) for pair in zip(first.shape, second.shape, strict=True))
+        for first, second in zip(*runs, strict=True)
+    )
 
 
 def _answer(

@@ -31,6 +31,7 @@ class Loaded:
     with. ``module`` is what the exporters are given, ``program`` an ExportedProgram if it is one,
     ``scripted`` says that it is TorchScript. ``attention`` holds the parts whose attention can be
     switched to its plain form. ``recurrent`` marks LSTM and GRU layers.
+    ``output_axes`` has, for each output's dimensions, the free one that it moves with, if any.
     """
 
     call: Callable[..., Any]
@@ -41,6 +42,7 @@ class Loaded:
     recurrent: bool = False
     attention: tuple[Any, ...] = ()
     output_names: tuple[str, ...] = ()
+    output_axes: tuple[tuple[str | None, ...], ...] = ()
     notes: list[str] = field(default_factory=list)
 
     def run(self, feed: Mapping[str, Array]) -> list[Array]:

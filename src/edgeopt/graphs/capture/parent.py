@@ -35,7 +35,8 @@ class Captured:
 
     ``rung`` is ``onnx as given``, ``dynamo, eager attention``, ``dynamo`` or ``torchscript
     exporter``. ``inputs`` and ``outputs`` are as ONNX Runtime reports them, free dimensions by
-    name. ``example`` is a feed that was used for the export. ``agreement_db`` is the signal to
+    name. ``example`` is a feed that the file was checked on, at the sizes asked for,
+    else a batch of one. ``agreement_db`` is the signal to
     noise ratio of ONNX Runtime on the file against the torch module on another feed, of another
     size where dimensions are free; None for ONNX sources. ``notes`` say which rungs fell and why,
     and which dimensions could not be had free. ``peak_bytes`` is the child's peak of memory.

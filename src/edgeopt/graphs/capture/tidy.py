@@ -33,14 +33,17 @@ def save(
     path: Path,
     specs: Sequence[InputSpec],
     parameters: Mapping[str, Array],
+    output_axes: Sequence[Sequence[str | None]] = (),
 ) -> tuple[str, ...]:
     """Write the graph with torch's parameter names and the specs' names for free dimensions.
 
-    ``parameters`` are torch's two-dimensional ones, that exporters store transposed.
+    ``parameters`` are torch's two-dimensional ones, that exporters store transposed;
+    ``output_axes`` the free dimension that each dimension of an output equals, if any.
 
     Returns the names of the free dimensions that are free in the graph.
     """
     free = _name_dimensions(model, specs)
+    _name_outputs(model, frozenset(free), output_axes)
     _name_parameters(model)
     _undo_transposes(model, parameters)
     _name_recurrent(model)
@@ -71,6 +74,21 @@ def _name_dimensions(model: ir.Model, specs: Sequence[InputSpec]) -> tuple[str, 
         if value.shape is not None:
             value.shape = ir.Shape([_rename(dim, renamed) for dim in value.shape])
     return tuple(n for n in dict.fromkeys(renamed.values()) if n not in fixed)
+
+
+def _name_outputs(
+    model: ir.Model, free: frozenset[str], output_axes: Sequence[Sequence[str | None]]
+) -> None:
+    """Names for free dimensions of outputs, in place of those that an exporter made up."""
+    for value, names in zip(model.graph.outputs, output_axes, strict=False):
+        if value.shape is None or len(value.shape) != len(names):
+            continue
+        value.shape = ir.Shape(
+            [
+                name if name in free and isinstance(dim, ir.SymbolicDim) else dim
+                for dim, name in zip(value.shape, names, strict=True)
+            ]
+        )
 
 
 def _rename(dim: int | ir.SymbolicDim, renamed: dict[str, str]) -> int | str | None:
