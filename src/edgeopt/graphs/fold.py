@@ -238,6 +238,9 @@ def _fold_batch_norms(graph: ir.Graph) -> None:
             continue
         if source is None or len(source.uses()) != 1 or source.is_graph_output():
             continue
+        training = norm.attributes.get("training_mode")
+        if training is not None and training.as_int():
+            continue
         if any(out.uses() for out in norm.outputs[1:]):
             continue
         if _absorb(graph, conv, norm):
