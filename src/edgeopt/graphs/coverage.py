@@ -98,7 +98,7 @@ class Coverage:
 
 
 def _nbytes(tensor: onnx.TensorProto) -> int:
-    return math.prod(tensor.dims) * _FLOATS[tensor.data_type]
+    return int(math.prod(tensor.dims) * _FLOATS[tensor.data_type])
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
