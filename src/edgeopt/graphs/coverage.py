@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx
 
-__all__ = ["Coverage", "float_bytes", "read_coverage"]
+__all__ = ["Coverage", "float_bytes", "read_coverage", "read_half"]
 
 _FLOATS = {
     onnx.TensorProto.FLOAT: 4,
@@ -69,13 +69,15 @@ _CODE_KEEPERS = frozenset({"BitShift", "BitwiseAnd", "Cast", "Concat", "Reshape"
 class Coverage:
     """Bytes of float weights in the source, those kept in float by the artifact, and their names.
 
-    ``codes`` counts the integer tensors that hold quantized weights.
+    ``codes`` counts the tensors that hold the others: integers for quantized weights, or what
+    ``stored`` says.
     """
 
     source_bytes: int
     kept_bytes: int
     kept: tuple[tuple[str, int], ...]
     codes: int
+    stored: str = "quantized"
 
     @property
     def share(self) -> float:
@@ -91,11 +93,12 @@ class Coverage:
             "kept_bytes": self.kept_bytes,
             "kept": [{"tensor": n, "nbytes": b} for n, b in self.kept],
             "quantized_tensors": self.codes,
+            "stored": self.stored,
         }
 
 
 def _nbytes(tensor: onnx.TensorProto) -> int:
-    return math.prod(tensor.dims) * _FLOATS[tensor.data_type]
+    return int(math.prod(tensor.dims) * _FLOATS[tensor.data_type])
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -140,6 +143,16 @@ def read_coverage(artifact: Path, source_bytes: int) -> Coverage:
         key=lambda item: (-item[1], item[0]),
     )
     return Coverage(source_bytes, sum(size for _, size in kept), tuple(kept), len(codes))
+
+
+def read_half(artifact: Path, source_bytes: int) -> Coverage:
+    """The same for weights stored in float16: what was kept is every wider float."""
+    model = onnx.load(str(artifact), load_external_data=False)
+    tensors = [t for g in _graphs(model.graph) for t in _tensors(g) if t.data_type in _FLOATS]
+    wide = [(t.name, _nbytes(t)) for t in tensors if _FLOATS[t.data_type] > 2]
+    kept = tuple(sorted(wide, key=lambda item: (-item[1], item[0])))
+    halves = len(tensors) - len(wide)
+    return Coverage(source_bytes, sum(size for _, size in kept), kept, halves, "in float16")
 
 
 def _scales(graphs: list[onnx.GraphProto], codes: set[str], floats: set[str]) -> set[str]:
