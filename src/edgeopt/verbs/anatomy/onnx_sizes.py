@@ -3,25 +3,45 @@
 The graph is at hand, so the rewriting itself is done, with codes that are all zero: how many bytes
 a file takes depends on shapes and names, not on values. Nothing is encoded, run or written.
 
+That is done in a child process with a limit on its memory and time: a graph can ask of whoever
+folds it for any amount of either, and a file that is only looked at may come from anybody.
+
 What is predicted is the plain recipe of ``--target portable``. The verb goes further where the
 fidelity that it measures asks for more (channels taken out, tensors kept at 8 bits).
 """
 
 from __future__ import annotations
 
+import json
+import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from edgeopt.core import Plan, Source
+from edgeopt.files.open import open_source
 from edgeopt.verbs.anatomy.scan import WHOLE_BUDGET
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["onnx_sizes"]
+__all__ = ["main", "onnx_sizes", "rewritten_sizes"]
 
 #: Weights of 4 bits need it, so that quantize converts what is older.
 _QUANTIZE_OPSET = 21
+
+#: The child begins with the parent's module path and nothing of the current folder's.
+_BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    "from edgeopt.verbs.anatomy.onnx_sizes import main; main(sys.argv[1])"
+)
+
+#: Address space that the libraries take before anything is read, and what a file's bytes become.
+_MEMORY, _MEMORY_A_BYTE = 4 << 30, 8
+
+#: Ten times what it takes on a slow core.
+_SECONDS, _SECONDS_A_BYTE = 20.0, 0.5e-6
 
 #: All digests have one length, so that the file's size does not depend on which it is.
 _ANY_SHA256 = "0" * 64
@@ -32,20 +52,43 @@ def onnx_sizes(source: Source, *, deep: bool = False) -> dict[str, int] | None:
     portable``. A name is missing where the verb would refuse; None where nothing can be counted,
     because the file is too large or no graph that can be rewritten.
 
-    Takes some 25 ms and 4 MB of memory a megabyte. Files that are read whole anyway are counted
-    (see :mod:`edgeopt.verbs.anatomy.scan`), with ``deep`` all that one ONNX file can hold.
+    Takes a second, and some 25 ms and 4 MB of memory a megabyte. Files that are read whole anyway
+    are counted (see :mod:`edgeopt.verbs.anatomy.scan`), with ``deep`` all that one ONNX file can
+    hold.
     """
     from edgeopt.graphs.capture.limits import EXTERNAL_OVER
-    from edgeopt.graphs.capture.reasons import attempt
 
     if source.nbytes > (EXTERNAL_OVER if deep else WHOLE_BUDGET):
         return None
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(source.path.resolve())],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_SECONDS + source.nbytes * _SECONDS_A_BYTE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None
     # A file may pass the reader of its tensors and still be no graph that the libraries take.
-    sizes, _ = attempt(lambda: dict(_sizes(source)))
+    if child.returncode != 0:
+        return None
+    sizes: dict[str, int] = json.loads(child.stdout.splitlines()[-1])
     return sizes
 
 
-def _sizes(source: Source) -> Iterator[tuple[str, int]]:
+def main(path: str) -> None:
+    """The child: bound its own memory, count, and print the answer as JSON on the last line."""
+    source = open_source(path)
+    limit = _MEMORY + _MEMORY_A_BYTE * source.nbytes
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if hard == resource.RLIM_INFINITY or limit < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    print(json.dumps(dict(rewritten_sizes(source))))
+
+
+def rewritten_sizes(source: Source) -> Iterator[tuple[str, int]]:
+    """(name, bytes) of each file, in this process. Raises whatever the graph makes it raise."""
     as_given, raised = _openers(source)
     nbytes = _half_bytes(as_given(), source)
     if nbytes is not None:
