@@ -44,8 +44,25 @@ _SCALE_SLOTS = {
 
 #: Operators that codes pass through on their way to a kernel.
 _CARRIERS = frozenset(
-    {"Cast", "Sub", "Add", "Mul", "Div", "Round", "Reshape", "Transpose", "Unsqueeze", "Slice"}
+    {
+        "Add",
+        "BitShift",
+        "BitwiseAnd",
+        "Cast",
+        "Concat",
+        "Div",
+        "Mul",
+        "Reshape",
+        "Round",
+        "Slice",
+        "Sub",
+        "Transpose",
+        "Unsqueeze",
+    }
 )
+
+#: Of these, the ones that leave a code a code, whatever else they take.
+_CODE_KEEPERS = frozenset({"BitShift", "BitwiseAnd", "Cast", "Concat", "Reshape", "Sub"})
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,7 @@ class Coverage:
 
 
 def _nbytes(tensor: onnx.TensorProto) -> int:
-    return math.prod(tensor.dims) * _FLOATS[tensor.data_type]
+    return int(math.prod(tensor.dims) * _FLOATS[tensor.data_type])
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -141,6 +158,7 @@ def read_half(artifact: Path, source_bytes: int) -> Coverage:
 def _scales(graphs: list[onnx.GraphProto], codes: set[str], floats: set[str]) -> set[str]:
     """Float initializers that scale codes; nodes are in topological order, so one pass does it."""
     carried = set(codes)  # codes, and what is computed from codes and constants alone
+    decoded: set[str] = set()  # of these, what a scale has made numbers of
     factors = set(floats)  # float constants, and what is computed from them alone
     origin = {name: {name} for name in floats}  # which initializers a factor comes from
     sums: set[str] = set()  # integer products that a scale has yet to turn into numbers
@@ -158,8 +176,9 @@ def _scales(graphs: list[onnx.GraphProto], codes: set[str], floats: set[str]) ->
             elif node.op_type in ("MatMulInteger", "ConvInteger"):
                 sums.add(out)
             elif node.op_type == "Gather" and inputs[0] in carried:
-                carried.add(out)
-                sums.add(out)
+                if inputs[0] not in decoded:
+                    carried.add(out)
+                    sums.add(out)
             elif node.op_type == "Gather" and inputs[0] in factors:
                 origin[out] = origin.get(inputs[0], set())
             elif node.op_type in _CARRIERS and inputs:
@@ -170,12 +189,23 @@ def _scales(graphs: list[onnx.GraphProto], codes: set[str], floats: set[str]) ->
                         scales |= origin[name]
                 if all(n in carried or n in factors or n in codes for n in inputs):
                     (carried if quantized else factors).add(out)
+                    if quantized and _is_decoded(node, decoded, bool(others)):
+                        decoded.add(out)
                     if not quantized:
                         origin[out] = set().union(*(origin.get(n, set()) for n in inputs))
-                elif quantized and node.op_type in ("Cast", "Sub"):
+                elif quantized and node.op_type in _CODE_KEEPERS:
                     sums.add(out)
-                elif node.op_type == "Mul" and any(n in live for n in inputs):
+                elif node.op_type == "Mul" and all(n in live or n in origin for n in inputs):
                     live.add(out)
-                elif node.op_type == "Unsqueeze" and inputs[0] in origin:
+                elif node.op_type in ("Unsqueeze", "Cast") and inputs[0] in origin:
                     origin[out] = origin[inputs[0]]
     return scales
+
+
+def _is_decoded(node: Any, decoded: set[str], scaled: bool) -> bool:
+    """Whether a node over codes and constants gives numbers: codes times a scale, until they are
+    cast to codes again."""
+    if node.op_type == "Cast":
+        to = next(a.i for a in node.attribute if a.name == "to")
+        return to not in _CODES and node.input[0] in decoded
+    return (node.op_type == "Mul" and scaled) or any(name in decoded for name in node.input)

@@ -33,18 +33,22 @@ from edgeopt.verbs.graph_static import static_plans
 __all__ = ["make_graph_plan"]
 
 #: A candidate within this share of the smallest counts as among the smallest.
-_ABOUT_AS_SMALL = 1.05
+_ABOUT_AS_SMALL = 1.12
 
 #: Decibels above the floor that a plan should reach on its trial inputs: others will be judged.
 _MARGIN_DB: Mapping[int, float] = {8: 3.0, 4: 4.0}
 
 #: Decibels above the floor under which the smallest tensors are excepted, and the shares of the
 #: float bytes tried for them: kept in float at 8 bits (coverage stays over 95%), 8 bits at 4.
-_EXCEPTIONS_DB: Mapping[int, float] = {8: 2.5, 4: 1.5}
+_EXCEPTIONS_DB: Mapping[int, float] = {8: 2.5, 4: 2.0}
 _SHARES: Mapping[int, tuple[float, ...]] = {
     8: (0.005, 0.01, 0.02),
     4: (0.02, 0.05, 0.1, 0.2, 0.4, 1.0),
 }
+
+#: What the captured float graph is called among the candidates, and what counts as slower than it.
+_FLOAT = "float"
+_SLOWER = 1.03
 
 #: Seconds that each contest between candidates takes.
 _CONTEST = 1.5
@@ -121,26 +125,19 @@ class _Planner:
             self._scores[key] = found["candidate"]
         return self._scores[key]
 
-    def fastest(
-        self, plans: Mapping[str, Plan], order: Sequence[str]
-    ) -> tuple[str, dict[str, list[float]], str]:
-        """(name, timings, reason in words) of the fastest; the first in order wins a tie."""
+    def time(self, plans: Mapping[str, Plan]) -> tuple[dict[str, list[float]], Mapping[str, str]]:
+        """(seconds per block, by name; why those missing do not run), the float graph among them,
+        all in one process and taking turns."""
+        files = {_FLOAT: self.prepared.captured.model}
+        files |= {name: self.file(plan) for name, plan in plans.items()}
         timings = time_candidates(
-            {name: self.file(plans[name]) for name in order},
+            files,
             self.prepared.trial,
             threads=self.asked.threads,
             seconds=_CONTEST,
             progress=self.progress,
         )
-        name = fastest(timings, order)
-        medians = {key: float(np.median(values)) for key, values in timings.items()}
-        parts = [
-            f"{other} takes {medians[other] / medians[name]:.2f}x its time"
-            for other in medians
-            if other != name
-        ]
-        parts += [f"{other} does not run" for other in timings.failures]
-        return name, dict(timings), "timed here: " + "; ".join(parts)
+        return dict(timings), timings.failures
 
 
 def make_graph_plan(
@@ -181,11 +178,11 @@ def make_graph_plan(
     chosen = plans[name]
     if base.residuals and here:
         plain = _with_choice(chosen, "residual", "add")
-        value, timings["residual"], reason = planner.fastest(
-            {"add": plain, "sum": chosen}, ["add", "sum"]
-        )
+        timings["residual"], _ = planner.time({"add": plain, "sum": chosen})
+        both = [v for v in ("add", "sum") if v in timings["residual"]]
+        value = fastest({v: timings["residual"][v] for v in both}, both)
         chosen = _with_choice(chosen, "residual", value)
-        why["residual"] = f"{TUNES[value]}; {reason}"
+        why["residual"] = f"{TUNES[value]}; {_by_time(timings['residual'], value)}"
     why.setdefault("weights", _why_signed(asked, chosen.choice("weights")))
     why.setdefault("accuracy_level", "of MatMulNBits, where it is used")
     why.setdefault("residual", TUNES[chosen.choice("residual", "add")])
@@ -214,25 +211,39 @@ def _choose(
             else f"--target {asked.target}, the only form that fits"
         )
         return names[0]
-    dropped = []
-    if asked.prefer != "speed":
-        smallest = min(planner.nbytes(plans[name]) for name in names)
-        for name in list(names):
-            if planner.nbytes(plans[name]) > _ABOUT_AS_SMALL * smallest:
-                names.remove(name)
-                dropped.append(f"{name} is larger")
     holding = [name for name in names if planner.score(plans[name]) >= planner.floor_db + 0.5]
-    if holding:
-        dropped += [f"{n} misses the floor" for n in names if n not in holding]
-        names = holding
-    else:
-        names = [max(names, key=lambda n: planner.score(plans[n]))]
+    dropped = [f"{n} misses the floor" for n in names if n not in holding] if holding else []
+    names = holding or [max(names, key=lambda n: planner.score(plans[n]))]
     if len(names) == 1:
-        why["kernel"] = "; ".join(dropped)
+        why["kernel"] = "; ".join(dropped) or "the only one that comes near the floor"
         return names[0]
-    name, timings["kernel"], reason = planner.fastest(plans, names)
-    why["kernel"] = "; ".join([reason, *dropped])
+    timings["kernel"], failures = planner.time({name: plans[name] for name in names})
+    names = [name for name in names if name in timings["kernel"]]
+    dropped += [f"{name} does not run" for name in failures]
+    smallest = min(planner.nbytes(plans[name]) for name in names)
+    small = [n for n in names if planner.nbytes(plans[n]) <= _ABOUT_AS_SMALL * smallest]
+    eligible = names if asked.prefer == "speed" else small
+    name = fastest({n: timings["kernel"][n] for n in eligible}, eligible)
+    if _ratio(timings["kernel"], name, _FLOAT) > _SLOWER and len(eligible) < len(names):
+        # Smaller, but slower than what the user has: speed decides among them all.
+        eligible = names
+        name = fastest({n: timings["kernel"][n] for n in eligible}, eligible)
+    dropped += [f"{n} is larger" for n in names if n not in eligible]
+    why["kernel"] = "; ".join([_by_time(timings["kernel"], name), *dropped])
     return name
+
+
+def _ratio(timings: Mapping[str, Sequence[float]], name: str, base: str) -> float:
+    return float(np.median(timings[name]) / np.median(timings[base]))
+
+
+def _by_time(timings: Mapping[str, Sequence[float]], name: str) -> str:
+    parts = [
+        f"{other} takes {_ratio(timings, other, name):.2f}x its time"
+        for other in timings
+        if other != name
+    ]
+    return "timed here: " + "; ".join(parts)
 
 
 def _with_choice(plan: Plan, name: str, value: str) -> Plan:

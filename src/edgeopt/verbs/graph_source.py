@@ -141,14 +141,20 @@ def _example(raw: Samples | None) -> dict[str, Array] | None:
 
 
 def _sizes(captured: Captured) -> dict[str, int]:
-    """Sizes of the free dimensions in the feed that was exported."""
-    return {
-        dim: size
-        for spec in captured.inputs
-        if spec.name in captured.example
-        for dim, size in zip(spec.shape, captured.example[spec.name].shape, strict=False)
-        if isinstance(dim, str)
-    }
+    """Sizes of the free dimensions in the feed that was exported, at batch 1.
+
+    A free leading axis is the batch, and one request at a time is what a device sees.
+    """
+    sizes: dict[str, int] = {}
+    for spec in captured.inputs:
+        if spec.name not in captured.example:
+            continue
+        for axis, (dim, size) in enumerate(
+            zip(spec.shape, captured.example[spec.name].shape, strict=False)
+        ):
+            if isinstance(dim, str):
+                sizes.setdefault(dim, 1 if axis == 0 else size)
+    return sizes
 
 
 def _bounded(samples: Samples, count: int) -> tuple[Feed, ...]:

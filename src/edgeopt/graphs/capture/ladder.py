@@ -209,8 +209,13 @@ def _torchscript(loaded: Loaded, inputs: Inputs, path: Path, opset: int) -> tupl
 
 def _parameters(loaded: Loaded) -> dict[str, Array]:
     """The model's two-dimensional parameters by torch's name, as arrays that share their memory."""
+    named = (
+        loaded.module.named_parameters()
+        if loaded.program is None
+        else loaded.program.state_dict.items()
+    )
     return {
         name.removeprefix("inner."): parameter.detach().numpy()
-        for name, parameter in loaded.module.named_parameters()
+        for name, parameter in named
         if parameter.dim() == 2 and parameter.dtype == torch.float32
     }
