@@ -12,6 +12,6 @@ show python models/digits.py --out demo
 show edgeopt inspect demo/model.pt
 for bits in 8 4; do
   show edgeopt quantize demo/model.pt --model models.digits:build --data demo/digits.npz \
-    --bits "$bits" -o "demo/model-int$bits.onnx" --force
+    --bits "$bits" -o "demo/model-int$bits.onnx"
   show python models/digits.py --score "demo/model-int$bits.onnx" demo/digits-test.npz
 done

@@ -297,11 +297,13 @@ class Codes:
 
 @dataclass(frozen=True)
 class Decision:
-    """What will happen to one tensor. ``scheme`` None means kept as it is, and ``reason`` why.
+    """What will happen to one tensor. ``scheme`` None means not quantized, and ``reason`` why.
 
-    ``op`` is the operator (or, for a bare state dict, the kind of tensor) that uses it, ``form``
-    how the stored codes reach the arithmetic (``matmul-integer``, ``matmul-nbits``, ``folded``,
-    ``gather``, ``qdq``, ``packed``, ``keep``), ``nbytes`` what the stored form will take.
+    A tensor that is not quantized is kept as it is, unless ``method`` is ``cast``: then it is
+    stored in fewer bits of float (form ``half``: float16). ``op`` is the operator (or, for a bare
+    state dict, the kind of tensor) that uses it, ``form`` how the stored codes reach the
+    arithmetic (``matmul-integer``, ``matmul-nbits``, ``folded``, ``gather``, ``qdq``, ``packed``,
+    ``half``, ``keep``), ``nbytes`` what the stored form will take.
     """
 
     tensor: str
@@ -312,6 +314,11 @@ class Decision:
     reason: str
     nbytes: int
     shape: tuple[int, ...] = ()
+
+    @property
+    def kept(self) -> bool:
+        """Whether the tensor stays as it is: neither quantized nor cast."""
+        return self.scheme is None and self.method != "cast"
 
     def to_json(self) -> dict[str, Any]:
         data = dataclasses.asdict(self)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from importlib import util
@@ -274,6 +276,50 @@ def test_a_folder_counts_all_of_its_files(tmp_path: Path) -> None:
     assert gguf["F16"] == (64 * 64 + 256 * 64) * 2 + 64 * 4 + 1
 
 
+def test_shards_number_their_storages_anew(tmp_path: Path) -> None:
+    names = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    weights = {f"model.{i}.weight": torch.randn(50, 50) for i in range(2)}
+    for (key, value), name in zip(weights.items(), names, strict=True):
+        save(tmp_path / name, {key: value})
+    placed = dict(zip(weights, names, strict=True))
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": placed}))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    found = inspect(tmp_path)
+    check_sums(found, tmp_path)
+    assert causes(found)["architecture"] == 2 * 50 * 50 * 4
+
+
+def test_odd_tensors_do_no_harm(tmp_path: Path) -> None:
+    state = {
+        "scalar": torch.tensor(1.5),
+        "nothing": torch.empty(0, 5),
+        "complex": torch.randn(4, 4, dtype=torch.complex64),
+        "brain": torch.randn(50, 60).bfloat16(),
+        "flags": torch.ones(5, dtype=torch.bool),
+        "wide": torch.randn(1, 70000),
+        "turned": torch.randn(200, 100).t(),
+        "expanded": torch.randn(3, 1).expand(3, 1000),
+    }
+    path = save(tmp_path / "odd.pt", state)
+    found = inspect(path, deep=True)
+    check_sums(found, path)
+    assert not by_name(found)
+
+
+def test_every_torch_container(net: Net, tmp_path: Path) -> None:
+    net.eval()
+    ids = torch.zeros(2, 6, dtype=torch.long)
+    torch.jit.trace(net, ids).save(tmp_path / "script.pt")
+    torch.export.save(torch.export.export(net, (ids,)), tmp_path / "program.pt2")
+    torch.save(net.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    sizes = set()
+    for path in tmp_path.iterdir():
+        found = inspect(path)
+        check_sums(found, path)
+        sizes.add((causes(found)["architecture"], causes(found)["embeddings"]))
+    assert len(sizes) == 1, "the same model, whatever holds it"
+
+
 @pytest.fixture(scope="module")
 def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = util.find_spec("all_minilm_l6_v2")
@@ -353,3 +399,26 @@ def test_bad_files_are_one_line(tmp_path: Path, spoil: Callable[[Path], Any]) ->
     with pytest.raises(SourceError) as error:
         inspect(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_ten_gigabytes_take_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "big.pt"
+    state = {
+        f"layers.{i}.{part}.weight": torch.empty(4096, 4096)
+        for i in range(37)
+        for part in ("q", "k", "v", "o")
+    }
+    with torch.serialization.skip_data():  # a sparse file: nothing is written but the directory
+        torch.save(state, path)
+    assert path.stat().st_size > 9.9e9
+    code = (
+        "import sys; from edgeopt.verbs.inspect import inspect; from pathlib import Path; "
+        "found = inspect(sys.argv[1]); assert found.nbytes > 9.9e9; "
+        "print(next(l for l in Path('/proc/self/status').read_text().splitlines() "
+        "if l.startswith('VmHWM')).split()[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) * 1024 < 100e6

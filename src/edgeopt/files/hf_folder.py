@@ -187,7 +187,20 @@ def _torch(file: Path) -> Source:
     head = read_head(file)
     if not module.matches(file, head):
         raise FormatError(file, "is no torch file; was the download or the save cut short?")
-    return module.describe(file)
+    source = module.describe(file)
+    return replace(
+        source,
+        weights=tuple(_stored_in(file, w) for w in source.weights),
+        extras=tuple(_stored_in(file, w) for w in source.extras),
+    )
+
+
+def _stored_in(file: Path, weight: Weight) -> Weight:
+    """Storages are numbered in each file anew: set those of several files apart."""
+    if weight.storage is None:
+        return weight
+    storage = replace(weight.storage, key=f"{file.name}:{weight.storage.key}")
+    return replace(weight, storage=storage)
 
 
 def _torch_shards(index: Path) -> Source:

@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx
 
-__all__ = ["Coverage", "float_bytes", "read_coverage"]
+__all__ = ["Coverage", "float_bytes", "read_coverage", "read_half"]
 
 _FLOATS = {
     onnx.TensorProto.FLOAT: 4,
@@ -44,21 +44,40 @@ _SCALE_SLOTS = {
 
 #: Operators that codes pass through on their way to a kernel.
 _CARRIERS = frozenset(
-    {"Cast", "Sub", "Add", "Mul", "Div", "Round", "Reshape", "Transpose", "Unsqueeze", "Slice"}
+    {
+        "Add",
+        "BitShift",
+        "BitwiseAnd",
+        "Cast",
+        "Concat",
+        "Div",
+        "Mul",
+        "Reshape",
+        "Round",
+        "Slice",
+        "Sub",
+        "Transpose",
+        "Unsqueeze",
+    }
 )
+
+#: Of these, the ones that leave a code a code, whatever else they take.
+_CODE_KEEPERS = frozenset({"BitShift", "BitwiseAnd", "Cast", "Concat", "Reshape", "Sub"})
 
 
 @dataclass(frozen=True)
 class Coverage:
     """Bytes of float weights in the source, those kept in float by the artifact, and their names.
 
-    ``codes`` counts the integer tensors that hold quantized weights.
+    ``codes`` counts the tensors that hold the others: integers for quantized weights, or what
+    ``stored`` says.
     """
 
     source_bytes: int
     kept_bytes: int
     kept: tuple[tuple[str, int], ...]
     codes: int
+    stored: str = "quantized"
 
     @property
     def share(self) -> float:
@@ -74,11 +93,12 @@ class Coverage:
             "kept_bytes": self.kept_bytes,
             "kept": [{"tensor": n, "nbytes": b} for n, b in self.kept],
             "quantized_tensors": self.codes,
+            "stored": self.stored,
         }
 
 
 def _nbytes(tensor: onnx.TensorProto) -> int:
-    return math.prod(tensor.dims) * _FLOATS[tensor.data_type]
+    return int(math.prod(tensor.dims) * _FLOATS[tensor.data_type])
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -125,9 +145,20 @@ def read_coverage(artifact: Path, source_bytes: int) -> Coverage:
     return Coverage(source_bytes, sum(size for _, size in kept), tuple(kept), len(codes))
 
 
+def read_half(artifact: Path, source_bytes: int) -> Coverage:
+    """The same for weights stored in float16: what was kept is every wider float."""
+    model = onnx.load(str(artifact), load_external_data=False)
+    tensors = [t for g in _graphs(model.graph) for t in _tensors(g) if t.data_type in _FLOATS]
+    wide = [(t.name, _nbytes(t)) for t in tensors if _FLOATS[t.data_type] > 2]
+    kept = tuple(sorted(wide, key=lambda item: (-item[1], item[0])))
+    halves = len(tensors) - len(wide)
+    return Coverage(source_bytes, sum(size for _, size in kept), kept, halves, "in float16")
+
+
 def _scales(graphs: list[onnx.GraphProto], codes: set[str], floats: set[str]) -> set[str]:
     """Float initializers that scale codes; nodes are in topological order, so one pass does it."""
     carried = set(codes)  # codes, and what is computed from codes and constants alone
+    decoded: set[str] = set()  # of these, what a scale has made numbers of
     factors = set(floats)  # float constants, and what is computed from them alone
     origin = {name: {name} for name in floats}  # which initializers a factor comes from
     sums: set[str] = set()  # integer products that a scale has yet to turn into numbers
@@ -145,8 +176,9 @@ def _scales(graphs: list[onnx.GraphProto], codes: set[str], floats: set[str]) ->
             elif node.op_type in ("MatMulInteger", "ConvInteger"):
                 sums.add(out)
             elif node.op_type == "Gather" and inputs[0] in carried:
-                carried.add(out)
-                sums.add(out)
+                if inputs[0] not in decoded:
+                    carried.add(out)
+                    sums.add(out)
             elif node.op_type == "Gather" and inputs[0] in factors:
                 origin[out] = origin.get(inputs[0], set())
             elif node.op_type in _CARRIERS and inputs:
@@ -157,12 +189,23 @@ def _scales(graphs: list[onnx.GraphProto], codes: set[str], floats: set[str]) ->
                         scales |= origin[name]
                 if all(n in carried or n in factors or n in codes for n in inputs):
                     (carried if quantized else factors).add(out)
+                    if quantized and _is_decoded(node, decoded, bool(others)):
+                        decoded.add(out)
                     if not quantized:
                         origin[out] = set().union(*(origin.get(n, set()) for n in inputs))
-                elif quantized and node.op_type in ("Cast", "Sub"):
+                elif quantized and node.op_type in _CODE_KEEPERS:
                     sums.add(out)
-                elif node.op_type == "Mul" and any(n in live for n in inputs):
+                elif node.op_type == "Mul" and all(n in live or n in origin for n in inputs):
                     live.add(out)
-                elif node.op_type == "Unsqueeze" and inputs[0] in origin:
+                elif node.op_type in ("Unsqueeze", "Cast") and inputs[0] in origin:
                     origin[out] = origin[inputs[0]]
     return scales
+
+
+def _is_decoded(node: Any, decoded: set[str], scaled: bool) -> bool:
+    """Whether a node over codes and constants gives numbers: codes times a scale, until they are
+    cast to codes again."""
+    if node.op_type == "Cast":
+        to = next(a.i for a in node.attribute if a.name == "to")
+        return to not in _CODES and node.input[0] in decoded
+    return (node.op_type == "Mul" and scaled) or any(name in decoded for name in node.input)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -57,11 +58,11 @@ def load_model(path: Path) -> ir.Model:
         raise FormatError(path, f"not a readable ONNX model ({reason})") from error
 
 
-def constant_array(value: ir.Value | None) -> NDArray[np.generic] | None:
+def constant_array(value: ir.Value | None) -> NDArray[Any] | None:
     """The array behind an initializer of the main graph, None for anything else."""
     if value is None or value.const_value is None or not value.is_initializer():
         return None
-    array: NDArray[np.generic] = value.const_value.numpy()
+    array: NDArray[Any] = value.const_value.numpy()
     return array
 
 
@@ -236,6 +237,9 @@ def _fold_batch_norms(graph: ir.Graph) -> None:
         if conv is None or conv.op_type not in ("Conv", "ConvTranspose"):
             continue
         if source is None or len(source.uses()) != 1 or source.is_graph_output():
+            continue
+        training = norm.attributes.get("training_mode")
+        if training is not None and training.as_int():
             continue
         if any(out.uses() for out in norm.outputs[1:]):
             continue

@@ -7,6 +7,7 @@ make sense for what was asked, and where the choice depends on the machine it ti
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,13 +18,20 @@ from edgeopt.graphs.sites import Site
 
 __all__ = ["Recipe", "decide", "recipes", "scheme_bytes"]
 
+#: Elements up to which a table is stored in 8 bits also where 4 were asked for.
+_SMALL_TABLE = 1 << 18
+
 #: Initializers and nodes that a form adds beside codes and scales, serialized: about this much.
 _NODE_BYTES = 300
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to treat each kind of site. ``promoted`` tensors take 8 bits in a 4-bit recipe."""
+    """How to treat each kind of site.
+
+    ``exceptions`` are tensors that fidelity cannot spare: 8 bits in a 4-bit recipe, float in an
+    8-bit one.
+    """
 
     name: str
     bits: int
@@ -35,16 +43,17 @@ class Recipe:
     scale: str = "float16"
     symmetric: bool = False
     placing: Placing = field(default_factory=Placing)
-    promoted: frozenset[str] = frozenset()
+    exceptions: frozenset[str] = frozenset()
+    small_tables: bool = True
 
 
 #: (form of products, form of tables) per bits, the best guess first: what a tie is broken by.
 _PAIRS: Mapping[int, tuple[tuple[str, str], ...]] = {
     8: (("matmul-integer", "gather"), ("folded", "gather")),
     4: (
-        ("expanded", "gather-blocks"),
-        ("matmul-nbits", "gather-blocks"),
-        ("folded", "gather-blocks"),
+        ("expanded", "gather-nibbles"),
+        ("matmul-nbits", "gather-nibbles"),
+        ("folded", "gather-nibbles"),
     ),
 }
 
@@ -53,7 +62,7 @@ _EIGHT = {
     "expanded": "matmul-integer",
     "matmul-nbits": "matmul-nbits",
     "folded": "folded",
-    "gather-blocks": "gather",
+    "gather-nibbles": "gather",
 }
 
 
@@ -73,7 +82,16 @@ def recipes(
     wished = block or (128 if prefer == "size" else 64)
     table_block = block or 128
     scale = "float32" if bits == 8 else "float16"
-    base = Recipe("", bits, "folded", "gather", wished, table_block, scale=scale)
+    base = Recipe(
+        "",
+        bits,
+        "folded",
+        "gather",
+        wished,
+        table_block,
+        scale=scale,
+        small_tables=prefer != "size",
+    )
 
     def recipe(product: str, table: str, placing: Placing) -> Recipe:
         return dataclasses.replace(
@@ -120,13 +138,22 @@ def decide(
     return tuple(decisions)
 
 
+def _is_small_table(site: Site) -> bool:
+    return site.kind == "table" and math.prod(site.shape) <= _SMALL_TABLE
+
+
 def _decide_one(recipe: Recipe, site: Site) -> Decision:
     bits = recipe.bits
     wanted = {"product": recipe.product, "tied": recipe.product, "table": recipe.table}.get(
         site.kind, "folded"
     )
     reasons = []
-    if bits == 4 and site.name in recipe.promoted:
+    if bits == 4 and recipe.small_tables and _is_small_table(site):
+        bits, wanted = 8, "gather"
+        reasons.append("a small table: 8 bits weigh little and are gathered in fewer steps")
+    if site.name in recipe.exceptions:
+        if recipe.bits == 8:
+            return _keep(site, "a small tensor that 8 bits would cost too much fidelity in")
         bits, wanted = 8, _EIGHT.get(wanted, wanted)
         reasons.append("8 bits: 4 would cost too much fidelity here")
     for name in dict.fromkeys((wanted, "folded")):

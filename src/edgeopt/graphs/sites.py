@@ -59,6 +59,8 @@ QUANTIZED_OPS = frozenset(
     }
 )
 
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+
 _KINDS = {
     ("MatMul", 1): "product",
     ("Gemm", 1): "product",
@@ -171,7 +173,9 @@ def find_sites(graph: ir.Graph) -> tuple[list[Site], list[tuple[ir.Value, str]]]
         if len(tensor.shape) < 2 or _is_vector(tensor):
             left.append((value, "vector (bias, norm or scale): few bytes, precision matters"))
         elif tensor.size < MIN_ELEMENTS:
-            left.append((value, f"under {MIN_ELEMENTS} elements: codes would save nothing"))
+            left.append((value, f"under {MIN_ELEMENTS} elements: too few to save anything"))
+        elif _is_recurrent_bias(value):
+            left.append((value, "bias of a recurrent layer: few bytes, precision matters"))
         elif value.is_graph_output():
             left.append((value, "is itself an output of the model"))
         elif not value.uses():
@@ -181,9 +185,14 @@ def find_sites(graph: ir.Graph) -> tuple[list[Site], list[tuple[ir.Value, str]]]
     return sites, left
 
 
+def _is_recurrent_bias(value: ir.Value) -> bool:
+    """The third tensor of an LSTM, GRU or RNN: [directions, gates], two axes for one vector."""
+    return any(node.op_type in _RECURRENT and slot == 3 for node, slot in value.uses())
+
+
 def _is_vector(tensor: ir.TensorProtocol) -> bool:
     """A bias or scale with broadcasting axes, such as [1, C, 1, 1]."""
-    return max(int(d) for d in tensor.shape.numpy()) == tensor.size
+    return bool(max(int(d) for d in tensor.shape.numpy()) == tensor.size)
 
 
 def _site(value: ir.Value) -> Site:

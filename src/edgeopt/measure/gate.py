@@ -16,11 +16,11 @@ from edgeopt.measure.pair import SLOWER, PairResult
 __all__ = ["AGREEMENT", "FLOORS", "judge"]
 
 #: The least SQNR (dB) of the worst output, by bits; None for pairs that nobody quantized here
-#: (export, verify). Below 20 dB the error is a tenth of the signal's amplitude.
-FLOORS: Mapping[int | None, float] = {8: 20.0, 4: 8.0, None: 30.0}
+#: (export, verify); 16 is float16. At 20 dB the error is a tenth of the signal's amplitude.
+FLOORS: Mapping[int | None, float] = {16: 40.0, 8: 20.0, 4: 8.0, None: 30.0}
 
 #: The least share of equal elements of an integer output (class numbers, masks), by bits.
-AGREEMENT: Mapping[int | None, float] = {8: 0.9, 4: 0.5, None: 0.99}
+AGREEMENT: Mapping[int | None, float] = {16: 0.99, 8: 0.9, 4: 0.5, None: 0.99}
 
 #: What the user asked to be preferred over speed: the speed is then shown, and not asked for.
 _SPEED_NOT_ASKED = frozenset({"size", "memory"})
@@ -41,12 +41,12 @@ def judge(
     ``bits`` chooses the fidelity floor, ``min_sqnr`` (dB) overrides it. ``prefer`` of ``size`` or
     ``memory`` leaves speed unasked. ``coverage["share"]`` is the share (0 to 1) of the bytes of
     float weights that are quantized. ``sizes`` are file bytes (source, artifact). ``quantized``:
-    the artifact is meant to be a quantized, smaller one; otherwise coverage and size are not
-    asked for.
+    the artifact is meant to be a quantized (or float16), smaller one; otherwise coverage and size
+    are not asked for.
     """
     checks: list[Check] = []
     if quantized:
-        checks += [_something_quantized(coverage), _smaller(*sizes, bits)]
+        checks += [_something_done(coverage, bits), _smaller(*sizes, bits)]
     checks.append(_loads(pair))
     unproven = list(pair.unproven)
     if pair.failure is not None:
@@ -54,7 +54,7 @@ def judge(
         return Verdict(tuple(checks), tuple(unproven))
     checks += _fidelity(pair.fidelity, bits, min_sqnr)
     unproven += [f"output {f.output}: constant in the source" for f in pair.fidelity if f.constant]
-    speed = _speed(pair, prefer)
+    speed = _speed(pair, prefer, bits)
     if speed is None:
         unproven.append("speed: no latency was measured")
     else:
@@ -62,14 +62,17 @@ def judge(
     return Verdict(tuple(checks), tuple(unproven))
 
 
-def _something_quantized(coverage: Mapping[str, Any]) -> Check:
+def _something_done(coverage: Mapping[str, Any], bits: int | None) -> Check:
     share = float(coverage.get("share", 0.0))
+    half = bits == 16
     return Check(
-        name="something quantized",
+        name="something in float16" if half else "something quantized",
         passed=share > 0.0,
         found=f"{share:.1%} of the float weights' bytes",
         limit="more than none",
-        advice="see the reasons below; a smaller --block-size accepts more shapes",
+        advice="see the reasons below, or leave out --half"
+        if half
+        else "see the reasons below; a smaller --block-size accepts more shapes",
     )
 
 
@@ -79,9 +82,10 @@ def _smaller(before: int, after: int, bits: int | None) -> Check:
         passed=after < before,
         found=f"{format_bytes(after)} from {format_bytes(before)}",
         limit="fewer bytes than the source",
-        advice="use --bits 4 or a larger --block-size"
-        if bits != 4
-        else "use a larger --block-size",
+        advice={
+            16: "leave out --half, or go lower with edgeopt quantize",
+            4: "use a larger --block-size",
+        }.get(bits or 0, "use --bits 4 or a larger --block-size"),
     )
 
 
@@ -119,6 +123,7 @@ def _fidelity(
     more_bits = "--bits 8, a smaller --block-size (32)" if bits == 4 else "a smaller --block-size"
     samples = "--data your_samples.npz"
     advice = {
+        16: "leave out --half, or lower --min-sqnr knowingly",
         4: f"use {more_bits}, or {samples}",
         8: f"use {samples} (real samples calibrate better), or lower --min-sqnr knowingly",
     }.get(bits or 0, "lower --min-sqnr knowingly, or look for the output that differs")
@@ -159,7 +164,7 @@ def _of(table: Mapping[int | None, float], bits: int | None) -> float:
     return table[bits] if bits in table else table[None]
 
 
-def _speed(pair: PairResult, prefer: str) -> Check | None:
+def _speed(pair: PairResult, prefer: str, bits: int | None) -> Check | None:
     ratio = pair.ratio
     if ratio is None:
         return None
@@ -170,5 +175,6 @@ def _speed(pair: PairResult, prefer: str) -> Check | None:
         passed=not (asked and pair.slower),
         found=found,
         limit=f"at most {SLOWER:.2f}" if asked else f"not asked (--prefer {prefer})",
-        advice="use --prefer size if speed does not matter, --data your_samples.npz, or --bits 8",
+        advice="use --prefer size if speed does not matter"
+        + (", --data your_samples.npz, or --bits 8" if bits in (8, 4) else ""),
     )

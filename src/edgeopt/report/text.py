@@ -92,7 +92,8 @@ def _rows(proof: Proof) -> Iterator[tuple[str, str, str, str]]:
             _times(before / after, "smaller", "larger"),
         )
     if "share" in proof.coverage:
-        yield "Weights quantized", "", _percent(proof.coverage["share"]), _of_bytes(proof.coverage)
+        label = f"Weights {proof.coverage.get('stored', 'quantized')}"
+        yield label, "", _percent(proof.coverage["share"]), _of_bytes(proof.coverage)
     measured = _by_metric(proof.measurements)
     latency = measured.get("latency", {})
     if len(latency) == 2:
@@ -283,7 +284,7 @@ def _kept(changes: Sequence[Change], console: Console) -> None:
     """What was left as it is, by reason, the heaviest first."""
     groups: dict[str, list[Change]] = defaultdict(list)
     for change in changes:
-        if change.decision.scheme is None:
+        if change.decision.kept:
             groups[change.decision.reason].append(change)
     if not groups:
         return

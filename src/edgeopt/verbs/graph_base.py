@@ -18,7 +18,7 @@ from edgeopt.graphs.tune import can_tune
 from edgeopt.measure.environment import environment
 from edgeopt.verbs.graph_source import Prepared
 
-__all__ = ["Asked", "Base", "needs_unsigned", "open_base"]
+__all__ = ["Asked", "Base", "fold_base", "needs_unsigned", "open_base"]
 
 
 @dataclass(frozen=True)
@@ -81,24 +81,34 @@ class Base:
 
 def open_base(prepared: Prepared, workdir: Path, progress: Progress | None = None) -> Base:
     """Fold the captured graph, and refuse what cannot be quantized (SourceError)."""
+    base = fold_base(prepared.source.path, prepared.captured.model, workdir, progress)
+    if not base.sites and not base.left:
+        raise SourceError(f"{prepared.source.path}: no float weights; nothing to quantize")
+    return base
+
+
+def fold_base(
+    source: Path, captured: Path, workdir: Path, progress: Progress | None = None
+) -> Base:
+    """Fold a captured graph; SourceError if it is quantized already, or has broken weights.
+
+    ``source`` is named in errors.
+    """
     if progress is not None:
         progress("folding", None)
-    source = prepared.source
-    model = load_model(prepared.captured.model)
+    model = load_model(captured)
     already = quantized_ops(model)
     if already:
         found = ", ".join(f"{n} {op}" for op, n in sorted(already.items()))
-        raise SourceError(f"{source.path}: already quantized ({found}); give the float model")
+        raise SourceError(f"{source}: already quantized ({found}); give the float model")
     fold(model)
     path = workdir / "base.onnx"
     ir.save(model, path, external_data="base.onnx.data")
     del model
     mapped = ir.load(path)
     sites, left = find_sites(mapped.graph)
-    if not sites and not left:
-        raise SourceError(f"{source.path}: no float weights; nothing to quantize")
     for value in float_initializers(mapped.graph):
-        _require_finite(source.path, value)
+        _require_finite(source, value)
     total = sum(site.nbytes for site in sites)
     total += sum(v.const_value.nbytes for v, _ in left if v.const_value is not None)
     return Base(path, tuple(sites), tuple(left), total, can_tune(mapped.graph))

@@ -12,8 +12,10 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
 
-from edgeopt.core import Change, Plan, Progress
+from edgeopt.core import Change, Plan, Progress, format_bytes
+from edgeopt.errors import OutputError
 from edgeopt.graphs import static
+from edgeopt.graphs.capture.limits import EXTERNAL_OVER
 from edgeopt.graphs.forms import Placing
 from edgeopt.graphs.outliers import split_outliers
 from edgeopt.graphs.transform import CodeCache, apply_decisions
@@ -21,7 +23,7 @@ from edgeopt.graphs.tune import tune
 from edgeopt.numerics.affine import sqnr_db
 from edgeopt.verbs.graph_base import Base
 
-__all__ = ["build", "place_static", "placing_of"]
+__all__ = ["build", "place_static", "placing_of", "rewrite", "sign", "write_model"]
 
 
 def placing_of(plan: Plan) -> Placing:
@@ -43,6 +45,20 @@ def build(
     progress: Progress | None = None,
 ) -> tuple[Change, ...]:
     """Write the artifact that the plan describes; one Change a tensor that was changed."""
+    model, changes = rewrite(base, plan, cache=cache, measure=measure, progress=progress)
+    write_model(model, path, metadata)
+    return changes
+
+
+def rewrite(
+    base: Base,
+    plan: Plan,
+    *,
+    cache: CodeCache | None = None,
+    measure: bool = False,
+    progress: Progress | None = None,
+) -> tuple[ir.Model, tuple[Change, ...]]:
+    """The graph that the plan describes, and one Change a tensor that was changed."""
     changes: tuple[Change, ...] = ()
     if plan.calibration.get("ranges"):
         placed, changes = place_static(base, plan)
@@ -59,12 +75,27 @@ def build(
         measure=measure,
         progress=progress,
     )
+    return model, changes
+
+
+def sign(model: ir.Model, metadata: Mapping[str, str] | None) -> None:
+    """Put edgeopt's name and the artifact's metadata in place of whatever the source said."""
     model.producer_name, model.producer_version = "edgeopt", ""
     model.metadata_props.clear()
     model.metadata_props.update(metadata or {})
-    # What was still mapped from the base is read now: one file, weights inside.
+
+
+def write_model(model: ir.Model, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """One file, weights inside. OutputError where they are more than one ONNX file can hold."""
+    sign(model, metadata)
+    nbytes = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    if nbytes > EXTERNAL_OVER:
+        raise OutputError(
+            f"the file would be {format_bytes(nbytes)}, and one ONNX file ends at 2 GB; use fewer"
+            " bits: edgeopt quantize, with --bits 4 if it must be"
+        )
+    # What was still mapped from the base is read now.
     ir.save(ir.external_data.load_to_model(model), path)
-    return changes
 
 
 def place_static(base: Base, plan: Plan) -> tuple[Any, tuple[Change, ...]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from edgeopt.errors import UsageError
 from edgeopt.graphs.forms import FORMS
 from edgeopt.graphs.outliers import find_outliers
 from edgeopt.graphs.planning import Recipe, decide, recipes
-from edgeopt.graphs.sites import Site
 from edgeopt.graphs.transform import CodeCache
 from edgeopt.graphs.tune import TUNES
 from edgeopt.measure.contest import fastest, time_candidates
@@ -34,10 +33,22 @@ from edgeopt.verbs.graph_static import static_plans
 __all__ = ["make_graph_plan"]
 
 #: A candidate within this share of the smallest counts as among the smallest.
-_ABOUT_AS_SMALL = 1.05
+_ABOUT_AS_SMALL = 1.12
 
 #: Decibels above the floor that a plan should reach on its trial inputs: others will be judged.
 _MARGIN_DB: Mapping[int, float] = {8: 3.0, 4: 4.0}
+
+#: Decibels above the floor under which the smallest tensors are excepted, and the shares of the
+#: float bytes tried for them: kept in float at 8 bits (coverage stays over 95%), 8 bits at 4.
+_EXCEPTIONS_DB: Mapping[int, float] = {8: 2.5, 4: 2.0}
+_SHARES: Mapping[int, tuple[float, ...]] = {
+    8: (0.005, 0.01, 0.02),
+    4: (0.02, 0.05, 0.1, 0.2, 0.4, 1.0),
+}
+
+#: What the captured float graph is called among the candidates, and what counts as slower than it.
+_FLOAT = "float"
+_SLOWER = 1.03
 
 #: Seconds that each contest between candidates takes.
 _CONTEST = 1.5
@@ -114,26 +125,19 @@ class _Planner:
             self._scores[key] = found["candidate"]
         return self._scores[key]
 
-    def fastest(
-        self, plans: Mapping[str, Plan], order: Sequence[str]
-    ) -> tuple[str, dict[str, list[float]], str]:
-        """(name, timings, reason in words) of the fastest; the first in order wins a tie."""
+    def time(self, plans: Mapping[str, Plan]) -> tuple[dict[str, list[float]], Mapping[str, str]]:
+        """(seconds per block, by name; why those missing do not run), the float graph among them,
+        all in one process and taking turns."""
+        files = {_FLOAT: self.prepared.captured.model}
+        files |= {name: self.file(plan) for name, plan in plans.items()}
         timings = time_candidates(
-            {name: self.file(plans[name]) for name in order},
+            files,
             self.prepared.trial,
             threads=self.asked.threads,
             seconds=_CONTEST,
             progress=self.progress,
         )
-        name = fastest(timings, order)
-        medians = {key: float(np.median(values)) for key, values in timings.items()}
-        parts = [
-            f"{other} takes {medians[other] / medians[name]:.2f}x its time"
-            for other in medians
-            if other != name
-        ]
-        parts += [f"{other} does not run" for other in timings.failures]
-        return name, dict(timings), "timed here: " + "; ".join(parts)
+        return dict(timings), timings.failures
 
 
 def make_graph_plan(
@@ -161,11 +165,11 @@ def make_graph_plan(
     )
     residual = "sum" if base.residuals and here else "add"
     first, reasons = _hold_fidelity(planner, tried[0], residual)
-    promoted = reasons.pop("promoted")
+    exceptions = reasons.pop("tensors")
     plans = {tried[0].name: first}
     for recipe in tried[1:]:
         plans[recipe.name] = planner.plan(
-            dataclasses.replace(recipe, promoted=promoted), {"residual": residual}
+            dataclasses.replace(recipe, exceptions=exceptions), {"residual": residual}
         )
     plans = static_plans(planner, tried[-1], residual) | plans
     why: dict[str, str] = dict(reasons)
@@ -174,11 +178,11 @@ def make_graph_plan(
     chosen = plans[name]
     if base.residuals and here:
         plain = _with_choice(chosen, "residual", "add")
-        value, timings["residual"], reason = planner.fastest(
-            {"add": plain, "sum": chosen}, ["add", "sum"]
-        )
+        timings["residual"], _ = planner.time({"add": plain, "sum": chosen})
+        both = [v for v in ("add", "sum") if v in timings["residual"]]
+        value = fastest({v: timings["residual"][v] for v in both}, both)
         chosen = _with_choice(chosen, "residual", value)
-        why["residual"] = f"{TUNES[value]}; {reason}"
+        why["residual"] = f"{TUNES[value]}; {_by_time(timings['residual'], value)}"
     why.setdefault("weights", _why_signed(asked, chosen.choice("weights")))
     why.setdefault("accuracy_level", "of MatMulNBits, where it is used")
     why.setdefault("residual", TUNES[chosen.choice("residual", "add")])
@@ -207,25 +211,39 @@ def _choose(
             else f"--target {asked.target}, the only form that fits"
         )
         return names[0]
-    dropped = []
-    if asked.prefer != "speed":
-        smallest = min(planner.nbytes(plans[name]) for name in names)
-        for name in list(names):
-            if planner.nbytes(plans[name]) > _ABOUT_AS_SMALL * smallest:
-                names.remove(name)
-                dropped.append(f"{name} is larger")
     holding = [name for name in names if planner.score(plans[name]) >= planner.floor_db + 0.5]
-    if holding:
-        dropped += [f"{n} misses the floor" for n in names if n not in holding]
-        names = holding
-    else:
-        names = [max(names, key=lambda n: planner.score(plans[n]))]
+    dropped = [f"{n} misses the floor" for n in names if n not in holding] if holding else []
+    names = holding or [max(names, key=lambda n: planner.score(plans[n]))]
     if len(names) == 1:
-        why["kernel"] = "; ".join(dropped)
+        why["kernel"] = "; ".join(dropped) or "the only one that comes near the floor"
         return names[0]
-    name, timings["kernel"], reason = planner.fastest(plans, names)
-    why["kernel"] = "; ".join([reason, *dropped])
+    timings["kernel"], failures = planner.time({name: plans[name] for name in names})
+    names = [name for name in names if name in timings["kernel"]]
+    dropped += [f"{name} does not run" for name in failures]
+    smallest = min(planner.nbytes(plans[name]) for name in names)
+    small = [n for n in names if planner.nbytes(plans[n]) <= _ABOUT_AS_SMALL * smallest]
+    eligible = names if asked.prefer == "speed" else small
+    name = fastest({n: timings["kernel"][n] for n in eligible}, eligible)
+    if _ratio(timings["kernel"], name, _FLOAT) > _SLOWER and len(eligible) < len(names):
+        # Smaller, but slower than what the user has: speed decides among them all.
+        eligible = names
+        name = fastest({n: timings["kernel"][n] for n in eligible}, eligible)
+    dropped += [f"{n} is larger" for n in names if n not in eligible]
+    why["kernel"] = "; ".join([_by_time(timings["kernel"], name), *dropped])
     return name
+
+
+def _ratio(timings: Mapping[str, Sequence[float]], name: str, base: str) -> float:
+    return float(np.median(timings[name]) / np.median(timings[base]))
+
+
+def _by_time(timings: Mapping[str, Sequence[float]], name: str) -> str:
+    parts = [
+        f"{other} takes {_ratio(timings, other, name):.2f}x its time"
+        for other in timings
+        if other != name
+    ]
+    return "timed here: " + "; ".join(parts)
 
 
 def _with_choice(plan: Plan, name: str, value: str) -> Plan:
@@ -260,17 +278,16 @@ def _check_block(base: Base, size: int) -> None:
 
 
 def _hold_fidelity(planner: _Planner, recipe: Recipe, residual: str) -> tuple[Plan, dict[str, Any]]:
-    """The first recipe, with as many outlier channels taken out, and as many tensors kept at 8
-    bits, as the floor needs; both go down a ladder and stop at the first rung that holds."""
-    reasons: dict[str, Any] = {"promoted": frozenset()}
+    """The first recipe, with as many outlier channels taken out, and as many small tensors kept
+    out of it, as the floor needs; both go down a ladder and stop at the first rung that holds."""
+    reasons: dict[str, Any] = {"tensors": frozenset()}
     choices = {"residual": residual}
     plan = planner.plan(recipe, choices)
-    wanted = planner.wanted_db
     integer = FORMS[recipe.product].compute == "int8" and not FORMS[recipe.product].packs
-    if planner.base.has_products and integer and planner.score(plan) < wanted:
+    if planner.base.has_products and integer and planner.score(plan) < planner.wanted_db:
         plan, reasons["outliers"] = _take_outliers(planner, recipe, choices)
-    if planner.asked.bits == 4 and planner.score(plan) < planner.floor_db + 1.5:
-        plan, reasons["promoted"], reasons["eight_bit"] = _promote(planner, recipe, plan)
+    if planner.score(plan) < planner.floor_db + _EXCEPTIONS_DB[planner.asked.bits]:
+        plan, reasons["tensors"], reasons["exceptions"] = _except(planner, recipe, plan)
     return plan, reasons
 
 
@@ -307,38 +324,37 @@ def _first_that_holds(
     return plans[best], f"{shown}; {wanted:g} dB wanted on the trial inputs"
 
 
-def _promote(planner: _Planner, recipe: Recipe, plan: Plan) -> tuple[Plan, frozenset[str], str]:
-    """Keep 8 bits where 4 cost too much."""
-    ladder = _ladder(planner.base.sites)
+def _except(planner: _Planner, recipe: Recipe, plan: Plan) -> tuple[Plan, frozenset[str], str]:
+    """Keep the smallest tensors out of the recipe: early and depthwise layers are small, every
+    later layer amplifies their noise, and they weigh next to nothing."""
+    bits = planner.asked.bits
+    ladder = _ladder(planner.base, _SHARES[bits])
     choices = {c.name: c.value for c in plan.choices if c.name in ("residual", "outliers")}
     plans = {
         name: planner.plan(
-            dataclasses.replace(recipe, promoted=tensors),
-            {**choices, "eight_bit": name},
+            dataclasses.replace(recipe, exceptions=tensors),
+            {**choices, "exceptions": name},
             plan.calibration,
         )
         for name, tensors in ladder.items()
     }
-    chosen, reason = _first_that_holds(planner, plans, planner.floor_db + 1.5)
-    return chosen, ladder[chosen.choice("eight_bit")], reason
+    wanted = planner.floor_db + _EXCEPTIONS_DB[bits]
+    chosen, reason = _first_that_holds(planner, plans, wanted)
+    return chosen, ladder[chosen.choice("exceptions")], reason
 
 
-def _ladder(sites: Sequence[Site]) -> dict[str, frozenset[str]]:
-    def names(keep: Callable[[Site], bool]) -> frozenset[str]:
-        return frozenset(site.name for site in sites if keep(site))
-
-    convs = [site for site in sites if site.kind == "conv"]
-    rungs = {
-        "none": frozenset[str](),
-        "first and depthwise convolutions": names(
-            lambda s: s.kind == "conv" and (s.matrix_shape[1] <= 49 or s is convs[0])
-        ),
-        "convolutions": names(lambda s: s.kind == "conv"),
-        "all but tables": names(lambda s: s.kind != "table"),
-        "all": names(lambda s: True),
-    }
-    distinct: dict[str, frozenset[str]] = {}
-    for rung, tensors in rungs.items():
-        if tensors not in distinct.values():
-            distinct[rung] = tensors
-    return distinct
+def _ladder(base: Base, shares: Sequence[float]) -> dict[str, frozenset[str]]:
+    """Rung name -> tensors: the smallest ones that together weigh no more than each share."""
+    order = sorted(base.sites, key=lambda site: site.nbytes)  # stable: the graph's order on ties
+    rungs: dict[str, frozenset[str]] = {"none": frozenset()}
+    for share in shares:
+        taken: list[str] = []
+        room = share * base.float_bytes
+        for site in order:
+            room -= site.nbytes
+            if room < 0:
+                break
+            taken.append(site.name)
+        if frozenset(taken) not in rungs.values():
+            rungs[f"smallest {len(taken)} of {len(order)}"] = frozenset(taken)
+    return rungs

@@ -12,10 +12,10 @@ from edgeopt.data.inputspec import parse_inputs
 from edgeopt.data.samples import Feed, Samples, load
 from edgeopt.data.split import split
 from edgeopt.data.synthetic import synthetic
-from edgeopt.errors import SourceError
+from edgeopt.errors import SourceError, UsageError
 from edgeopt.graphs.capture import Captured, capture
 
-__all__ = ["Prepared", "has_graph", "narrowed", "prepare"]
+__all__ = ["Prepared", "has_graph", "narrowed", "prepare", "require_graph"]
 
 #: Feeds that the proof compares on, at most this many and this many bytes together.
 _PROOF_FEEDS = 64
@@ -45,6 +45,17 @@ def has_graph(source: Source, model: str | None) -> bool:
     return model is not None or source.kind not in _BARE
 
 
+def require_graph(source: Source, model: str | None) -> None:
+    """Raises where the source has no graph that could become ONNX, and says what would give one."""
+    if source.kind == "gguf":
+        raise SourceError(f"{source.path}: a GGUF file holds no graph; give the model it came from")
+    if not has_graph(source, model):
+        raise UsageError(
+            f"{source.path}: weights without code cannot become ONNX; give the code with"
+            " --model package.module:callable"
+        )
+
+
 def prepare(
     source: Source,
     workdir: Path,
@@ -59,8 +70,7 @@ def prepare(
     """Capture the source's graph, and fit the samples to it (or make some up)."""
     from edgeopt.graphs.hints import input_hints
 
-    if source.kind == "gguf":
-        raise SourceError(f"{source.path}: a GGUF file holds no graph; give the model it came from")
+    require_graph(source, model)
     raw = load(data) if data is not None else None
     captured = capture(
         source,
@@ -131,14 +141,20 @@ def _example(raw: Samples | None) -> dict[str, Array] | None:
 
 
 def _sizes(captured: Captured) -> dict[str, int]:
-    """Sizes of the free dimensions in the feed that was exported."""
-    return {
-        dim: size
-        for spec in captured.inputs
-        if spec.name in captured.example
-        for dim, size in zip(spec.shape, captured.example[spec.name].shape, strict=False)
-        if isinstance(dim, str)
-    }
+    """Sizes of the free dimensions in the feed that was exported, at batch 1.
+
+    A free leading axis is the batch, and one request at a time is what a device sees.
+    """
+    sizes: dict[str, int] = {}
+    for spec in captured.inputs:
+        if spec.name not in captured.example:
+            continue
+        for axis, (dim, size) in enumerate(
+            zip(spec.shape, captured.example[spec.name].shape, strict=False)
+        ):
+            if isinstance(dim, str):
+                sizes.setdefault(dim, 1 if axis == 0 else size)
+    return sizes
 
 
 def _bounded(samples: Samples, count: int) -> tuple[Feed, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -71,6 +72,8 @@ def write_proven(
             if plan is not None:
                 text = json.dumps(plan.to_json(), indent=1)
                 temporary[0].write_text(text + "\n", encoding="utf-8")
+                artifact = {**proof.artifact, "plan": str(targets[0])}
+                proof = dataclasses.replace(proof, artifact=artifact)
             if not proof.proven and not force:
                 raise _NotProven
     except _NotProven:

@@ -63,7 +63,8 @@ def prove_graph(
     )
     usage = ""
     if pair.failure is None:
-        usage = usage_lines(final, pair.inputs, pair.outputs)
+        shapes = {name: array.shape for name, array in prepared.proof[0].items()}
+        usage = usage_lines(final, pair.inputs, pair.outputs, shapes)
     return Proof(
         verb=verb,
         source={

@@ -15,7 +15,7 @@ from edgeopt.files.open import open_source
 from edgeopt.verbs.graph_base import Asked, Base, open_base
 from edgeopt.verbs.graph_build import build
 from edgeopt.verbs.graph_plan import make_graph_plan
-from edgeopt.verbs.graph_source import Prepared, has_graph, prepare
+from edgeopt.verbs.graph_source import Prepared, has_graph, prepare, require_graph
 
 __all__ = ["make_plan", "quantize"]
 
@@ -176,10 +176,7 @@ def _weights_only(source: Source, to: str | None, model: str | None) -> bool:
     if has_graph(source, model):
         return False
     if to == "onnx":
-        raise UsageError(
-            f"{source.path}: weights without code cannot become ONNX; give the code with"
-            " --model package.module:callable"
-        )
+        require_graph(source, model)
     return True
 
 

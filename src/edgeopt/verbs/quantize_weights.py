@@ -30,7 +30,7 @@ from edgeopt.numerics.methods import METHODS
 from edgeopt.verbs.weights_plan import plan_weights, raw_bytes, row_spans, ties_of
 
 if TYPE_CHECKING:
-    from edgeopt.verbs.graph_plan import Asked
+    from edgeopt.verbs.graph_base import Asked
 
 __all__ = ["carry_out", "plan_weights", "predicted_bytes", "prove_weights", "quantize_weights"]
 

@@ -65,12 +65,14 @@ def verify(
             f"{opened.path}: weights without code cannot be run against {made.path.name}; "
             "give the code with --model package.module:callable"
         )
-    from edgeopt.graphs.coverage import float_bytes, read_coverage
+    from edgeopt.graphs.coverage import float_bytes, read_coverage, read_half
     from edgeopt.verbs.proving import prove_graph
 
     origin = _origin(made.details["metadata"])
     options = _mapping(origin.get("options"))
     bits = options["bits"] if options.get("bits") in (4, 8) else _bits_shown(made)
+    if bits is None and options.get("half") is True:
+        bits = 16
     if prefer == "balanced" and options.get("prefer") in ("speed", "size", "memory"):
         prefer = options["prefer"]
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
@@ -84,7 +86,8 @@ def verify(
             progress=progress,
         )
         prepared = narrowed(prepared, made.inputs, data)
-        coverage = read_coverage(made.path, float_bytes(prepared.captured.model)).to_json()
+        read = read_half if bits == 16 else read_coverage
+        coverage = read(made.path, float_bytes(prepared.captured.model)).to_json()
         return prove_graph(
             "verify",
             prepared,

@@ -211,6 +211,20 @@ def test_what_cannot_be_done_says_why(case):
     np.testing.assert_allclose(nets.run(result.model, feed)[0], want, atol=0.15)
 
 
+def test_a_recurrent_layer_whose_first_output_nobody_reads():
+    net = nets.Net(("x", [5, 1, 8]))
+    for last in (False, True):
+        names = ["x", net.normal(1, 16, 8), net.normal(1, 16, 4)]
+        net.nodes.append(onnx.helper.make_node("LSTM", names, ["", f"h{last}"], hidden_size=4))
+    rows = net.op("Squeeze", net.op("Add", "hFalse", "hTrue"), net.constant(np.array([0])))
+    model = net.model(net.gemm(rows, 4, 6, out="y"))
+    feed = {"x": np.random.default_rng(0).standard_normal((5, 1, 8)).astype("f4")}
+    result = quantize_static(model, [feed])
+    assert [d.reason for d in result.decisions[:2]] == ["LSTM has no static integer kernel"] * 2
+    assert integer_kernels(result.model) == Counter({"QGemm": 1})
+    np.testing.assert_allclose(*(nets.run(m, feed)[0] for m in (model, result.model)), atol=0.05)
+
+
 def test_shared_weights_and_graph_outputs():
     """One weight used twice is stored once; outputs keep their names and are read inside, too."""
     net = nets.Net(("x", ["n", 16, 8, 8]))

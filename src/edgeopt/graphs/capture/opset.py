@@ -1,4 +1,4 @@
-"""Raise a file's opset, and prove that nothing changed by it."""
+"""Change a file's opset, and prove that nothing else changed by it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgeopt.graphs.capture.check import FLOOR_DB, agreement_db, run_onnx
 from edgeopt.graphs.capture.limits import EXTERNAL_OVER
 from edgeopt.graphs.capture.reasons import attempt, one_line
 
-__all__ = ["opset_of", "raise_opset"]
+__all__ = ["convert_opset", "opset_of", "raise_opset"]
 
 
 def opset_of(path: Path) -> int:
@@ -38,12 +38,23 @@ def raise_opset(
     have = opset_of(path)
     if have >= opset:
         return have, ()
-    kept = f"the file keeps opset {have} (4-bit types need 21): "
-    destination = target or path
-    trial = destination.with_name(f"{destination.stem}.opset{opset}.onnx")
+    reason = convert_opset(path, opset, feeds, target or path)
+    if reason is None:
+        return opset, ()
+    return have, (f"the file keeps opset {have} (4-bit types need 21): {reason}",)
+
+
+def convert_opset(
+    path: Path, opset: int, feeds: Sequence[Mapping[str, Array]], target: Path
+) -> str | None:
+    """Convert ``path`` up or down to ``opset``, checked on the feeds; None, or why it cannot be.
+
+    ``target`` (it may be ``path``) is written only where the file answers as before.
+    """
+    trial = target.with_name(f"{target.stem}.opset{opset}.onnx")
     whole = onnx.load(path)
     if sum(len(i.raw_data) for i in whole.graph.initializer) > EXTERNAL_OVER:
-        return have, (kept + "it is too large for the converter",)
+        return "it is too large for the converter"
 
     def convert() -> float:
         onnx.save(onnx.version_converter.convert_version(whole, opset), trial)
@@ -52,9 +63,9 @@ def raise_opset(
 
     worst, error = attempt(convert)
     if worst is not None and worst >= FLOOR_DB:
-        trial.replace(destination)
-        return opset, ()
+        trial.replace(target)
+        return None
     trial.unlink(missing_ok=True)
     if error is not None:
-        return have, (kept + one_line(error),)
-    return have, (kept + f"converted to {opset} it answers otherwise ({worst:.0f} dB)",)
+        return one_line(error)
+    return f"converted to {opset} it answers otherwise ({worst:.0f} dB)"

@@ -24,7 +24,6 @@ class Builder:
     """
 
     model: ir.Model
-    _quantized: dict[int, tuple[ir.Value, ir.Value, ir.Value]] = field(default_factory=dict)
     _scalars: dict[str, ir.Value] = field(default_factory=dict)
     _first: ir.Node | None = None
     _names: set[str] = field(default_factory=set)
@@ -122,14 +121,19 @@ class Builder:
         return tuple(node.outputs)
 
     def quantized(self, anchor: ir.Node, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """(codes uint8, scale, zero point) of an activation, computed once for all who need it."""
-        if id(x) not in self._quantized:
-            anchor = _after_producer(x, anchor)
-            xq, scale, zero = self.before(
-                anchor, "DynamicQuantizeLinear", [x], name=f"{x.name}.q", outputs=3
-            )
-            self._quantized[id(x)] = (xq, scale, zero)
-        return self._quantized[id(x)]
+        """(codes uint8, scale, zero point) of an activation, computed once for all who need it.
+
+        Once for each graph: what a branch of an If computes is not seen outside of it.
+        """
+        for user, _ in x.uses():
+            if user.op_type == "DynamicQuantizeLinear" and user.graph is anchor.graph:
+                xq, scale, zero = user.outputs
+                return xq, scale, zero
+        first = _first_user(x, anchor)
+        xq, scale, zero = self.before(
+            first, "DynamicQuantizeLinear", [x], name=f"{x.name}.q", outputs=3
+        )
+        return xq, scale, zero
 
     def replace(self, node: ir.Node, new: ir.Value) -> None:
         """Let ``new`` stand for the node's only output, keep its name, and remove the node."""
@@ -161,16 +165,11 @@ class Builder:
             del self.graph.initializers[value.name]
 
 
-def _after_producer(x: ir.Value, anchor: ir.Node) -> ir.Node:
-    """The first node after the one that makes ``x``, if both stand in the anchor's graph.
+def _first_user(x: ir.Value, anchor: ir.Node) -> ir.Node:
+    """The first node of the anchor's graph that uses ``x``.
 
     A value quantized once for three products must be quantized before the first of them.
     """
-    users = [node for node, _ in x.uses() if node.graph is anchor.graph]
-    if not users or anchor.graph is None:
-        return anchor
-    wanted = {id(node) for node in users}
-    for node in anchor.graph:
-        if id(node) in wanted:
-            return node
-    return anchor
+    users = {id(node) for node, _ in x.uses()}
+    assert anchor.graph is not None
+    return next((node for node in anchor.graph if id(node) in users), anchor)

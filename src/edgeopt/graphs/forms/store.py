@@ -139,7 +139,8 @@ def row_scale(codes: Codes, scheme: Affine) -> NDArray[np.float32]:
     rows, columns = codes.q.shape
     block = None if codes.scale.shape[1] == 1 else columns // codes.scale.shape[1]
     peak = np.abs(dequantize(codes, block, columns)).max(axis=1) if columns else np.zeros(rows)
-    return np.where(peak > 0, peak / np.float32(127), np.float32(1)).astype(np.float32)
+    scale: NDArray[np.float32] = np.where(peak > 0, peak / 127, 1).astype(np.float32)
+    return scale
 
 
 def _steps(codes: Codes, scheme: Affine, scale: NDArray[np.float32]) -> NDArray[np.float32]:

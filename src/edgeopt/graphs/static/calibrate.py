@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,14 +101,21 @@ def _session(model: Path | Any, tensors: Sequence[str], threads: int) -> Any:
         for name in tensors
         if name not in present | {i.name for i in proto.graph.input}
     )
-    data = proto.SerializeToString()
-    del outputs[given:]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     # the tensors have to be there as the graph names them
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    # a second copy of the weights, laid out for speed, is not worth its memory here
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    with tempfile.TemporaryDirectory() as folder:
+        # through a file: as bytes, the model would be in memory once more
+        path = Path(folder) / "tapped.onnx"
+        try:
+            onnx.save(proto, path)
+        finally:
+            del outputs[given:]
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _thinned(values: Array) -> Array:

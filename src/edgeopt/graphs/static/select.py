@@ -57,7 +57,8 @@ class _Selector:
         self.graph = graph
         self.ops = ops
         self.exclude = frozenset(exclude)
-        self.position = {n.output[0]: i for i, n in enumerate(graph.nodes) if n.output}
+        # an output may be left out: LSTM names its first "" where only the last state is read
+        self.position = {o: i for i, n in enumerate(graph.nodes) for o in n.output if o}
         self.refused: dict[int, str] = {}
 
     def run(self) -> Selection:
@@ -166,12 +167,15 @@ class _Selector:
                 chosen.add(i)
         return chosen
 
+    def _index(self, node: Node) -> int:
+        return self.position[next(o for o in node.output if o)]
+
     def _readers(self, i: int) -> Iterator[tuple[str, int, Node]]:
         merged = self._merged(i)
         names = [merged] if merged is not None else list(self.graph.nodes[i].output)
         for name in names:
             for reader in self.graph.consumers.get(name, []):
-                yield name, self.position[reader.output[0]], reader
+                yield name, self._index(reader), reader
 
     def _merged(self, i: int) -> str | None:
         """The output of the Relu or Clip that merges into this node's range, if one follows."""
@@ -188,7 +192,7 @@ class _Selector:
         maker = self.graph.producer.get(node.input[0])
         if maker is None or not _is_clamp(self.graph, node):
             return False
-        i = self.position[maker.output[0]]
+        i = self._index(maker)
         return i in able and self._merged(i) == node.output[0]
 
     def _kept(self, chosen: Collection[int]) -> dict[str, str]:
@@ -196,7 +200,7 @@ class _Selector:
         for name in self.graph.constants:
             if not self.graph.is_float(name):
                 continue
-            readers = [self.position[r.output[0]] for r in self.graph.consumers.get(name, [])]
+            readers = [self._index(r) for r in self.graph.consumers.get(name, [])]
             reasons = [why for i in readers if (why := self._reason(i, name, i in chosen))]
             if not readers:
                 kept[name] = "read inside a subgraph, or an output itself"

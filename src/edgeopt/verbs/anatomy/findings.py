@@ -243,7 +243,13 @@ def _empty_rows(evidence: Evidence) -> Iterator[Finding]:
     """Rows that hold one value: padding of a vocabulary, dead channels."""
     tensors, facts = evidence.tensors, evidence.scan.facts
     copies = evidence.scan.copies
-    members = [i for i, seen in facts.items() if seen.whole and seen.empty and i not in copies]
+    own = evidence.attribution.own
+    members = [
+        i
+        for i, seen in facts.items()
+        # Of an expanded tensor (stride 0) there is less on disk than rows.
+        if seen.whole and seen.empty and i not in copies and own[i] == tensors[i].nbytes
+    ]
     saves = sum(facts[i].empty * (tensors[i].nbytes // tensors[i].shape[0]) for i in members)
     if saves < WORTH * evidence.total:
         return
@@ -251,7 +257,7 @@ def _empty_rows(evidence: Evidence) -> Iterator[Finding]:
     largest = max(members, key=lambda i: facts[i].empty * tensors[i].nbytes // tensors[i].shape[0])
     cut = facts[largest].trailing
     command = None
-    if cut and len(members) == 1 and evidence.source.kind != "onnx":
+    if 0 < cut < tensors[largest].shape[0] and len(members) == 1 and evidence.source.kind != "onnx":
         prefix = evidence.source.details.get("prefix", "")
         name = json.dumps(prefix + tensors[largest].name)
         command = commands.rewrite(
@@ -330,7 +336,7 @@ def _overhead(evidence: Evidence) -> Iterator[Finding]:
             f"Headers, padding and code: {format_bytes(each)} for each of "
             f"{_count(len(evidence.source.weights), 'tensor')}; one file without padding has less",
             max(0, overhead - _lean_header(evidence.source)),
-            commands.quantize(evidence.source),
+            commands.quantize(evidence.source) if evidence.scan.total else None,
             exact=False,
         )
 

@@ -1,0 +1,170 @@
+"""``edgeopt export``: the front door of quantize without quantizing, proven the same way."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeopt.core import Change, Progress, Proof
+from edgeopt.errors import CaptureError, SourceError, UsageError
+from edgeopt.files.open import open_source
+from edgeopt.verbs.graph_source import Prepared, prepare, require_graph
+
+__all__ = ["export"]
+
+_HALF = (
+    "weights are float16 in the file and float32 in the arithmetic: the runtime casts them once,"
+    " when a session opens (FP32's speed and memory from half the bytes)"
+)
+
+
+def export(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    to: str = "onnx",
+    half: bool = False,
+    opset: int | None = None,
+    data: str | None = None,
+    inputs: Sequence[str] = (),
+    model: str | None = None,
+    trust_pickle: bool = False,
+    min_sqnr: float | None = None,
+    prefer: str = "balanced",
+    force: bool = False,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Proof:
+    """Write ``source`` as one ONNX file that plain ONNX Runtime runs, and prove the written file.
+
+    Constants are folded and batch normalisation goes into the convolution before it; otherwise
+    the graph is the source's. The bytes depend on the source and the options alone (and on the
+    versions that the metadata names).
+
+    ``half`` stores weights in float16, each with a Cast that the runtime folds when a session
+    opens: half the file at FP32's speed and memory on CPUs, whose kernels have no float16 (a
+    graph that computes in float16 runs slower than FP32 there). Inputs, outputs and vectors stay
+    float32, and so does a tensor that overflows float16 or that lies so low in its range that
+    precision is lost (see :mod:`edgeopt.graphs.half`).
+
+    Args:
+        source: a model file or folder, recognised by content.
+        out: file to write; default ``NAME-fp32.onnx`` or ``NAME-fp16.onnx`` beside the source.
+        to: ``onnx``.
+        half: store weights in float16; the file must then be smaller than the source.
+        opset: version of ONNX's operators; default 21, and an ONNX source keeps its own.
+        min_sqnr: fidelity floor in dB (default 30, with ``half`` 40).
+        data, inputs, model, trust_pickle, prefer, force, threads: as in
+            :func:`edgeopt.quantize`; ``data`` is only proven on, and gives example inputs.
+
+    Returns:
+        The proof. Where ``proof.proven`` is false and ``force`` was not given, nothing was kept.
+
+    Raises:
+        EdgeoptError: bad input or usage (see :mod:`edgeopt.errors`); nothing is written then.
+    """
+    if to != "onnx":
+        raise UsageError(f"--to {to}: export writes onnx")
+    _check_opset(opset)
+    opened = open_source(source)
+    require_graph(opened, model)
+    from edgeopt.graphs.coverage import read_half
+    from edgeopt.graphs.half import halve
+    from edgeopt.verbs.graph_base import fold_base
+    from edgeopt.verbs.graph_build import write_model
+    from edgeopt.verbs.output import artifact_path, metadata_of, write_proven
+    from edgeopt.verbs.proving import prove_graph
+
+    path = artifact_path(opened, out, "fp16" if half else "fp32", ".onnx")
+    if progress is not None:
+        progress("reading", None)
+    sha256 = opened.sha256()
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+        workdir = Path(folder)
+        prepared = prepare(
+            opened,
+            workdir,
+            data=data,
+            inputs=inputs,
+            model=model,
+            trust_pickle=trust_pickle,
+            opset=opset or _default_opset(opened.kind),
+            progress=progress,
+        )
+        graph = _at_opset(prepared, opset, workdir)
+        base = fold_base(opened.path, graph, workdir, progress)
+
+        def make(temporary: Path) -> Proof:
+            made = base.load()
+            changes: tuple[Change, ...] = halve(made) if half else ()
+            if half and all(change.decision.kept for change in changes):
+                raise SourceError(_nothing(opened.path, changes))
+            write_model(made, temporary, metadata_of(sha256, None, options_of(half, opset)))
+            coverage = read_half(temporary, base.float_bytes).to_json() if half else {}
+            return prove_graph(
+                "export",
+                prepared,
+                temporary,
+                path,
+                bits=16 if half else None,
+                min_sqnr=min_sqnr,
+                prefer=prefer,
+                threads=threads,
+                coverage=coverage,
+                quantized=half,
+                source_sha256=sha256,
+                changes=changes,
+                notes=(_HALF,) if half else (),
+                progress=progress,
+            )
+
+        return write_proven(path, None, force, make)
+
+
+def options_of(half: bool, opset: int | None) -> Mapping[str, Any]:
+    """What an exported file says of how it was made: all that its bytes depend on."""
+    return {"to": "onnx", "half": half, "opset": opset}
+
+
+def _default_opset(kind: str) -> int:
+    """An ONNX source keeps its own; what comes from torch gets the one that quantize uses."""
+    return 1 if kind == "onnx" else 21
+
+
+def _check_opset(opset: int | None) -> None:
+    from onnx.defs import onnx_opset_version
+
+    if opset is not None and not 7 <= opset <= onnx_opset_version():
+        raise UsageError(
+            f"--opset {opset}: the onnx installed here knows 7 to {onnx_opset_version()};"
+            " leave it out for 21"
+        )
+
+
+def _at_opset(prepared: Prepared, opset: int | None, workdir: Path) -> Path:
+    """The captured graph at just the opset that was asked for, checked by running both."""
+    captured = prepared.captured
+    if opset is None or captured.opset == opset:
+        return captured.model
+    from edgeopt.graphs.capture.opset import convert_opset
+
+    target = workdir / "at-opset.onnx"
+    reason = convert_opset(captured.model, opset, [captured.example], target)
+    if reason is not None:
+        raise CaptureError(
+            f"{prepared.source.path}: not to be had at opset {opset} ({reason}); leave out"
+            f" --opset to get opset {captured.opset}"
+        )
+    return target
+
+
+def _nothing(path: Path, changes: Sequence[Change]) -> str:
+    largest = max(changes, key=lambda change: change.before, default=None)
+    why = (
+        "it has no float weights"
+        if largest is None
+        else f"{largest.decision.tensor}: {largest.decision.reason}"
+    )
+    return f"{path}: nothing to store in float16 ({why}); leave out --half"
