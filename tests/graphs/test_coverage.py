@@ -51,7 +51,7 @@ def net() -> Any:
 
 FORM_OF = {
     8: {"product": "matmul-integer", "table": "gather"},
-    4: {"product": "expanded", "table": "gather-blocks"},
+    4: {"product": "expanded", "table": "gather-nibbles"},
 }
 
 
@@ -97,9 +97,9 @@ def coverage(made: Any, path: Path) -> Coverage:
     [
         (8, "matmul-integer", "gather"),
         (8, "folded", "folded"),
-        (8, "matmul-nbits", "gather-blocks"),
-        (4, "expanded", "gather-blocks"),
-        (4, "matmul-nbits", "gather-blocks"),
+        (8, "matmul-nbits", "gather"),
+        (4, "expanded", "gather-nibbles"),
+        (4, "matmul-nbits", "gather-nibbles"),
         (4, "folded", "folded"),
     ],
 )
@@ -152,7 +152,8 @@ def test_a_tensor_left_in_float_is_found(tmp_path: Path, name: str, bits: int) -
     found = coverage(made, path)
     assert dict(found.kept)[name] == arrays(made)[name].nbytes
     assert found.kept[0][0] == name, "the largest first"
-    assert found.share == pytest.approx(whole.share - arrays(made)[name].nbytes / total(made))
+    lost = arrays(made)[name].nbytes / total(made)
+    assert found.share == pytest.approx(whole.share - lost, abs=5e-4)
 
 
 def test_the_float_model_itself_has_no_coverage(tmp_path: Path) -> None:

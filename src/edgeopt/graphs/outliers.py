@@ -59,7 +59,9 @@ def _groups(sites: Iterable[Site]) -> dict[str, list[Site]]:
             continue
         node = site.uses[0].node
         x = node.inputs[0]
-        if x is None or x.name is None or site.matrix_shape[1] < _MIN_CHANNELS:
+        if x is None or x.name is None or x.is_initializer():
+            continue
+        if site.matrix_shape[1] < _MIN_CHANNELS:
             continue
         if node.op_type == "Gemm" and (_float(node, "alpha") != 1 or site.uses[0].transposed):
             continue
@@ -159,9 +161,10 @@ def _watch(
                 peak = flat.max(axis=0).astype(np.float64)
                 peaks[name] = np.maximum(peaks.get(name, 0.0), peak)
         for name in products:
-            squares[name].append(float(np.mean(np.square(values[name], dtype=np.float64))))
+            if values[name].size:
+                squares[name].append(float(np.mean(np.square(values[name], dtype=np.float64))))
     path.unlink()
-    return peaks, {name: float(np.mean(found)) for name, found in squares.items()}
+    return peaks, {name: float(np.mean(found)) for name, found in squares.items() if found}
 
 
 def split_outliers(graph: ir.Graph, splits: Mapping[str, Sequence[int]]) -> None:
@@ -189,7 +192,7 @@ def _split(graph: ir.Graph, name: str, sites: Sequence[Site], channels: NDArray[
     taken = _insert(graph, anchor, "Gather", [x, index], f"{name}.outliers", {"axis": -1})
     for site in sites:
         node = site.uses[0].node
-        weights = site.matrix()
+        weights = site.matrix().copy()  # a mapped tensor that needs no turning comes as it is
         own = set_constant(
             graph, f"{site.name}.outliers", np.ascontiguousarray(weights[:, channels].T)
         )

@@ -43,7 +43,7 @@ def tune(graph: ir.Graph, residual: str) -> None:
     for add in _residuals(graph):
         owner = add.graph
         assert isinstance(owner, ir.Graph)
-        total = ir.node("Sum", list(add.inputs), name=f"{add.name}/Sum")
+        total = ir.node("Sum", list(add.inputs), name=f"{add.outputs[0].name}/Sum")
         old, new = add.outputs[0], total.outputs[0]
         new.shape, new.type = old.shape, old.type
         owner.insert_before(add, total)
