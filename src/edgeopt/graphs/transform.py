@@ -18,7 +18,7 @@ from edgeopt.graphs.sites import Site, find_sites
 from edgeopt.numerics.affine import dequantize, sqnr_db
 from edgeopt.numerics.methods import METHODS
 
-__all__ = ["CodeCache", "apply_decisions", "encode_site"]
+__all__ = ["BlankCodes", "CodeCache", "apply_decisions", "encode_site"]
 
 
 @dataclass
@@ -32,6 +32,17 @@ class CodeCache:
         if key not in self.codes:
             self.codes[key] = encode_site(site.matrix(), method, scheme)
         return self.codes[key]
+
+
+class BlankCodes(CodeCache):
+    """Zeros in the shape of a site's codes, for whoever wants the graph and not the weights."""
+
+    def get(self, site: Site, method: str, scheme: Affine) -> Codes:
+        rows, columns = site.matrix_shape
+        blocks = 1 if scheme.block is None else -(-columns // scheme.block)
+        dtype = np.int8 if scheme.symmetric else np.uint8
+        zero = None if scheme.symmetric else np.zeros((rows, blocks), np.uint8)
+        return Codes(np.zeros((rows, columns), dtype), np.ones((rows, blocks), np.float32), zero)
 
 
 def encode_site(matrix: NDArray[np.float32], method: str, scheme: Affine) -> Codes:

@@ -133,6 +133,14 @@ def _predictions(document: Mapping[str, Any], width: int) -> Iterator[str]:
         else:
             yield line
             yield f"      {how}"
+    noted: dict[str, list[str]] = {}
+    for row in made:
+        if row["command"] and row["note"]:
+            noted.setdefault(row["note"], []).append(f"{row['format']} {row['name']}")
+    for note, names in noted.items():
+        yield from textwrap.wrap(
+            f"{', '.join(names)}: {note}", width, initial_indent="  ", subsequent_indent="    "
+        )
 
 
 def _notes(document: Mapping[str, Any], width: int) -> Iterator[str]:

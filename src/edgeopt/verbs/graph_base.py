@@ -18,7 +18,15 @@ from edgeopt.graphs.tune import can_tune
 from edgeopt.measure.environment import environment
 from edgeopt.verbs.graph_source import Prepared
 
-__all__ = ["Asked", "Base", "fold_base", "needs_unsigned", "open_base"]
+__all__ = [
+    "Asked",
+    "Base",
+    "fold_base",
+    "fold_float",
+    "needs_unsigned",
+    "open_base",
+    "require_finite",
+]
 
 
 @dataclass(frozen=True)
@@ -96,22 +104,31 @@ def fold_base(
     """
     if progress is not None:
         progress("folding", None)
-    model = load_model(captured)
-    already = quantized_ops(model)
-    if already:
-        found = ", ".join(f"{n} {op}" for op, n in sorted(already.items()))
-        raise SourceError(f"{source}: already quantized ({found}); give the float model")
-    fold(model)
+    model = fold_float(load_model(captured), source)
     path = workdir / "base.onnx"
     ir.save(model, path, external_data="base.onnx.data")
     del model
     mapped = ir.load(path)
     sites, left = find_sites(mapped.graph)
-    for value in float_initializers(mapped.graph):
-        _require_finite(source, value)
+    require_finite(source, mapped.graph)
     total = sum(site.nbytes for site in sites)
     total += sum(v.const_value.nbytes for v, _ in left if v.const_value is not None)
     return Base(path, tuple(sites), tuple(left), total, can_tune(mapped.graph))
+
+
+def fold_float(model: ir.Model, source: Path) -> ir.Model:
+    """Fold in place; SourceError, naming ``source``, where the graph is quantized already."""
+    already = quantized_ops(model)
+    if already:
+        found = ", ".join(f"{n} {op}" for op, n in sorted(already.items()))
+        raise SourceError(f"{source}: already quantized ({found}); give the float model")
+    return fold(model)
+
+
+def require_finite(source: Path, graph: ir.Graph) -> None:
+    """SourceError where a weight is NaN or infinite."""
+    for value in float_initializers(graph):
+        _require_finite(source, value)
 
 
 def _require_finite(path: Path, value: ir.Value) -> None:

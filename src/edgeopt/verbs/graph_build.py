@@ -61,8 +61,7 @@ def rewrite(
     """The graph that the plan describes, and one Change a tensor that was changed."""
     changes: tuple[Change, ...] = ()
     if plan.calibration.get("ranges"):
-        placed, changes = place_static(base, plan)
-        model = ir.from_proto(placed)
+        model, changes = place_static(base, plan)
     else:
         model = base.load()
     tune(model.graph, plan.choice("residual", "add"))
@@ -98,11 +97,13 @@ def write_model(model: ir.Model, path: Path, metadata: Mapping[str, str] | None 
     ir.save(ir.external_data.load_to_model(model), path)
 
 
-def place_static(base: Base, plan: Plan) -> tuple[Any, tuple[Change, ...]]:
-    """The base with Q/DQ pairs at the plan's ranges (a ModelProto), and what that changed."""
+def place_static(base: Base, plan: Plan) -> tuple[ir.Model, tuple[Change, ...]]:
+    """The base with Q/DQ pairs at the plan's ranges, and what that changed."""
+    wanted = {d.tensor: d for d in plan.decisions if d.form == "qdq"}
     prepared = static.prepare(onnx.load(str(base.path)))
     selection = static.select(prepared, static.SEEDS, plan.calibration.get("excluded", ()))
     ranges = {name: (float(lo), float(hi)) for name, (lo, hi) in plan.calibration["ranges"].items()}
+    packed = static.decode_weights(prepared, wanted)
     placed, decisions = static.place(
         prepared,
         selection,
@@ -114,11 +115,19 @@ def place_static(base: Base, plan: Plan) -> tuple[Any, tuple[Change, ...]]:
     codes = {t.name: t for t in placed.graph.initializer}
     changes = []
     for decision in decisions:
-        if decision.scheme is not None:
-            before = 4 * math.prod(decision.shape)
+        if decision.scheme is None:
+            continue
+        before = 4 * math.prod(decision.shape)
+        stored = wanted.get(decision.tensor)
+        if stored is not None and stored.scheme is not None and stored.scheme.bits == 4:
+            error = packed.errors.get(decision.tensor)
+            changes.append(Change(stored, before, stored.nbytes, error))
+        else:
             error = _weight_error(decision.tensor, floats, codes, decision.scheme.axis)
             changes.append(Change(decision, before, decision.nbytes, error))
-    return placed, tuple(changes)
+    model = ir.from_proto(placed)
+    static.store_packed(model, packed)
+    return model, tuple(changes)
 
 
 def _weight_error(

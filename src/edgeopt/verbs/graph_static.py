@@ -6,7 +6,6 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import onnx
-import onnx_ir as ir
 
 from edgeopt.core import Choice, Plan
 from edgeopt.graphs import static
@@ -24,10 +23,11 @@ __all__ = ["static_plans"]
 def static_plans(planner: _Planner, recipe: Recipe, residual: str) -> dict[str, Plan]:
     """Static plans by name: unsigned activations, and signed ones where timing may choose.
 
-    Empty without calibration samples, at 4 bits, and where no node has an integer kernel.
+    Empty without calibration samples, and where no node has an integer kernel. At 4 bits the
+    weights are stored in 4 and expanded at load for the same kernels.
     """
     calibration, asked = planner.prepared.calibration, planner.asked
-    if calibration is None or asked.bits != 8:
+    if calibration is None:
         return {}
     prepared = static.prepare(onnx.load(str(planner.base.path)))
     selection = static.select(prepared)
@@ -44,7 +44,8 @@ def static_plans(planner: _Planner, recipe: Recipe, residual: str) -> dict[str, 
     portable = asked.target == "portable"
     weight_range = "7 bits" if portable or needs_unsigned() else "8 bits"
     plans = {}
-    for activations in ("uint8",) if portable else ("uint8", "int8"):
+    alone = portable or asked.bits == 4
+    for activations in ("uint8",) if alone else ("uint8", "int8"):
         name = f"static-{activations}"
         plan = Plan(
             source_sha256=planner.sha256,
@@ -77,8 +78,11 @@ def _why(weight_range: str) -> str:
 
 def _with_the_rest(planner: _Planner, plan: Plan, recipe: Recipe) -> Plan:
     """Decisions: what got Q/DQ pairs, then every float tensor that these leave over."""
-    placed, changes = place_static(planner.base, plan)
-    sites, left = find_sites(ir.from_proto(placed).graph)
+    model, changes = place_static(planner.base, plan)
+    decisions = [change.decision for change in changes]
+    if planner.asked.bits == 4:
+        decisions = [static.four_bit_decision(d, recipe.block) for d in decisions]
+    sites, left = find_sites(model.graph)
     known = {site.name for site in planner.base.sites}
     known |= {value.name for value, _ in planner.base.left}
     rest = decide(
@@ -86,4 +90,4 @@ def _with_the_rest(planner: _Planner, plan: Plan, recipe: Recipe) -> Plan:
         [site for site in sites if site.name in known],
         [(value, reason) for value, reason in left if value.name in known],
     )
-    return dataclasses.replace(plan, decisions=(*(change.decision for change in changes), *rest))
+    return dataclasses.replace(plan, decisions=(*decisions, *rest))

@@ -99,7 +99,7 @@ def inspect(
         causes=_causes(evidence),
         groups=group((tensors[i].name, own[i]) for i in model),
         findings=findings(evidence),
-        predictions=predictions(source, frozenset(tensors[i].name for i in seen.copies)),
+        predictions=predictions(source, frozenset(tensors[i].name for i in seen.copies), deep=deep),
         notes=tuple(_notes(source, attribution, seen)),
         read=seen.read,
         readable=seen.total,

@@ -210,7 +210,7 @@ def _torchscript(loaded: Loaded, inputs: Inputs, path: Path, opset: int) -> tupl
 def _parameters(loaded: Loaded) -> dict[str, Array]:
     """The model's two-dimensional parameters by torch's name, as arrays that share their memory."""
     named = (
-        loaded.module.named_parameters()
+        loaded.module.named_parameters(remove_duplicate=False)
         if loaded.program is None
         else loaded.program.state_dict.items()
     )

@@ -135,12 +135,12 @@ def _undo_transposes(model: ir.Model, parameters: Mapping[str, Array]) -> None:
         if not candidates or tensor.dtype != ir.DataType.FLOAT:
             continue
         stored = tensor.numpy()
-        original = next((n for n, array in candidates if _is_transpose(stored, array)), None)
-        if original is None:
-            continue
-        if original not in initializers:
-            value.name = original
-        elif tensor.nbytes > _TIE_OVER:
+        # A tied parameter has several names, of which exporters keep one.
+        names = [n for n, array in candidates if _is_transpose(stored, array)]
+        original = next((n for n in names if n in initializers), None)
+        if original is None and names:
+            value.name = names[0]
+        elif original is not None and tensor.nbytes > _TIE_OVER:
             _tie(model.graph, value, initializers[original])
 
 

@@ -19,7 +19,7 @@ from edgeopt.graphs.forms.build import Builder
 from edgeopt.numerics.affine import dequantize
 from edgeopt.numerics.pack import pack_flat
 
-__all__ = ["block_for", "float_view", "int8_codes", "int8_view", "row_scale"]
+__all__ = ["block_for", "float_view", "int8_chain", "int8_codes", "int8_view", "row_scale"]
 
 _DTYPES = {
     "float32": ir.DataType.FLOAT,
@@ -180,7 +180,25 @@ def int8_view(
         if unsigned:
             q = (q.astype(np.int16) + 128).astype(np.uint8)
         return b.constant(f"{name}.codes", q), scales, zero
+    shape = (columns, rows) if by_column else (rows, columns)
+    q = int8_chain(b, name, codes, scheme, by_column=by_column, unsigned=unsigned, shape=shape)
+    return q, scales, zero
+
+
+def int8_chain(
+    b: Builder,
+    name: str,
+    codes: Codes,
+    scheme: Affine,
+    *,
+    by_column: bool,
+    unsigned: bool,
+    shape: tuple[int, ...],
+) -> ir.Value:
+    """int8 codes made at load from 4-bit ones, in ``shape``: what :func:`int8_codes` computes."""
+    rows, columns = codes.q.shape
     layout = _Layout(rows, columns, codes.scale.shape[1], by_column)
+    scale = row_scale(codes, scheme)
     value = _unpacked(b, name, codes, scheme, layout, _steps(codes, scheme, scale))
     value = b.at_load("Round", [value], name=f"{name}.rounded")
     if unsigned:
@@ -188,6 +206,5 @@ def int8_view(
         value = b.at_load("Add", [value, shift], name=f"{name}.shifted")
     kind = ir.DataType.UINT8 if unsigned else ir.DataType.INT8
     value = b.at_load("Cast", [value], {"to": kind}, name=f"{name}.int8.blocks")
-    shape = (columns, rows) if by_column else (rows, columns)
     target = b.constant(f"{name}.shape", np.array(shape, np.int64))
-    return b.at_load("Reshape", [value, target], name=f"{name}.int8"), scales, zero
+    return b.at_load("Reshape", [value, target], name=f"{name}.int8")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from edgeopt.graphs.static.calibrate import METHODS, calibrate
 from edgeopt.graphs.static.kernels import integer_kernels
+from edgeopt.graphs.static.packed import decode_weights, four_bit_decision, store_packed
 from edgeopt.graphs.static.pipeline import DEFAULT_METHOD, StaticResult, quantize_static
 from edgeopt.graphs.static.place import place
 from edgeopt.graphs.static.prepare import prepare
@@ -23,9 +24,12 @@ __all__ = [
     "Selection",
     "StaticResult",
     "calibrate",
+    "decode_weights",
+    "four_bit_decision",
     "integer_kernels",
     "place",
     "prepare",
     "quantize_static",
     "select",
+    "store_packed",
 ]

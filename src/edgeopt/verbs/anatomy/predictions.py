@@ -1,19 +1,21 @@
 """How large the model would be in other forms, from shapes alone.
 
-What edgeopt writes as safetensors is predicted to the byte, by the code that lays it out. An ONNX
-file also holds its graph, which nobody knows before capture: estimates, marked so. GGUF types are
-counted as llama.cpp lays tensors out (block sizes of ggml-common.h), its type mixes approximated.
+What edgeopt writes as safetensors is predicted to the byte, by the code that lays it out. So is
+the ONNX that it writes from an ONNX source, up to the size that is worth reading; elsewhere nobody
+knows the graph before capture: estimates, marked so. GGUF types are counted as llama.cpp lays
+tensors out (block sizes of ggml-common.h), its type mixes approximated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeopt.core import DTYPE_BITS, Affine, Source, Weight
 from edgeopt.errors import SourceError
 from edgeopt.files.gguf_types import TYPES
 from edgeopt.verbs.anatomy import commands
+from edgeopt.verbs.anatomy.onnx_sizes import onnx_sizes
 
 __all__ = ["Prediction", "predictions"]
 
@@ -34,14 +36,19 @@ class Prediction:
     note: str = ""
 
 
-def predictions(source: Source, copies: frozenset[str] = frozenset()) -> tuple[Prediction, ...]:
-    """The sizes that apply to ``source``. Tensors named in ``copies`` are stored once elsewhere."""
+def predictions(
+    source: Source, copies: frozenset[str] = frozenset(), *, deep: bool = False
+) -> tuple[Prediction, ...]:
+    """The sizes that apply to ``source``. Tensors named in ``copies`` are stored once elsewhere.
+
+    ``deep``: a large ONNX file is read whole too, so that its sizes are exact.
+    """
     weights = _distinct(source, copies)
     if not any(weight.is_float or _is_ggml(weight) for weight in weights):
         return ()
     made = [] if source.details.get("quantized") else [*_safetensors(source)]
     if source.kind != "gguf" and not source.details.get("quantized"):
-        made += _onnx(source, weights)
+        made += _onnx(source, weights, deep)
     if source.kind == "gguf" or _is_causal(source):
         made += _gguf(source, weights)
     return tuple(made)
@@ -99,7 +106,11 @@ _PLAIN = {"prefer": "balanced", "target": "here", "block_size": None}
 _SCHEMES = {8: Affine(8, None, scale="float32"), 4: Affine(4, 128, symmetric=False)}
 
 
-def _onnx(source: Source, weights: Sequence[Weight]) -> Iterator[Prediction]:
+def _onnx(source: Source, weights: Sequence[Weight], deep: bool) -> Iterator[Prediction]:
+    sizes = onnx_sizes(source, deep=deep) if source.kind == "onnx" else None
+    if sizes is not None:
+        yield from _counted(source, sizes)
+        return
     code = source.kind in _DICT_KINDS
     note = "with --model, the code that it fills" if code else ""
     graph = _graph_bytes(source, weights)
@@ -112,6 +123,28 @@ def _onnx(source: Source, weights: Sequence[Weight]) -> Iterator[Prediction]:
         stored = sum(_quantized(weight, scheme) for weight in weights)
         command = commands.quantize(source, "--bits", str(bits), *model)
         yield Prediction(f"INT{bits}", "ONNX", stored + graph, False, command, note)
+
+
+def _counted(source: Source, sizes: Mapping[str, int]) -> Iterator[Prediction]:
+    """The ONNX files of the options that leave nothing to this machine's timing."""
+    for name, options in _COUNTED.items():
+        if name not in sizes:
+            continue
+        if name == "FP16":
+            command, note = commands.export(source, *options), ""
+        else:
+            command, note = commands.quantize(source, *options), _PLAIN_RECIPE
+        yield Prediction(name, "ONNX", sizes[name], True, command, note)
+
+
+_COUNTED = {
+    "FP16": ("--half",),
+    "INT8": ("--bits", "8", "--target", "portable"),
+    "INT4": ("--bits", "4", "--target", "portable"),
+}
+_PLAIN_RECIPE = (
+    "exact for the plain recipe; some bytes more where the fidelity measured asks for them"
+)
 
 
 def _quantized(weight: Weight, scheme: Affine) -> int:
