@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import subprocess
@@ -21,40 +20,18 @@ import onnx
 import pytest
 from onnx import TensorProto
 from tests.graphs.nets import INT64, arrays, close_db, model, node, normal, ops, run, value
+from tests.in_process import no_processes
 
 from edgeopt.core import Choice, Plan, Proof
 from edgeopt.errors import OutputError, SourceError, UsageError
-from edgeopt.measure import pair, process, worker
-from edgeopt.verbs import graph_plan, proving
 from edgeopt.verbs.quantize import make_plan, quantize
 
 ROOT = Path(__file__).parents[2]
 
 
-def run_here(
-    place: process.Workplace, job: dict[str, Any], *, progress: Any = None, silence: float = 0
-) -> process.Outcome:
-    """A worker's job without the worker: starting a process is most of what a small one takes."""
-    place._jobs += 1
-    path = place.folder.resolve() / f"job-{place._jobs}.json"
-    feeds = {"count": place.feeds.count, "names": list(place.feeds.names)}
-    path.write_text(json.dumps({**job, "feeds": feeds}))
-    pipe = io.BytesIO()
-    worker.main(path, pipe)
-    last = json.loads(pipe.getvalue().splitlines()[-1])
-    if "result" in last:
-        return process.Outcome(last["result"])
-    error = last["error"]
-    return process.Outcome(None, SourceError(error["message"]), error["subject"])
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more latency blocks and processes than a verdict needs."""
-    monkeypatch.setattr(process.Workplace, "run", run_here)
-    monkeypatch.setattr(proving, "_SECONDS", 0.02)
-    monkeypatch.setattr(graph_plan, "_CONTEST", 0.02)
-    monkeypatch.setattr(pair, "_alone", lambda place, job, progress: ([], []))
+    no_processes(monkeypatch)
 
 
 def text_model() -> Any:
@@ -68,8 +45,8 @@ def text_model() -> Any:
             node("Add", ["d", "e"], ["s"]),
             node("LayerNormalization", ["s", "norm.weight", "norm.bias"], ["y"]),
         ],
-        [value("ids", ["batch", "length"], INT64)],
-        [value("y", ["batch", "length", 64])],
+        [value("ids", ["batch", 8], INT64)],
+        [value("y", ["batch", 8, 64])],
         {
             "embed.weight": normal(5000, 64),
             "up.weight": normal(64, 128, seed=1, gain=0.125),
@@ -164,7 +141,7 @@ def test_every_way_to_ask(text: Path, bits: int, prefer: str, target: str) -> No
         "norm.weight",
         "norm.bias",
     }
-    ids = np.random.default_rng(5).integers(0, 5000, (3, 7))
+    ids = np.random.default_rng(5).integers(0, 5000, (3, 8))
     want, got = run(text, ids=ids)[0], run(out, ids=ids)[0]
     assert close_db(want, got) > (20 if bits == 8 else 8)
     onnx.checker.check_model(onnx.load(out), check_custom_domain=False)
@@ -392,7 +369,7 @@ def test_force_keeps_a_failed_artifact(text: Path) -> None:
     proof = quantize(text, min_sqnr=200.0, prefer="size", force=True)
     assert not proof.proven
     made = text.with_name("text-int8.onnx")
-    assert run(made, ids=np.array([[1, 2]]))[0].shape == (1, 2, 64)
+    assert run(made, ids=np.arange(8)[None])[0].shape == (1, 8, 64)
     assert made.with_name("text-int8.plan.json").exists()
 
 
@@ -579,7 +556,7 @@ def test_massive_channels_are_taken_out_by_the_plan(tmp_path: Path) -> None:
     onnx.save(made, path)
     plan = make_plan(path, prefer="size")
     if plan.calibration.get("outliers"):
-        assert plan.calibration["outliers"]["h"] == [3, 77]
+        assert {3, 77} <= set(plan.calibration["outliers"]["h"])
     proof = quantize(path, tmp_path / "q.onnx", prefer="size", force=True)
     assert failed(proof) == []
 
