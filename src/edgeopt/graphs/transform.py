@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from edgeopt.core import Affine, Change, Codes, Decision, Progress
+from edgeopt.errors import UsageError
 from edgeopt.graphs.forms import FORMS, Placing
 from edgeopt.graphs.forms.build import Builder
 from edgeopt.graphs.forms.store import int8_codes
@@ -100,7 +101,10 @@ def apply_decisions(
     progress: Progress | None = None,
     done: Callable[[Change], None] | None = None,
 ) -> tuple[Change, ...]:
-    """Rewrite ``model`` in place; one Change a tensor, in the graph's order."""
+    """Rewrite ``model`` in place; one Change a tensor, in the graph's order.
+
+    Raises UsageError where a decision does not fit its tensor.
+    """
     cache = cache if cache is not None else CodeCache()
     builder = Builder(model)
     sites, left = find_sites(model.graph)
@@ -111,6 +115,9 @@ def apply_decisions(
             continue
         if progress is not None:
             progress("quantizing", i / len(sites))
+        why_not = FORMS[decision.form].misfits(site, decision.scheme)
+        if why_not is not None:
+            raise UsageError(f"the plan cannot be carried out on {site.name}: {why_not}")
         codes = cache.get(site, decision.method, decision.scheme)
         error = None
         if measure:

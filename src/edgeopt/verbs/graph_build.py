@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx import numpy_helper
 
 from edgeopt.core import Change, Plan, Progress, format_bytes
-from edgeopt.errors import OutputError
+from edgeopt.errors import OutputError, UsageError
 from edgeopt.graphs import static
 from edgeopt.graphs.capture.limits import EXTERNAL_OVER
 from edgeopt.graphs.forms import Placing
@@ -103,6 +103,9 @@ def place_static(base: Base, plan: Plan) -> tuple[ir.Model, tuple[Change, ...]]:
     prepared = static.prepare(onnx.load(str(base.path)))
     selection = static.select(prepared, static.SEEDS, plan.calibration.get("excluded", ()))
     ranges = {name: (float(lo), float(hi)) for name, (lo, hi) in plan.calibration["ranges"].items()}
+    missing = [name for name in selection.ranges if name not in ranges]
+    if missing:
+        raise UsageError(f"the plan has no range for {missing[0]}; make it anew")
     packed = static.decode_weights(prepared, wanted)
     placed, decisions = static.place(
         prepared,

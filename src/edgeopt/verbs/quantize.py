@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeopt.core import Plan, Progress, Proof, Source
-from edgeopt.errors import UsageError
 from edgeopt.files.open import open_source
 from edgeopt.verbs.graph_base import Asked, Base, open_base
 from edgeopt.verbs.graph_build import build
 from edgeopt.verbs.graph_plan import make_graph_plan
 from edgeopt.verbs.graph_source import Prepared, has_graph, prepare, require_graph
+from edgeopt.verbs.replay import asked_by, checked_plan, read_plan
 
 __all__ = ["make_plan", "quantize"]
 
@@ -71,16 +69,16 @@ def quantize(
         from edgeopt.verbs.quantize_weights import quantize_weights
 
         return quantize_weights(
-            opened, out, asked=asked, plan=_read_plan(plan), force=force, progress=progress
+            opened, out, asked=asked, plan=read_plan(plan), force=force, progress=progress
         )
     from edgeopt.graphs.coverage import read_coverage
     from edgeopt.graphs.transform import CodeCache
     from edgeopt.verbs.output import artifact_path, metadata_of, write_proven
     from edgeopt.verbs.proving import prove_graph
 
-    given = _read_plan(plan)
+    given = read_plan(plan)
     if given is not None:
-        asked = _asked_by(given, asked)
+        asked = asked_by(given, asked)
     path = artifact_path(opened, out, f"int{asked.bits}", ".onnx")
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         workdir, cache = Path(folder), CodeCache()
@@ -92,7 +90,7 @@ def quantize(
                 prepared, base, asked, workdir, sha256=sha256, cache=cache, progress=progress
             )
         else:
-            made = _checked_plan(given, base, sha256, opened)
+            made = checked_plan(given, base, sha256, opened)
         metadata = metadata_of(sha256, made, made.options)
 
         def make(temporary: Path) -> Proof:
@@ -202,53 +200,3 @@ def _ready(
         progress=progress,
     )
     return prepared, open_base(prepared, workdir, progress), sha256
-
-
-# ---------------------------------------------------------------------------------------------
-# replaying a plan
-
-
-def _read_plan(path: str | Path | None) -> Plan | None:
-    if path is None:
-        return None
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--plan {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UsageError(f"--plan {path}: not a plan (not JSON: {error})") from error
-    try:
-        return Plan.from_json(document)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"--plan {path}: not a plan of this edgeopt ({error})") from error
-
-
-def _asked_by(plan: Plan, asked: Asked) -> Asked:
-    """The plan's own options; what is measured how stays the user's."""
-    options = plan.options
-    try:
-        return dataclasses.replace(
-            asked,
-            bits=int(options["bits"]),
-            prefer=str(options["prefer"]),
-            target=str(options["target"]),
-            block_size=options["block_size"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"the plan's options are incomplete ({error}); make it anew") from error
-
-
-def _checked_plan(plan: Plan, base: Base, sha256: str, source: Source) -> Plan:
-    if plan.source_sha256 != sha256:
-        raise UsageError(
-            f"the plan was made for another source (SHA-256 {plan.source_sha256[:12]}...,"
-            f" {source.path} has {sha256[:12]}...); make it anew"
-        )
-    names = {site.name for site in base.sites}
-    missing = [d.tensor for d in plan.decisions if d.scheme is not None and d.tensor not in names]
-    if missing:
-        raise UsageError(
-            f"the plan names {missing[0]}, which this export does not have; the exporter's"
-            " version may differ from the plan's, make it anew"
-        )
-    return plan

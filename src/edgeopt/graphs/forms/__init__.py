@@ -86,6 +86,26 @@ class Form:
             return _why_no_nibbles(site)
         return None
 
+    def misfits(self, site: Site, scheme: Affine) -> str | None:
+        """None when codes of this scheme can be placed at this site, else why not: a plan may come
+        from outside."""
+        refused = self.refuses(site, scheme.bits)
+        if refused is not None:
+            return refused
+        columns, block = site.matrix_shape[1], scheme.block
+        if self.packs:
+            if block not in _PACKED_BLOCKS or (site.kind == "tied" and columns % block):
+                return f"{self.name} does not take blocks of {block}"
+        elif block is not None and (block < 1 or columns % block):
+            return f"blocks of {block} do not divide rows of {columns}"
+        if self.name in ("matmul-integer", "gather") and (
+            block is not None or not scheme.symmetric
+        ):
+            return f"{self.name} takes one scale a row and no zero points"
+        if self.name == "gather-nibbles" and not scheme.symmetric:
+            return f"{self.name} takes no zero points"
+        return None
+
     def scheme(self, site: Site, bits: int, block: int, symmetric: bool, scale: str) -> Affine:
         """How this site's codes are stored, for a wished block size."""
         columns = site.matrix_shape[1]
@@ -115,6 +135,8 @@ def _why_no_nibbles(site: Site) -> str | None:
         return "the indices' rank is not known"
     return None
 
+
+_PACKED_BLOCKS = frozenset({16, 32, 64, 128, 256})
 
 _ANY = frozenset({"product", "table", "tied", "conv", "recurrent", "other"})
 _PRODUCTS = frozenset({"product", "tied"})
