@@ -210,7 +210,7 @@ def verify_weights(
         measurements=(),
         environment=environment(threads=threads),
         verdict=Verdict(
-            checks, ("speed and outputs: weights proven; give --model to get a runnable file",)
+            checks, ("weights proven; speed not: give --model to get a runnable file",)
         ),
         usage=(
             "import edgeopt\n"
