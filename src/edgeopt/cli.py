@@ -154,7 +154,7 @@ def quantize(source: str, plan: str | None, as_json: bool, bits: str, **options:
 @click.argument("source", metavar="SOURCE")
 @_out
 @click.option("--to", type=click.Choice(["onnx"]), default="onnx", show_default=True)
-@click.option("--half", is_flag=True, help="FP16, with FP32 where it would overflow.")
+@click.option("--half", is_flag=True, help="Store weights in FP16, FP32 where it would overflow.")
 @click.option("--opset", type=click.IntRange(min=17), metavar="N", help="ONNX opset version.")
 @_inputs
 @_loading

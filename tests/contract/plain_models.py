@@ -72,6 +72,9 @@ class TransformerClassifier(nn.Module):
         layer = nn.TransformerEncoderLayer(128, 4, 256, batch_first=True)
         self.encoder = nn.TransformerEncoder(layer, 2)
         self.head = nn.Linear(128, 10)
+        for parameter in self.encoder.parameters():  # its layers begin as copies of one another
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens) + self.position[:, : tokens.shape[1]]

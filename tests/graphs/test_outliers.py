@@ -128,7 +128,8 @@ def test_the_split_is_exact_whatever_the_channels(
     x = normal(5, WIDTH, seed=9)
     assert [o.name for o in after.graph.output] == ["q", "k", "y"]
     for want, got in zip(run(made, x=x), run(after, x=x), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
+        # The rows taken out are stored in float16: 11 bits of precision, some 60 dB.
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=2e-3 * float(np.abs(want).max()))
 
 
 def test_the_mask_and_the_rows_are_shared_by_the_group() -> None:
@@ -149,7 +150,7 @@ def test_a_split_behind_a_split() -> None:
     after = split(made, {"x": [3], "h": [5, 6]})
     x = normal(4, 2, WIDTH, seed=2)
     for want, got in zip(run(made, x=x), run(after, x=x), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=2e-3 * float(np.abs(want).max()))
 
 
 def test_what_cannot_be_split_is_not(tmp_path: Path) -> None:

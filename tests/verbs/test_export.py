@@ -202,10 +202,11 @@ def test_a_state_dict_with_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     torch.save(net.state_dict(), source)
     with pytest.raises(UsageError, match=r"--model package\.module:callable"):
         export(source)
-    proof = export(source, half=True, model="exported_net:make", prefer="size")
+    # torch's newer exporter begins at 18.
+    proof = export(source, half=True, opset=17, model="exported_net:make", prefer="size")
     assert failed(proof) == []
     made = tmp_path / "net-fp16.onnx"
-    assert opset(made) == 21
+    assert opset(made) == 17
     session = onnxruntime.InferenceSession(str(made))
     got = session.run(None, {session.get_inputs()[0].name: X})[0]
     np.testing.assert_allclose(got, net(torch.from_numpy(X)).detach().numpy(), atol=0.01)

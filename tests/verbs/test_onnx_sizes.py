@@ -82,8 +82,8 @@ def test_a_graph_that_asks_for_terabytes(tmp_path: Path) -> None:
     ]
     path = write(tmp_path / "bomb.onnx", nodes, arrays, (TensorProto.FLOAT, ["n", 64]))
     rows = [row for row in inspect(path).predictions if row.format == "ONNX"]
-    assert rows
-    assert not any(row.exact for row in rows)
+    # Nobody computes what it asks for: the sizes are those of the graph as it stands.
+    assert rows and all(row.nbytes < 64 * 64 * 4 + 4096 for row in rows)
 
 
 def test_a_child_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

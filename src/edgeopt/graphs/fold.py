@@ -8,7 +8,8 @@ one. What comes out computes the same function with standard operators.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,8 @@ def _fold_constants(model: ir.Model) -> None:
             continue
         if node.op_type == "Transpose" and _seen_by_others(node):
             continue
+        if _asks_for_much(node, arrays):
+            continue
         results = _evaluate(model, node, arrays)
         if results is None:
             continue
@@ -154,6 +157,20 @@ def _fold_constants(model: ir.Model) -> None:
         for name, out, result in zip(names, node.outputs, results, strict=True):
             if out.uses():
                 out.replace_all_uses_with(set_constant(graph, name, result))
+
+
+def _asks_for_much(node: ir.Node, arrays: Sequence[NDArray[Any] | None]) -> bool:
+    """Whether a node whose result may be far larger than its inputs is one to leave alone.
+
+    A file of a few bytes can ask for terabytes; these operators are looked at before they run.
+    """
+    values = [a for a in arrays if a is not None]
+    if node.op_type in ("Tile", "Pad", "Resize", "OneHot", "Upsample", "Range", "EyeLike"):
+        return True
+    if node.op_type in ("ConstantOfShape", "Expand") and values:
+        wanted = math.prod(max(int(d), 1) for d in values[-1].reshape(-1))
+        return wanted * 8 > _FREE_BYTES
+    return False
 
 
 def _detached(node: ir.Node) -> ir.Node:

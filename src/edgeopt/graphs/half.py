@@ -1,10 +1,12 @@
 """Weights in float16 on disk, in a graph that computes in float32.
 
 ONNX Runtime's CPU provider has next to no float16 kernels: given a float16 graph it puts a Cast on
-either side of every node, and runs slower than FP32. So the graph stays float32, and only what is
-stored changes: ``float16 initializer -> Cast``, which the runtime folds when a session opens (half
-the file, FP32's speed and memory). A table that is only gathered from stays float16 in memory too,
-and the few rows gathered are cast.
+either side of what it lacks, and computes in float32 all the same (a MiniLM sentence embedder took
+1.05 times FP32's time), while every activation is rounded to float16. So the graph stays float32,
+and only what is stored changes: ``float16 initializer -> Cast``, which the runtime folds when a
+session opens (half the file, FP32's speed and memory). A table that is only gathered from stays
+float16 in memory too, and the few rows gathered are cast (113 MB in place of 148, there). For
+devices that compute in float16, this file holds the weights to make such a graph from.
 
 A tensor stays float32 where float16 would hurt: where a weight overflows, or where so much of it
 lies among the subnormals that its signal to noise ratio falls under :data:`FLOOR_DB`.

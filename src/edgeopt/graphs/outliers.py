@@ -164,6 +164,7 @@ def _watch(
             if values[name].size:
                 squares[name].append(float(np.mean(np.square(values[name], dtype=np.float64))))
     path.unlink()
+    del session
     return peaks, {name: float(np.mean(found)) for name, found in squares.items() if found}
 
 
@@ -193,13 +194,12 @@ def _split(graph: ir.Graph, name: str, sites: Sequence[Site], channels: NDArray[
     for site in sites:
         node = site.uses[0].node
         weights = site.matrix().copy()  # a mapped tensor that needs no turning comes as it is
-        own = set_constant(
-            graph, f"{site.name}.outliers", np.ascontiguousarray(weights[:, channels].T)
-        )
+        own = _half_weights(graph, f"{site.name}.outliers", weights[:, channels].T)
         weights[:, channels] = 0
         stored = np.ascontiguousarray(weights.T if site.by_column else weights)
         tensor = ir.tensor(stored.reshape(site.shape), name=site.name)
         site.value.const_value = tensor
+        site.value.meta["outlier_channels"] = tuple(channels.tolist())
         node.replace_input_with(0, masked)
         y = node.outputs[0]
         label = y.name or site.name
@@ -215,6 +215,23 @@ def _split(graph: ir.Graph, name: str, sites: Sequence[Site], channels: NDArray[
             if value is y:
                 graph.outputs[i] = out
         y.name, out.name = f"{label}.of_bulk", label
+
+
+def _half_weights(graph: ir.Graph, name: str, weights: NDArray[np.float32]) -> ir.Value:
+    """Stored in float16 and cast at load, where that is precise; a float product either way."""
+    limits = np.finfo(np.float16)
+    size = np.abs(weights)
+    if size.max(initial=0) > limits.max or (size.max(initial=0) < 64 * limits.tiny):
+        return set_constant(graph, name, np.ascontiguousarray(weights))
+    stored = set_constant(graph, name, np.ascontiguousarray(weights, np.float16))
+    return _insert(
+        graph,
+        next(iter(graph)),
+        "Cast",
+        [stored],
+        f"{name}.float",
+        {"to": ir.DataType.FLOAT},
+    )
 
 
 def _first_of(graph: ir.Graph, nodes: Sequence[ir.Node]) -> ir.Node:

@@ -80,7 +80,7 @@ def recipes(
     ``unsigned``: this CPU needs uint8 weights to be exact. ``kinds``: of site, in this graph.
     """
     wished = block or (128 if prefer == "size" else 64)
-    table_block = block or 128
+    table_block = block or 256
     scale = "float32" if bits == 8 else "float16"
     base = Recipe(
         "",

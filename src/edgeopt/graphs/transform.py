@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -24,15 +25,38 @@ __all__ = ["BlankCodes", "CodeCache", "apply_decisions", "encode_site"]
 
 @dataclass
 class CodeCache:
-    """Codes already found in this run: candidates of a contest share most of them."""
+    """Codes already found in this run: candidates of a contest share most of them.
 
-    codes: dict[tuple[str, str, Affine], Codes] = field(default_factory=dict)
+    Holds at most ``limit`` bytes, the latest ones: encoding again costs seconds, memory costs the
+    user's other programs.
+    """
+
+    limit: int = 64 << 20
+    _codes: OrderedDict[tuple[object, ...], Codes] = field(default_factory=OrderedDict)
+    _nbytes: int = 0
 
     def get(self, site: Site, method: str, scheme: Affine) -> Codes:
-        key = (site.name, method, scheme)
-        if key not in self.codes:
-            self.codes[key] = encode_site(site.matrix(), method, scheme)
-        return self.codes[key]
+        # Taking outlier channels out changes a tensor under its name.
+        key = (site.name, site.value.meta.get("outlier_channels"), method, scheme)
+        if key in self._codes:
+            self._codes.move_to_end(key)
+            return self._codes[key]
+        codes = encode_site(site.matrix(), method, scheme)
+        self._codes[key] = codes
+        self._nbytes += _nbytes(codes)
+        while self._nbytes > self.limit and len(self._codes) > 1:
+            _, oldest = self._codes.popitem(last=False)
+            self._nbytes -= _nbytes(oldest)
+        return codes
+
+    def clear(self) -> None:
+        self._codes.clear()
+        self._nbytes = 0
+
+
+def _nbytes(codes: Codes) -> int:
+    zero = 0 if codes.zero is None else codes.zero.nbytes
+    return int(codes.q.nbytes + codes.scale.nbytes + zero)
 
 
 class BlankCodes(CodeCache):

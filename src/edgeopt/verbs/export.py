@@ -16,7 +16,7 @@ __all__ = ["export"]
 
 _HALF = (
     "weights are float16 in the file and float32 in the arithmetic: the runtime casts them once,"
-    " when a session opens (FP32's speed and memory from half the bytes)"
+    " when a session opens, tables as they are gathered from"
 )
 
 
@@ -44,10 +44,9 @@ def export(
     versions that the metadata names).
 
     ``half`` stores weights in float16, each with a Cast that the runtime folds when a session
-    opens: half the file at FP32's speed and memory on CPUs, whose kernels have no float16 (a
-    graph that computes in float16 runs slower than FP32 there). Inputs, outputs and vectors stay
-    float32, and so does a tensor that overflows float16 or that lies so low in its range that
-    precision is lost (see :mod:`edgeopt.graphs.half`).
+    opens: half the file at FP32's speed on CPUs, whose kernels have no float16. Inputs, outputs
+    and vectors stay float32, and so does a tensor that overflows float16 or that lies so low in
+    its range that precision is lost (see :mod:`edgeopt.graphs.half`).
 
     Args:
         source: a model file or folder, recognised by content.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,7 @@ def fold_base(
     path = workdir / "base.onnx"
     ir.save(model, path, external_data="base.onnx.data")
     del model
+    gc.collect()
     mapped = ir.load(path)
     sites, left = find_sites(mapped.graph)
     require_finite(source, mapped.graph)

@@ -36,7 +36,7 @@ __all__ = ["make_graph_plan"]
 _ABOUT_AS_SMALL = 1.12
 
 #: Decibels above the floor that a plan should reach on its trial inputs: others will be judged.
-_MARGIN_DB: Mapping[int, float] = {8: 3.0, 4: 4.0}
+_MARGIN_DB: Mapping[int, float] = {8: 2.5, 4: 4.0}
 
 #: Decibels above the floor under which the smallest tensors are excepted, and the shares of the
 #: float bytes tried for them: kept in float at 8 bits (coverage stays over 95%), 8 bits at 4.
@@ -45,6 +45,9 @@ _SHARES: Mapping[int, tuple[float, ...]] = {
     8: (0.005, 0.01, 0.02),
     4: (0.02, 0.05, 0.1, 0.2, 0.4, 1.0),
 }
+
+#: Rungs of the outlier ladder.
+_STEPS = 8
 
 #: What the captured float graph is called among the candidates, and what counts as slower than it.
 _FLOAT = "float"
@@ -299,8 +302,8 @@ def _take_outliers(
         planner.base.path, planner.prepared.trial, planner.workdir, threads=planner.asked.threads
     )
     plans = {"none": none}
-    for quarter in (1, 2, 3, 4):
-        count = math.ceil(len(found) * quarter / 4)
+    for step in range(1, _STEPS + 1):
+        count = math.ceil(len(found) * step / _STEPS)
         name = f"{count} of {len(found)} activations"
         taken = {o.activation: list(o.channels) for o in found[:count]}
         if taken:

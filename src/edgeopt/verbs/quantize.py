@@ -103,7 +103,7 @@ def quantize(
                 measure=True,
                 progress=progress,
             )
-            cache.codes.clear()
+            cache.clear()
             coverage = read_coverage(temporary, base.float_bytes).to_json()
             return prove_graph(
                 "quantize",

@@ -59,6 +59,28 @@ def test_a_transposed_weight_gets_its_parameters_name(tmp_path):
     np.testing.assert_array_equal(_run(tmp_path / "m.onnx"), before)
 
 
+def test_a_layer_used_twice_is_stored_once(tmp_path):
+    square = RNG.standard_normal((32, 32)).astype(np.float32)
+    copies = [numpy_helper.from_array(np.ascontiguousarray(square.T), f"val_{i}") for i in (1, 2)]
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "val_1"], ["h"]),
+            helper.make_node("MatMul", ["h", "val_2"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 32])],
+        copies,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    onnx.save(model, tmp_path / "raw.onnx")
+    save(load(tmp_path / "raw.onnx"), tmp_path / "m.onnx", [], {"layer.weight": square})
+    assert [i.name for i in onnx.load(tmp_path / "m.onnx").graph.initializer] == ["layer.weight"]
+    x = RNG.standard_normal((3, 32)).astype(np.float32)
+    got = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"x": x})[0]
+    np.testing.assert_allclose(got, x @ square.T @ square.T, rtol=1e-4, atol=1e-3)
+
+
 def test_dimensions_carry_the_names_of_the_specs(tmp_path):
     raw = _model(tmp_path / "raw.onnx")
     save(load(raw), tmp_path / "m.onnx", [SPEC], {}, [("batch", "sequence", None)])

@@ -25,7 +25,7 @@ from edgeopt.graphs.capture import tidy
 from edgeopt.graphs.capture.axes import Inputs, alone, feed
 from edgeopt.graphs.capture.check import FLOOR_DB, agreement_db, run_onnx
 from edgeopt.graphs.capture.loaded import Loaded, tensors
-from edgeopt.graphs.capture.opset import raise_opset
+from edgeopt.graphs.capture.opset import convert_opset, raise_opset
 from edgeopt.graphs.capture.reasons import attempt, is_data_dependent, one_line
 
 __all__ = ["Held", "climb"]
@@ -147,6 +147,11 @@ def _try(loaded: Loaded, rung: _Rung, inputs: Inputs, path: Path, opset: int) ->
     reference = [loaded.run(f) for f in feeds]
     reached, notes = raise_opset(path, opset, feeds)
     loaded.notes.extend(n for n in notes if n not in loaded.notes)
+    if reached > opset:  # torch's newer exporter knows none under 18; the older one does
+        reason = convert_opset(path, opset, feeds, path)
+        if reason is not None:
+            raise CaptureError(f"gives opset {reached}, not to be had at {opset}: {reason}")
+        reached = opset
     got = run_onnx(path, feeds)
     agreement = [agreement_db(r, g) for r, g in zip(reference, got, strict=True)]
     if not min(agreement) >= FLOOR_DB:

@@ -127,6 +127,7 @@ def _undo_transposes(model: ir.Model, parameters: Mapping[str, Array]) -> None:
     for name, array in parameters.items():
         by_shape.setdefault(array.shape[::-1], []).append((name, array))
     initializers = model.graph.initializers
+    renamed: dict[str, ir.Value] = {}
     for name, value in list(initializers.items()):
         tensor = value.const_value
         if name in parameters or tensor is None or len(tensor.shape) != 2:
@@ -137,11 +138,17 @@ def _undo_transposes(model: ir.Model, parameters: Mapping[str, Array]) -> None:
         stored = tensor.numpy()
         # A tied parameter has several names, of which exporters keep one.
         names = [n for n, array in candidates if _is_transpose(stored, array)]
-        original = next((n for n in names if n in initializers), None)
-        if original is None and names:
-            value.name = names[0]
-        elif original is not None and tensor.nbytes > _TIE_OVER:
-            _tie(model.graph, value, initializers[original])
+        original = next((n for n in names if n in initializers and n not in renamed), None)
+        unused = next((n for n in names if n not in renamed), None)
+        if original is not None:
+            if tensor.nbytes > _TIE_OVER:
+                _tie(model.graph, value, initializers[original])
+        elif unused is not None:
+            value.name = unused
+            renamed[unused] = value
+        elif names:  # a layer used twice has its transpose stored twice
+            ir.convenience.replace_all_uses_with(value, renamed[names[0]])
+            del initializers[name]
 
 
 def _is_transpose(stored: Array, array: Array) -> bool:
