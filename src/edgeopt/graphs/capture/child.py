@@ -86,7 +86,7 @@ def _do(job: Mapping[str, Any], workdir: Path, tell: Tell) -> dict[str, Any]:
     if job["kind"] == "onnx":
         from edgeopt.graphs.capture.onnx_file import GIVEN, take
 
-        model, opset, sample, notes = take(path, workdir, job["opset"], example, tell)
+        model, opset, sample, notes = take(path, workdir, job["opset"], inputs, example, tell)
         return _answer(model, GIVEN, opset, sample, None, notes, workdir)
     return _torch(job, path, inputs, example, workdir, tell)
 
