@@ -52,6 +52,7 @@ class Held:
     agreement_db: float
     example: dict[str, Array]
     lost: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def climb(
     if lost:
         sizes = ", ".join(f"{n} is fixed at {loaded.inputs.axes[n].pinned}" for n in lost)
         notes.append(f"free axes that could not be had: {sizes}")
-    return best, tuple(notes)
+    return best, (*notes, *best.notes)
 
 
 def _rungs(loaded: Loaded) -> Iterator[_Rung]:
@@ -145,8 +146,7 @@ def _try(loaded: Loaded, rung: _Rung, inputs: Inputs, path: Path, opset: int) ->
     if loaded.complaint(feeds[2]) is not None:
         del feeds[2]  # a model that cannot take one sample alone
     reference = [loaded.run(f) for f in feeds]
-    reached, notes = raise_opset(path, opset, feeds)
-    loaded.notes.extend(n for n in notes if n not in loaded.notes)
+    reached, converted = raise_opset(path, opset, feeds)
     got = run_onnx(path, feeds)
     agreement = [agreement_db(r, g) for r, g in zip(reference, got, strict=True)]
     if not min(agreement) >= FLOOR_DB:
@@ -154,7 +154,7 @@ def _try(loaded: Loaded, rung: _Rung, inputs: Inputs, path: Path, opset: int) ->
         where = ("the example", "another size", "a batch of one")[agreement.index(figure)]
         what = "gives other shapes than" if figure == -math.inf else f"is {figure:.0f} dB from"
         raise CaptureError(f"the exported file {what} torch on {where}")
-    return Held(path, rung.name, kept, reached, agreement[1], feeds[-1], lost)
+    return Held(path, rung.name, kept, reached, agreement[1], feeds[-1], lost, converted)
 
 
 def _dynamo(loaded: Loaded, inputs: Inputs, path: Path, opset: int) -> tuple[str, ...]:
