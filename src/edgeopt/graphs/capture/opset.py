@@ -11,12 +11,10 @@ import onnx.version_converter
 
 from edgeopt.core import Array
 from edgeopt.graphs.capture.check import FLOOR_DB, agreement_db, run_onnx
+from edgeopt.graphs.capture.limits import EXTERNAL_OVER
 from edgeopt.graphs.capture.reasons import attempt, one_line
 
-__all__ = ["EXTERNAL_OVER", "convert_opset", "opset_of", "raise_opset"]
-
-#: Protocol buffers end at 2 GiB: past this many bytes of tensors they go to a file beside it.
-EXTERNAL_OVER = 1_900_000_000
+__all__ = ["convert_opset", "opset_of", "raise_opset"]
 
 
 def opset_of(path: Path) -> int:

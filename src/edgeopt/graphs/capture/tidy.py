@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.core import Array, InputSpec
-from edgeopt.graphs.capture.opset import EXTERNAL_OVER
+from edgeopt.graphs.capture.limits import EXTERNAL_OVER
 
 __all__ = ["load", "save"]
 
