@@ -101,7 +101,9 @@ def climb(
         if not required:
             break
     if best is None:
-        reason = untraceable or (notes[0] if notes else "no exporter takes it")
+        # The newer exporter's reason is the one that its documentation explains.
+        newer = [note for note in notes if note.startswith(DYNAMO)]
+        reason = untraceable or (newer or notes)[0]
         raise CaptureError(f"torch could not export the model to ONNX: {reason}")
     lost = [n for n in loaded.inputs.axes if n not in best.inputs.axes]
     if lost:
