@@ -107,11 +107,12 @@ def _torch(
             raise MissingExtraError(package, "torch", "turning a torch model into ONNX") from None
     import torch
 
+    from edgeopt.graphs.capture.exporting import quiet_choices
     from edgeopt.graphs.capture.ladder import climb
     from edgeopt.graphs.capture.loaders import Job, load
 
     logging.disable(logging.CRITICAL)
-    torch.backends.mha.set_fastpath_enabled(False)
+    quiet_choices()
     torch.manual_seed(0)
     order = Job(
         path=path,
