@@ -32,7 +32,19 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _SHOW_PLAN = "-"
 
 
-@click.group(context_settings=_SETTINGS)
+class _Interrupted(Exception):
+    """Ctrl-C, in place of the KeyboardInterrupt that click would answer with an empty line."""
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
+
+@click.group(cls=_Commands, context_settings=_SETTINGS)
 @click.version_option(edgeopt.__version__, prog_name="edgeopt")
 def cli() -> None:
     """Make a model file smaller and faster on the device it runs on, with the proof."""
@@ -207,8 +219,10 @@ def _show(proof: Proof, as_json: bool) -> None:
         from edgeopt.report.text import render
 
         render(proof, _console())
-    if not proof.proven:
-        sys.exit(3)
+    for check in proof.verdict.checks:
+        if not check.passed:
+            advice = f"; {check.advice}" if check.advice else ""
+            _fail(f"not proven, {check.name}: {check.found}, asked: {check.limit}{advice}", 3)
 
 
 @contextmanager
@@ -256,10 +270,17 @@ def main() -> NoReturn:
         _fail(error.format_message(), 2)
     except EdgeoptError as error:
         _fail(str(error), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
     except BrokenPipeError:
         # The reader has left. What is still buffered must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        # What the system refused where no verb expected it: still a line, and no traceback.
+        _fail(f"{error.filename or 'reading or writing'}: {error.strerror or error}", 2)
+    except MemoryError:
+        _fail("out of memory; close other programs, or use a machine with more", 2)
+    except (click.Abort, KeyboardInterrupt, _Interrupted):
+        if sys.stderr.isatty():
+            click.echo(err=True)  # the terminal stands behind its own ^C
+        _fail("interrupted", 130)
     sys.exit(0)

@@ -17,10 +17,13 @@ from edgeopt.graphs.forms import FORMS, Placing
 from edgeopt.graphs.forms.build import Builder
 from edgeopt.graphs.forms.store import int8_codes
 from edgeopt.graphs.sites import Site, find_sites
-from edgeopt.numerics.affine import dequantize, sqnr_db
+from edgeopt.numerics.affine import dequantize, noise_power, ratio_db
 from edgeopt.numerics.methods import METHODS
 
 __all__ = ["BlankCodes", "CodeCache", "apply_decisions", "encode_site"]
+
+#: Weights that are decoded at a time to measure their error.
+_CHUNK = 1 << 20
 
 
 @dataclass
@@ -81,11 +84,26 @@ def encode_site(matrix: NDArray[np.float32], method: str, scheme: Affine) -> Cod
     )
 
 
-def decoded(codes: Codes, decision: Decision, columns: int) -> NDArray[np.float32]:
-    """The weights that the consumers will really compute with, float32 [rows, columns]."""
+def _error_db(site: Site, codes: Codes, decision: Decision) -> float:
+    """SQNR of what the consumers will really compute with, some rows at a time."""
+    matrix = site.matrix()
+    rows, columns = matrix.shape
+    step = max(1, _CHUNK // max(columns, 1))
+    signal = noise = 0.0
+    for lo in range(0, rows, step):
+        part = slice(lo, lo + step)
+        zero = None if codes.zero is None else codes.zero[part]
+        got = _decoded(Codes(codes.q[part], codes.scale[part], zero), decision, columns)
+        s, n = noise_power(matrix[part], got)
+        signal, noise = signal + s, noise + n
+    return ratio_db(signal, noise)
+
+
+def _decoded(codes: Codes, decision: Decision, columns: int) -> NDArray[np.float32]:
     scheme = decision.scheme
     assert scheme is not None
-    if FORMS[decision.form].compute == "int8" and not FORMS[decision.form].packs:
+    form = FORMS[decision.form]
+    if form.compute == "int8" and not form.packs:
         q, scale = int8_codes(codes, scheme)
         return q.astype(np.float32) * scale[:, None]
     return dequantize(codes, scheme.block, columns)
@@ -121,8 +139,7 @@ def apply_decisions(
         codes = cache.get(site, decision.method, decision.scheme)
         error = None
         if measure:
-            matrix = site.matrix()
-            error = sqnr_db(matrix, decoded(codes, decision, matrix.shape[1]))
+            error = _error_db(site, codes, decision)
         before, names = site.nbytes, set(model.graph.initializers)
         FORMS[decision.form].apply(builder, site, codes, decision.scheme, placing)
         after = sum(

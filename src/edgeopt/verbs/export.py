@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,15 +72,14 @@ def export(
     from edgeopt.graphs.half import halve
     from edgeopt.verbs.graph_base import fold_base
     from edgeopt.verbs.graph_build import write_model
-    from edgeopt.verbs.output import artifact_path, metadata_of, write_proven
+    from edgeopt.verbs.output import artifact_path, metadata_of, scratch, write_proven
     from edgeopt.verbs.proving import prove_graph
 
     path = artifact_path(opened, out, "fp16" if half else "fp32", ".onnx")
     if progress is not None:
         progress("reading", None)
     sha256 = opened.sha256()
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
-        workdir = Path(folder)
+    with scratch() as workdir:
         prepared = prepare(
             opened,
             workdir,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ class Asked:
         ):
             if value not in known:
                 raise UsageError(f"{name} {value}: not one of {', '.join(map(str, known))}")
+        if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):
+            raise UsageError(f"--min-sqnr {self.min_sqnr}: not a number of decibels, such as 20")
         size = self.block_size
         if size is not None and (size < 16 or size > 256 or size & (size - 1)):
             raise UsageError(

@@ -71,6 +71,10 @@ def prepare(
     from edgeopt.graphs.hints import input_hints
 
     require_graph(source, model)
+    if model is not None and source.kind == "onnx":
+        raise UsageError(
+            f"--model {model}: {source.path} is an ONNX graph, which needs no code; leave it out"
+        )
     raw = load(data) if data is not None else None
     captured = capture(
         source,

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from edgeopt.core import Plan, Proof, Source
+from edgeopt.errors import OutputError
 from edgeopt.files.atomic import checked_output, writing_group
 
-__all__ = ["artifact_path", "metadata_of", "plan_path", "write_proven"]
+__all__ = ["artifact_path", "metadata_of", "plan_path", "scratch", "write_proven"]
+
+
+#: What can go wrong with a temporary file that is not the program's fault.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES})
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for what is made on the way; OutputError where the disk under it has no room."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise OutputError(
+            f"{tempfile.gettempdir()}: {error.strerror}; temporary files need about three times the"
+            " model's size, set TMPDIR to a folder that has it"
+        ) from error
 
 
 class _NotProven(Exception):

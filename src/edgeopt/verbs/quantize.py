@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from edgeopt.verbs.graph_base import Asked, Base, open_base
 from edgeopt.verbs.graph_build import build
 from edgeopt.verbs.graph_plan import make_graph_plan
 from edgeopt.verbs.graph_source import Prepared, has_graph, prepare, require_graph
+from edgeopt.verbs.output import scratch
 from edgeopt.verbs.replay import asked_by, checked_plan, read_plan
 
 __all__ = ["make_plan", "quantize"]
@@ -80,8 +80,8 @@ def quantize(
     if given is not None:
         asked = asked_by(given, asked)
     path = artifact_path(opened, out, f"int{asked.bits}", ".onnx")
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
-        workdir, cache = Path(folder), CodeCache()
+    with scratch() as workdir:
+        cache = CodeCache()
         prepared, base, sha256 = _ready(
             opened, workdir, data, inputs, model, trust_pickle, progress
         )
@@ -151,8 +151,7 @@ def make_plan(
         return plan_weights(opened, bits=bits, block_size=block_size, options=asked.options())
     from edgeopt.graphs.transform import CodeCache
 
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
-        workdir = Path(folder)
+    with scratch() as workdir:
         prepared, base, sha256 = _ready(
             opened, workdir, data, inputs, model, trust_pickle, progress
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from edgeopt.errors import SourceError, UsageError
 from edgeopt.files import packed
 from edgeopt.files.open import open_source
 from edgeopt.verbs.graph_source import has_graph, narrowed, prepare
+from edgeopt.verbs.output import scratch
 
 __all__ = ["verify", "verify_weights"]
 
@@ -75,10 +75,10 @@ def verify(
         bits = 16
     if prefer == "balanced" and options.get("prefer") in ("speed", "size", "memory"):
         prefer = options["prefer"]
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+    with scratch() as folder:
         prepared = prepare(
             opened,
-            Path(folder),
+            folder,
             data=data,
             inputs=inputs,
             model=model,
@@ -210,7 +210,7 @@ def verify_weights(
         measurements=(),
         environment=environment(threads=threads),
         verdict=Verdict(
-            checks, ("speed and outputs: weights proven; give --model to get a runnable file",)
+            checks, ("weights proven; speed not: give --model to get a runnable file",)
         ),
         usage=(
             "import edgeopt\n"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.modules import transformer
 
 from edgeopt.data.inputspec import parse_inputs
 from edgeopt.files.open import open_source
@@ -21,7 +22,9 @@ from edgeopt.graphs.capture.feeds_file import write_feed
 def _as_before() -> Iterator[None]:
     """The child's settings of torch and logging must not leak into other tests."""
     fast = torch.backends.mha.get_fastpath_enabled()
+    detect = transformer._detect_is_causal_mask
     yield
+    transformer._detect_is_causal_mask = detect
     torch.backends.mha.set_fastpath_enabled(fast)
     logging.disable(logging.NOTSET)
 

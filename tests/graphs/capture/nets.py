@@ -64,6 +64,18 @@ class Digits(nn.Module):
         return self.head(self.conv(pixels).relu().flatten(1))
 
 
+class Translator(nn.Module):
+    """torch's own Transformer with a causal mask, which it compares with another by value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer = nn.Transformer(16, 2, 1, 1, 32, batch_first=True)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
+        return self.transformer(source, target, tgt_mask=mask)
+
+
 class FixedBatch(nn.Module):
     """Insists on one sample at a time."""
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 import transformers
 
-from edgeopt.errors import CaptureError, SourceError, UnsafeError
+from edgeopt.data.inputspec import parse_inputs
+from edgeopt.errors import InputsError, SourceError, UnsafeError
 from edgeopt.graphs.capture.huggingface import load_folder
 
 TINY = {
@@ -133,17 +134,57 @@ def test_a_configuration_that_is_absent_or_broken(tmp_path):
         load_folder(tmp_path, False)
 
 
-def test_a_model_of_unknown_inputs(tmp_path):
-    config = transformers.EncodecConfig(
-        num_filters=4, hidden_size=8, codebook_size=8, num_lstm_layers=1, upsampling_ratios=[2, 2]
+def _series(folder):
+    config = transformers.PatchTSTConfig(
+        num_input_channels=2,
+        context_length=32,
+        patch_length=8,
+        d_model=16,
+        num_attention_heads=2,
+        ffn_dim=16,
+        num_hidden_layers=1,
     )
-    folder = _save(tmp_path, transformers.EncodecModel, config)
-    try:
-        loaded = load_folder(folder, False)
-    except (CaptureError, SourceError) as error:
-        assert len(str(error).splitlines()) == 1
-    else:
-        assert _specs(loaded)
+    return _save(folder, transformers.PatchTSTForPrediction, config)
+
+
+def test_a_model_of_unknown_inputs_asks_for_them_and_takes_them(tmp_path):
+    folder = _series(tmp_path)
+    with pytest.raises(InputsError, match=r"--input past_values:float32\[1,...\]"):
+        load_folder(folder, False)
+    loaded = load_folder(folder, False, parse_inputs(("past_values:float32[1,32,2]",)))
+    assert _specs(loaded) == ["past_values: float32[batch, 32, 2]"]
+
+
+def test_spectrograms_have_the_size_that_the_configuration_tells(tmp_path):
+    config = transformers.ASTConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_length=64,
+        num_mel_bins=32,
+    )
+    loaded = load_folder(_save(tmp_path, transformers.ASTModel, config), False)
+    assert _specs(loaded) == ["input_values: float32[batch, 64, 32]"]
+
+
+def test_an_example_gives_values_and_lengths(tmp_path):
+    folder = _save(tmp_path, transformers.BertModel, transformers.BertConfig(**TINY))
+    ids = np.arange(9, dtype=np.int64).reshape(1, 9)
+    loaded = load_folder(folder, False, example={"input_ids": ids, "other": ids})
+    axis = loaded.inputs.axes["sequence"]
+    assert (axis.first, axis.second) == (9, 11)
+    assert set(loaded.inputs.given) == {"input_ids"}
+    with pytest.raises(InputsError, match="has 1 dimensions"):
+        load_folder(folder, False, example={"input_ids": ids[0]})
+
+
+def test_plain_attention_is_a_choice_of_models_that_attend(tmp_path):
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic"
+    )
+    folder = _save(tmp_path, transformers.ResNetModel, config)
+    assert load_folder(folder, False).attention == ()
 
 
 @pytest.fixture(scope="module")

@@ -168,6 +168,22 @@ def test_control_flow_on_values_is_refused_with_torchs_reason(tmp_path, work):
     assert len(str(caught.value)) < 300
 
 
+def test_torchs_own_transformer_with_its_masks(tmp_path, work):
+    torch.manual_seed(0)
+    module = nets.Translator().eval()
+    torch.save(module, tmp_path / "m.pt")
+    answer = work(
+        tmp_path / "m.pt",
+        trust=True,
+        inputs=("source:float32[batch,s,16]", "target:float32[batch,t,16]"),
+    )
+    assert answer["rung"] == "dynamo"
+    assert answer["outputs"][0][2] == ["batch", "t", 16]
+    source, target = torch.randn(2, 7, 16), torch.randn(2, 5, 16)
+    got = _onnx(answer, {"source": source.numpy(), "target": target.numpy()})[0]
+    np.testing.assert_allclose(got, module(source, target).detach().numpy(), atol=1e-5)
+
+
 def test_scripted_control_flow_keeps_both_branches(tmp_path, work):
     module = nets.Branchy().eval()
     torch.jit.script(module).save(tmp_path / "s.pt")

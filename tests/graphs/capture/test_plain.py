@@ -117,6 +117,22 @@ def test_names_stay_free_and_sizes_are_found():
     assert inputs.axes["H"].first == 64
 
 
+def test_two_lengths_are_told_apart_and_a_scalar_has_no_batch():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, a, b, scale):
+            return self.layer(a).sum(1) + b.sum(1) * scale
+
+    names = ("a:float32[batch,s,8]", "b:float32[batch,t,8]", "scale:float32[]")
+    inputs, _ = _derive(Pair(), names)
+    assert inputs.axes["s"].second != inputs.axes["t"].second
+    inputs, _ = _derive(Pair(), ("a:float32[1,4,8]", "b:float32[1,5,8]", "scale:float32[]"))
+    assert [s.shape for s in inputs.specs] == [("batch", 4, 8), ("batch", 5, 8), ()]
+
+
 def test_a_fixed_batch_is_kept_fixed():
     inputs, _ = _derive(nets.FixedBatch(), ["x:float32[1,8]"])
     assert inputs.specs[0].shape == (1, 8)

@@ -86,7 +86,7 @@ def _do(job: Mapping[str, Any], workdir: Path, tell: Tell) -> dict[str, Any]:
     if job["kind"] == "onnx":
         from edgeopt.graphs.capture.onnx_file import GIVEN, take
 
-        model, opset, sample, notes = take(path, workdir, job["opset"], example, tell)
+        model, opset, sample, notes = take(path, workdir, job["opset"], inputs, example, tell)
         return _answer(model, GIVEN, opset, sample, None, notes, workdir)
     return _torch(job, path, inputs, example, workdir, tell)
 
@@ -107,11 +107,12 @@ def _torch(
             raise MissingExtraError(package, "torch", "turning a torch model into ONNX") from None
     import torch
 
+    from edgeopt.graphs.capture.exporting import quiet_choices
     from edgeopt.graphs.capture.ladder import climb
     from edgeopt.graphs.capture.loaders import Job, load
 
     logging.disable(logging.CRITICAL)
-    torch.backends.mha.set_fastpath_enabled(False)
+    quiet_choices()
     torch.manual_seed(0)
     order = Job(
         path=path,

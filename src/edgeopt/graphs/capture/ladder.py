@@ -52,6 +52,7 @@ class Held:
     agreement_db: float
     example: dict[str, Array]
     lost: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,15 @@ def climb(
         if not required:
             break
     if best is None:
-        reason = untraceable or (notes[0] if notes else "no exporter takes it")
+        # The newer exporter's reason is the one that its documentation explains.
+        newer = [note for note in notes if note.startswith(DYNAMO)]
+        reason = untraceable or (newer or notes)[0]
         raise CaptureError(f"torch could not export the model to ONNX: {reason}")
     lost = [n for n in loaded.inputs.axes if n not in best.inputs.axes]
     if lost:
         sizes = ", ".join(f"{n} is fixed at {loaded.inputs.axes[n].pinned}" for n in lost)
         notes.append(f"free axes that could not be had: {sizes}")
-    return best, tuple(notes)
+    return best, (*notes, *best.notes)
 
 
 def _rungs(loaded: Loaded) -> Iterator[_Rung]:
@@ -145,8 +148,7 @@ def _try(loaded: Loaded, rung: _Rung, inputs: Inputs, path: Path, opset: int) ->
     if loaded.complaint(feeds[2]) is not None:
         del feeds[2]  # a model that cannot take one sample alone
     reference = [loaded.run(f) for f in feeds]
-    reached, notes = raise_opset(path, opset, feeds)
-    loaded.notes.extend(n for n in notes if n not in loaded.notes)
+    reached, converted = raise_opset(path, opset, feeds)
     if reached > opset:  # torch's newer exporter knows none under 18; the older one does
         reason = convert_opset(path, opset, feeds, path)
         if reason is not None:
@@ -159,7 +161,7 @@ def _try(loaded: Loaded, rung: _Rung, inputs: Inputs, path: Path, opset: int) ->
         where = ("the example", "another size", "a batch of one")[agreement.index(figure)]
         what = "gives other shapes than" if figure == -math.inf else f"is {figure:.0f} dB from"
         raise CaptureError(f"the exported file {what} torch on {where}")
-    return Held(path, rung.name, kept, reached, agreement[1], feeds[-1], lost)
+    return Held(path, rung.name, kept, reached, agreement[1], feeds[-1], lost, converted)
 
 
 def _dynamo(loaded: Loaded, inputs: Inputs, path: Path, opset: int) -> tuple[str, ...]:

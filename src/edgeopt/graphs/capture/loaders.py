@@ -51,7 +51,7 @@ def load(job: Job, source: Callable[[], Source]) -> Loaded:
     if job.kind == "hf-folder":
         from edgeopt.graphs.capture.huggingface import load_folder
 
-        return load_folder(job.path, job.trust)
+        return load_folder(job.path, job.trust, job.inputs, job.example)
     if job.kind == "torchscript":
         return _scripted(job)
     if job.kind == "torch-exported":

@@ -106,9 +106,11 @@ def _free(
         specs = tuple(specs)
     else:
         leading = {s.shape[0] for s in specs if s.shape}
-        if len(leading) == 1 and all(s.shape for s in specs):
+        if len(leading) == 1:
             size = int(next(iter(leading)))
-            specs = tuple(replace(s, shape=("batch", *s.shape[1:])) for s in specs)
+            specs = tuple(
+                replace(s, shape=("batch", *s.shape[1:])) if s.shape else s for s in specs
+            )
             axes["batch"] = Axis("batch", max(2, size), max(2, size) + 1, True, fixed=size)
     high = {s.name: limit for s in specs if np.dtype(s.dtype).kind in "iu"}
     complaint: str | None = "no size of the free dimensions was accepted"
@@ -119,6 +121,9 @@ def _free(
             if axis is None:
                 axis = axis_for(name)
             assert axis is not None
+            # Dimensions of equal size could be taken for one another without anyone noticing.
+            while any(axis.second == a.second for a in trial.values()):
+                axis = replace(axis, second=axis.second + 8)
             trial[name] = axis
         inputs = Inputs(tuple(specs), trial, high, given)
         found = works(inputs, feed(inputs))

@@ -53,6 +53,12 @@ def attempt(call: Callable[[], T]) -> tuple[T, None] | tuple[None, Exception]:
         return None, error
 
 
+#: What ONNX Runtime puts before its reason: its own codes and the path, which is known.
+_RUNTIME = re.compile(
+    r"^\[ONNXRuntimeError\] : \d+ : \w+ : (?:Load model from .*? failed: *)?"
+    r"(?:Fatal error: |This is an invalid model\. )?"
+)
+
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -92,6 +98,9 @@ def one_line(error: BaseException, limit: int = 220) -> str:
         spot = re.search(r"\(([\w./-]+:\d+) in (\w+)\)", where.group(0))
         if spot:
             chosen = f"{chosen} [{spot.group(1).rsplit('/', 1)[-1]} in {spot.group(2)}]"
+    said, native = _RUNTIME.subn("", chosen)
     message = f"{type(deepest).__name__}: {chosen}" if chosen else type(deepest).__name__
+    if native and said.strip():
+        message = said
     message = " ".join(message.split())
     return message if len(message) <= limit else message[: limit - 1] + "…"
