@@ -229,7 +229,8 @@ def goals_table(goals: Sequence[Goal]) -> list[str]:
         )
         for goal in goals
     ]
-    return ["## Goals", "", *table(("goal", "found", "limit", ""), rows)]
+    count = f"{sum(goal.met for goal in goals)} of {len(goals)} met."
+    return ["## Goals", "", count, "", *table(("goal", "found", "limit", ""), rows)]
 
 
 def makers_table(entries: Iterable[tuple[str, Entry]]) -> list[str]:
