@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.core import Plan, Progress, Proof, Source
+from edgeopt.errors import SourceError
 from edgeopt.files.open import open_source
 from edgeopt.verbs.graph_base import Asked, Base, open_base
 from edgeopt.verbs.graph_build import build
