@@ -14,7 +14,7 @@ from edgeopt.verbs.graph_build import build
 from edgeopt.verbs.graph_plan import make_graph_plan
 from edgeopt.verbs.graph_source import Prepared, has_graph, prepare, require_graph
 from edgeopt.verbs.output import scratch
-from edgeopt.verbs.replay import asked_by, checked_plan, read_plan
+from edgeopt.verbs.replay import asked_by, fitting_plan, read_plan, require_sound
 
 __all__ = ["FOUR_BIT_OPSET", "make_plan", "quantize"]
 
@@ -87,7 +87,7 @@ def quantize(
     with scratch() as workdir:
         cache = CodeCache()
         prepared, base, sha256 = _ready(
-            opened, workdir, data, inputs, model, trust_pickle, progress
+            opened, workdir, data, inputs, model, trust_pickle, progress, given
         )
         _require_four_bit_types(prepared, asked.bits)
         if given is None:
@@ -95,7 +95,7 @@ def quantize(
                 prepared, base, asked, workdir, sha256=sha256, cache=cache, progress=progress
             )
         else:
-            made = checked_plan(given, base, sha256, opened)
+            made = fitting_plan(given, base)
         metadata = metadata_of(sha256, made, made.options)
 
         def make(temporary: Path) -> Proof:
@@ -191,10 +191,13 @@ def _ready(
     model: str | None,
     trust_pickle: bool,
     progress: Progress | None,
+    plan: Plan | None = None,
 ) -> tuple[Prepared, Base, str]:
     if progress is not None:
         progress("reading", None)
     sha256 = source.sha256()
+    if plan is not None:
+        require_sound(plan, sha256, source)
     prepared = prepare(
         source,
         workdir,
