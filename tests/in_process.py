@@ -11,7 +11,7 @@ import pytest
 
 from edgeopt import errors
 from edgeopt.graphs.capture import child, parent
-from edgeopt.measure import pair, process, worker
+from edgeopt.measure import jobs, pair, process, worker
 from edgeopt.verbs import graph_plan, proving
 
 __all__ = ["no_processes"]
@@ -45,6 +45,7 @@ def no_processes(monkeypatch: pytest.MonkeyPatch, *, capture: bool = True) -> No
     if capture:
         monkeypatch.setattr(parent, "_run", _capture)
     monkeypatch.setattr(process.Workplace, "run", _measure)
+    monkeypatch.setattr(jobs, "BLOCK", 0.0005)
     monkeypatch.setattr(proving, "_SECONDS", 0.02)
     monkeypatch.setattr(graph_plan, "_CONTEST", 0.02)
     monkeypatch.setattr(pair, "_alone", lambda place, job, progress: ([], []))

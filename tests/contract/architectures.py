@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Architecture:
 
     name: str
     build: Callable[[Path], Case]
+    plain: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -489,4 +490,7 @@ def _plain() -> tuple[Architecture, ...]:
     )
 
 
-ARCHITECTURES: tuple[Architecture, ...] = (*_transformers(), *_plain())
+ARCHITECTURES: tuple[Architecture, ...] = (
+    *_transformers(),
+    *(replace(architecture, plain=True) for architecture in _plain()),
+)

@@ -149,8 +149,6 @@ def apply_decisions(
         )
         changes.append(Change(decision, before, after, error))
     common.RemoveUnusedNodesPass()(model)
-    opset = max(model.opset_imports.get("", 21), 21)
-    model.opset_imports[""] = opset
     model.ir_version = max(model.ir_version, 10)
     del left
     return tuple(changes)

@@ -221,7 +221,11 @@ def _choose(
         why["kernel"] = "; ".join(dropped) or "the only one that comes near the floor"
         return names[0]
     timings["kernel"], failures = planner.time({name: plans[name] for name in names})
-    names = [name for name in names if name in timings["kernel"]]
+    running = [name for name in names if name in timings["kernel"]]
+    if not running or _FLOAT not in timings["kernel"]:
+        why["kernel"] = "; ".join(["nothing could be timed", *dropped, *failures.values()])
+        return names[0]  # the proof says what is wrong with it
+    names = running
     dropped += [f"{name} does not run" for name in failures]
     smallest = min(planner.nbytes(plans[name]) for name in names)
     small = [n for n in names if planner.nbytes(plans[n]) <= _ABOUT_AS_SMALL * smallest]

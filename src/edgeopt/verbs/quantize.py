@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.core import Plan, Progress, Proof, Source
+from edgeopt.errors import SourceError
 from edgeopt.files.open import open_source
 from edgeopt.verbs.graph_base import Asked, Base, open_base
 from edgeopt.verbs.graph_build import build
 from edgeopt.verbs.graph_plan import make_graph_plan
 from edgeopt.verbs.graph_source import Prepared, has_graph, prepare, require_graph
 from edgeopt.verbs.output import scratch
-from edgeopt.verbs.replay import asked_by, checked_plan, read_plan
+from edgeopt.verbs.replay import asked_by, fitting_plan, read_plan, require_sound
 
-__all__ = ["make_plan", "quantize"]
+__all__ = ["FOUR_BIT_OPSET", "make_plan", "quantize"]
+
+#: The ONNX opset that brought int4 and uint4.
+FOUR_BIT_OPSET = 21
 
 
 def quantize(
@@ -83,14 +87,15 @@ def quantize(
     with scratch() as workdir:
         cache = CodeCache()
         prepared, base, sha256 = _ready(
-            opened, workdir, data, inputs, model, trust_pickle, progress
+            opened, workdir, data, inputs, model, trust_pickle, progress, given
         )
+        _require_four_bit_types(prepared, asked.bits)
         if given is None:
             made = make_graph_plan(
                 prepared, base, asked, workdir, sha256=sha256, cache=cache, progress=progress
             )
         else:
-            made = checked_plan(given, base, sha256, opened)
+            made = fitting_plan(given, base)
         metadata = metadata_of(sha256, made, made.options)
 
         def make(temporary: Path) -> Proof:
@@ -155,6 +160,7 @@ def make_plan(
         prepared, base, sha256 = _ready(
             opened, workdir, data, inputs, model, trust_pickle, progress
         )
+        _require_four_bit_types(prepared, asked.bits)
         return make_graph_plan(
             prepared,
             base,
@@ -185,10 +191,13 @@ def _ready(
     model: str | None,
     trust_pickle: bool,
     progress: Progress | None,
+    plan: Plan | None = None,
 ) -> tuple[Prepared, Base, str]:
     if progress is not None:
         progress("reading", None)
     sha256 = source.sha256()
+    if plan is not None:
+        require_sound(plan, sha256, source)
     prepared = prepare(
         source,
         workdir,
@@ -199,3 +208,13 @@ def _ready(
         progress=progress,
     )
     return prepared, open_base(prepared, workdir, progress), sha256
+
+
+def _require_four_bit_types(prepared: Prepared, bits: int) -> None:
+    captured = prepared.captured
+    if bits == 4 and captured.opset < FOUR_BIT_OPSET:
+        why = f" ({captured.notes[-1]})" if captured.notes else ""
+        raise SourceError(
+            f"{prepared.source.path}: ONNX opset {captured.opset}, 4-bit types need"
+            f" {FOUR_BIT_OPSET} and converting failed{why}; use --bits 8"
+        )

@@ -17,7 +17,7 @@ from edgeopt.numerics.affine import SCALE_DTYPES
 from edgeopt.numerics.methods import METHODS
 from edgeopt.verbs.graph_base import Asked, Base
 
-__all__ = ["asked_by", "checked_plan", "read_plan"]
+__all__ = ["asked_by", "fitting_plan", "read_plan", "require_sound"]
 
 #: Values that graph-wide choices may have, where they are carried out by name.
 _CHOICES: Mapping[str, frozenset[str]] = {
@@ -64,14 +64,20 @@ def asked_by(plan: Plan, asked: Asked) -> Asked:
         raise UsageError(f"the plan's options: {error}") from error
 
 
-def checked_plan(plan: Plan, base: Base, sha256: str, source: Source) -> Plan:
-    """The plan, if it was made for this source and can be carried out on its graph."""
+def require_sound(plan: Plan, sha256: str, source: Source) -> None:
+    """UsageError for what needs no graph to be seen: another source, values nobody knows."""
     if plan.source_sha256 != sha256:
         raise UsageError(
             f"the plan was made for another source (SHA-256 {plan.source_sha256[:12]}...,"
             f" {source.path} has {sha256[:12]}...); make it anew"
         )
-    for wrong in (*_wrong_decisions(plan), *_wrong_choices(plan), *_wrong_calibration(plan, base)):
+    for wrong in (*_wrong_decisions(plan), *_wrong_choices(plan), *_wrong_ranges(plan)):
+        raise UsageError(f"the plan {wrong}; make it anew")
+
+
+def fitting_plan(plan: Plan, base: Base) -> Plan:
+    """The plan, if its tensors and activations are in the graph; UsageError otherwise."""
+    for wrong in _wrong_outliers(plan, base):
         raise UsageError(f"the plan {wrong}; make it anew")
     names = {site.name for site in base.sites}
     missing = [d.tensor for d in plan.decisions if d.scheme is not None and d.tensor not in names]
@@ -118,7 +124,7 @@ def _wrong_choices(plan: Plan) -> Iterator[str]:
             yield f"chooses {choice.name} {choice.value!r}, not one of {', '.join(sorted(known))}"
 
 
-def _wrong_calibration(plan: Plan, base: Base) -> Iterator[str]:
+def _wrong_ranges(plan: Plan) -> Iterator[str]:
     ranges = plan.calibration.get("ranges", {})
     if not isinstance(ranges, Mapping):
         yield "has ranges that are no table"
@@ -126,6 +132,9 @@ def _wrong_calibration(plan: Plan, base: Base) -> Iterator[str]:
     for name, span in ranges.items():
         if not _is_range(span):
             yield f"has {span!r} as the range of {name}"
+
+
+def _wrong_outliers(plan: Plan, base: Base) -> Iterator[str]:
     outliers = plan.calibration.get("outliers", {})
     if not isinstance(outliers, Mapping):
         yield "has outlier channels that are no table"

@@ -34,12 +34,15 @@ def block_for(columns: int, wanted: int) -> int | None:
 
     Chains of standard operators reshape codes into blocks, so blocks must divide the row: the
     largest divisor from ``wanted / 4`` to ``wanted``, else the smallest up to ``4 * wanted``,
-    else the whole row.
+    else the whole row. A row under twice the size is halved, or stays whole.
     """
     if columns <= wanted:
         return None
     if columns % wanted == 0:
         return wanted
+    if columns < 2 * wanted:
+        halves = columns // 2 if columns % 2 == 0 else None
+        return halves if halves is not None and halves >= wanted // 2 else None
     for block in range(wanted, max(wanted // 4, 8) - 1, -1):
         if columns % block == 0:
             return block

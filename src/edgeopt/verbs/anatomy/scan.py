@@ -22,7 +22,7 @@ from edgeopt.core import DTYPE_BITS, Progress, Weight
 __all__ = ["Facts", "Scan", "scan"]
 
 WHOLE_BUDGET = 256_000_000  # a model up to this size is read whole
-HEAD_BUDGET = 32_000_000  # of a larger one, this much: heads of tensors, then suspected copies
+HEAD_BUDGET = 16_000_000  # of a larger one, this much: heads of tensors, then suspected copies
 HEAD = 65_536
 PIECE = 4 << 20
 MIN_COPY = 1024  # equal tensors smaller than this (all-zero biases) are no finding

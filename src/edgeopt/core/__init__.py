@@ -1,0 +1,49 @@
+"""The few frozen types that every room shares. numpy and the standard library only.
+
+The path of every verb is *open -> plan -> transform -> write -> prove -> report*, and these types
+are what travels along it: a :class:`Source` describes what was handed over, a :class:`Plan` says
+what will happen to every tensor, a :class:`Change` what did happen, a :class:`Proof` what it was
+worth, measured.
+"""
+
+from __future__ import annotations
+
+from edgeopt.core.dtypes import (
+    DTYPE_BITS,
+    FLOAT_DTYPES,
+    Array,
+    Progress,
+    format_bytes,
+    tensor_nbytes,
+)
+from edgeopt.core.plan import PLAN_VERSION, Change, Choice, Decision, Plan
+from edgeopt.core.proof import PROOF_VERSION, Check, Fidelity, Measurement, Proof, Verdict
+from edgeopt.core.schemes import Affine, Codes, Scheme
+from edgeopt.core.source import InputSpec, Source, Storage, Weight
+
+__all__ = [
+    "DTYPE_BITS",
+    "FLOAT_DTYPES",
+    "PLAN_VERSION",
+    "PROOF_VERSION",
+    "Affine",
+    "Array",
+    "Change",
+    "Check",
+    "Choice",
+    "Codes",
+    "Decision",
+    "Fidelity",
+    "InputSpec",
+    "Measurement",
+    "Plan",
+    "Progress",
+    "Proof",
+    "Scheme",
+    "Source",
+    "Storage",
+    "Verdict",
+    "Weight",
+    "format_bytes",
+    "tensor_nbytes",
+]

@@ -1,0 +1,144 @@
+"""What it was worth: measured, judged, and ready to be written as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edgeopt.core.plan import Change, Plan
+
+__all__ = ["PROOF_VERSION", "Check", "Fidelity", "Measurement", "Proof", "Verdict"]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How close the artifact's output is to the source's, over all samples, for one output.
+
+    ``sqnr_db``: 10 log10(sum(ref**2) / sum((ref-got)**2)), inf when identical. ``cosine``: mean
+    over samples. ``top1``: share of positions (all but the last axis) with the same argmax, None
+    where the last axis is no class axis. ``kl``: mean KL(softmax(ref) || softmax(got)) in nats,
+    None likewise. ``finite``: no NaN or Inf appeared that the source did not have. ``constant``:
+    the source's output did not change from sample to sample, nor within one.
+    """
+
+    output: str
+    sqnr_db: float
+    cosine: float
+    max_abs: float
+    top1: float | None
+    kl: float | None
+    finite: bool
+    constant: bool
+    samples: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Raw samples of one metric of one subject. Statistics are derived, never stored.
+
+    ``values`` holds one tuple per worker process.
+    """
+
+    subject: Literal["source", "artifact"]
+    metric: str
+    unit: str
+    conditions: Mapping[str, Any]
+    values: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the verdict: what was asked, what was found, and whether it holds."""
+
+    name: str
+    passed: bool
+    found: str
+    limit: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Proven when every check passed. ``unproven`` names what could not be checked, and why."""
+
+    checks: tuple[Check, ...]
+    unproven: tuple[str, ...] = ()
+
+    @property
+    def proven(self) -> bool:
+        return all(c.passed for c in self.checks)
+
+
+PROOF_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a verb returns and a report renders; ``to_json`` is the versioned document."""
+
+    verb: str
+    source: Mapping[str, Any]
+    artifact: Mapping[str, Any]
+    plan: Plan | None
+    changes: tuple[Change, ...]
+    coverage: Mapping[str, Any]
+    fidelity: tuple[Fidelity, ...]
+    samples: str
+    measurements: tuple[Measurement, ...]
+    environment: Mapping[str, Any]
+    verdict: Verdict
+    usage: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def proven(self) -> bool:
+        return self.verdict.proven
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready document; infinities become the strings "inf" and "-inf", NaN "nan"."""
+        document = {
+            "edgeopt_proof": PROOF_VERSION,
+            "verb": self.verb,
+            "verdict": {"proven": self.proven, **dataclasses.asdict(self.verdict)},
+            "source": dict(self.source),
+            "artifact": dict(self.artifact),
+            "coverage": dict(self.coverage),
+            "samples": self.samples,
+            "fidelity": [dataclasses.asdict(f) for f in self.fidelity],
+            "measurements": [dataclasses.asdict(m) for m in self.measurements],
+            "changes": [
+                {
+                    **c.decision.to_json(),
+                    "before": c.before,
+                    "after": c.after,
+                    "sqnr_db": c.sqnr_db,
+                }
+                for c in self.changes
+            ],
+            "plan": self.plan.to_json() if self.plan else None,
+            "environment": dict(self.environment),
+            "usage": self.usage,
+            "notes": list(self.notes),
+        }
+        cleaned: dict[str, Any] = _json_ready(document)
+        return cleaned
+
+
+def _json_ready(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _json_ready(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_ready(v) for v in value]
+    if isinstance(value, np.generic):
+        return _json_ready(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, Path):
+        return str(value)
+    return value

@@ -1,0 +1,126 @@
+"""What was handed over, described before any tensor is read."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeopt.core.dtypes import FLOAT_DTYPES, Array
+
+__all__ = ["InputSpec", "Source", "Storage", "Weight"]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The stored bytes behind a tensor: two tensors with equal keys share them.
+
+    ``offset`` is where the tensor begins inside the storage, in bytes; ``nbytes`` is the size of
+    the whole storage, which is larger than the tensor's own when the tensor is a view of a part.
+    """
+
+    key: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor, known before it is read.
+
+    ``dtype`` is numpy's name (plus ``bfloat16``, ``float8_*``, ``int4`` and the like), or the
+    official name of a GGUF block type (``Q4_K``). ``role`` says what the tensor is there for:
+    ``weight`` (a parameter), ``buffer`` (running statistics, position ids), ``optimizer``,
+    ``ema`` (an averaged copy) or ``other``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    reader: Callable[[int, int], Array] = field(repr=False, compare=False)
+    role: str = "weight"
+    storage: Storage | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype in FLOAT_DTYPES
+
+    def rows(self, lo: int, hi: int) -> Array:
+        """Rows ``lo:hi`` along the first axis, mapped or streamed, never cached.
+
+        A 0-dim tensor has one row, itself: ``rows(0, 1)`` has shape ``()``.
+        """
+        return self.reader(lo, hi)
+
+    def array(self) -> Array:
+        """The whole tensor."""
+        return self.reader(0, self.shape[0] if self.shape else 1)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a model takes (or gives): name, numpy dtype, shape with names for free dimensions."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the user handed over, described before any tensor is read.
+
+    ``kind`` is one of ``torch-state-dict``, ``torch-checkpoint``, ``torch-module``,
+    ``torchscript``, ``torch-exported`` (``.pt2``), ``safetensors``, ``onnx``, ``gguf`` and
+    ``hf-folder``. ``weights`` are the model's own tensors; ``extras`` everything else the files
+    carry (optimizer state, averaged copies, ...), told apart by ``Weight.role``.
+    ``needs_trust`` is None, or why loading the model (not: inspecting it) runs code it carries.
+    """
+
+    path: Path
+    kind: str
+    files: tuple[Path, ...]
+    nbytes: int
+    weights: tuple[Weight, ...]
+    extras: tuple[Weight, ...] = ()
+    inputs: tuple[InputSpec, ...] = ()
+    needs_trust: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def sha256(self) -> str:
+        """Digest of all its files' bytes, in the order of their relative names.
+
+        For one file this is what ``sha256sum`` prints. For several, each file's relative name
+        and digest are hashed in turn.
+        """
+        if len(self.files) == 1:
+            return _sha256_file(self.files[0])
+        whole = hashlib.sha256()
+        root = self.path if self.path.is_dir() else self.path.parent
+        for file in sorted(self.files):
+            try:
+                name = file.relative_to(root).as_posix()
+            except ValueError:
+                name = file.name
+            whole.update(f"{name}\0{_sha256_file(file)}\n".encode())
+        return whole.hexdigest()
+
+
+def _sha256_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
