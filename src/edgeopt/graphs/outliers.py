@@ -23,11 +23,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeopt.graphs.fold import set_constant
+from edgeopt.graphs.fold import constant_array, set_constant
 from edgeopt.graphs.sites import Site, find_sites
 from edgeopt.runtimes.onnxruntime import Session
 
-__all__ = ["Outliers", "find_outliers", "split_outliers"]
+__all__ = ["WITH_OUTLIERS", "Outliers", "find_outliers", "split_outliers"]
+
+#: What the names of additions that join the float part end in.
+WITH_OUTLIERS = "/with_outliers"
 
 #: How many channels may be taken out; the fewest that give most of the gain are.
 _COUNTS = (1, 2, 4, 8)
@@ -43,7 +46,7 @@ _MIN_CHANNELS = 64
 @dataclass(frozen=True)
 class Outliers:
     """``channels`` of the activation that feeds ``tensors``; ``benefit`` ranks: the quantization
-    noise that goes away, as a share of the products' output power."""
+    noise that goes away, as a share of the products' output power, a product."""
 
     activation: str
     tensors: tuple[str, ...]
@@ -108,7 +111,8 @@ def find_outliers(
                 name,
                 tuple(site.name for site in sites),
                 tuple(sorted(int(i) for i in order[:channels])),
-                benefit,
+                # Every product of a group costs two nodes: gain for cost decides who comes first.
+                benefit / len(sites),
             )
         )
     return tuple(sorted(found, key=lambda o: (-o.benefit, o.activation)))
@@ -201,20 +205,40 @@ def _split(graph: ir.Graph, name: str, sites: Sequence[Site], channels: NDArray[
         site.value.const_value = tensor
         site.value.meta["outlier_channels"] = tuple(channels.tolist())
         node.replace_input_with(0, masked)
-        y = node.outputs[0]
-        label = y.name or site.name
+        label = node.outputs[0].name or site.name
         part = _insert(graph, node, "MatMul", [taken, own], f"{label}.of_outliers")
-        total = ir.node("Add", [y, part], name=f"{label}/with_outliers")
-        out = total.outputs[0]
-        out.shape, out.type = y.shape, y.type
-        graph.insert_after(node, total)
-        for user, slot in list(y.uses()):
-            if user is not total:
-                user.replace_input_with(slot, out)
-        for i, value in enumerate(graph.outputs):
-            if value is y:
-                graph.outputs[i] = out
-        y.name, out.name = f"{label}.of_bulk", label
+        _add_behind(graph, _biased(node), part)
+
+
+def _biased(node: ir.Node) -> ir.Node:
+    """The node whose result the float part joins: the addition of a bias, if one follows.
+
+    The runtime fuses a product and its bias; an addition between them would undo that.
+    """
+    users = list(node.outputs[0].uses())
+    if len(users) != 1 or node.outputs[0].is_graph_output():
+        return node
+    user, slot = users[0]
+    if user.op_type != "Add" or user.domain not in ("", "ai.onnx") or user.graph is not node.graph:
+        return node
+    bias = constant_array(user.inputs[1 - slot])
+    return user if bias is not None and bias.ndim == 1 else node
+
+
+def _add_behind(graph: ir.Graph, node: ir.Node, part: ir.Value) -> None:
+    y = node.outputs[0]
+    label = y.name or "product"
+    total = ir.node("Add", [y, part], name=f"{label}{WITH_OUTLIERS}")
+    out = total.outputs[0]
+    out.shape, out.type = y.shape, y.type
+    graph.insert_after(node, total)
+    for user, slot in list(y.uses()):
+        if user is not total:
+            user.replace_input_with(slot, out)
+    for i, value in enumerate(graph.outputs):
+        if value is y:
+            graph.outputs[i] = out
+    y.name, out.name = f"{label}.of_bulk", label
 
 
 def _half_weights(graph: ir.Graph, name: str, weights: NDArray[np.float32]) -> ir.Value:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from edgeopt.graphs.outliers import WITH_OUTLIERS
+
 __all__ = ["TUNES", "can_tune", "tune"]
 
 #: Value of the ``residual`` choice -> what it means.
@@ -43,7 +45,9 @@ def tune(graph: ir.Graph, residual: str) -> None:
     for add in _residuals(graph):
         owner = add.graph
         assert isinstance(owner, ir.Graph)
-        total = ir.node("Sum", list(add.inputs), name=f"{add.outputs[0].name}/Sum")
+        joined = _joined_terms(add)
+        terms = [t for v in add.inputs for t in (joined[id(v)].inputs if id(v) in joined else [v])]
+        total = ir.node("Sum", terms, name=f"{add.outputs[0].name}/Sum")
         old, new = add.outputs[0], total.outputs[0]
         new.shape, new.type = old.shape, old.type
         owner.insert_before(add, total)
@@ -53,5 +57,22 @@ def tune(graph: ir.Graph, residual: str) -> None:
                     owner.outputs[i] = new
         name = old.name
         old.replace_all_uses_with(new)
-        owner.remove(add, safe=True)
+        owner.remove([add, *joined.values()], safe=True)
         new.name = name
+
+
+def _joined_terms(add: ir.Node) -> dict[int, ir.Node]:
+    """Additions of an outlier part that only this one reads, by the value they give: Sum takes
+    their terms as they are, one pass over the activation instead of two."""
+    found = {}
+    for value in add.inputs:
+        maker = value.producer() if value is not None else None
+        if (
+            maker is not None
+            and maker.name is not None
+            and maker.name.endswith(WITH_OUTLIERS)
+            and len(maker.outputs[0].uses()) == 1
+            and not maker.outputs[0].is_graph_output()
+        ):
+            found[id(value)] = maker
+    return found

@@ -64,8 +64,8 @@ def rewrite(
         model, changes = place_static(base, plan)
     else:
         model = base.load()
-    tune(model.graph, plan.choice("residual", "add"))
     split_outliers(model.graph, plan.calibration.get("outliers", {}))
+    tune(model.graph, plan.choice("residual", "add"))
     changes += apply_decisions(
         model,
         {d.tensor: d for d in plan.decisions if d.scheme is not None and d.form != "qdq"},

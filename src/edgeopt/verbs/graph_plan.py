@@ -36,11 +36,11 @@ __all__ = ["make_graph_plan"]
 _ABOUT_AS_SMALL = 1.12
 
 #: Decibels above the floor that a plan should reach on its trial inputs: others will be judged.
-_MARGIN_DB: Mapping[int, float] = {8: 2.5, 4: 4.0}
+_MARGIN_DB: Mapping[int, float] = {8: 1.5, 4: 4.0}
 
 #: Decibels above the floor under which the smallest tensors are excepted, and the shares of the
 #: float bytes tried for them: kept in float at 8 bits (coverage stays over 95%), 8 bits at 4.
-_EXCEPTIONS_DB: Mapping[int, float] = {8: 2.5, 4: 2.0}
+_EXCEPTIONS_DB: Mapping[int, float] = {8: 1.5, 4: 2.0}
 _SHARES: Mapping[int, tuple[float, ...]] = {
     8: (0.005, 0.01, 0.02),
     4: (0.02, 0.05, 0.1, 0.2, 0.4, 1.0),
