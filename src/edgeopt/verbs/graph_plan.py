@@ -38,6 +38,9 @@ _ABOUT_AS_SMALL = 1.12
 #: Decibels above the floor that a plan should reach on its trial inputs: others will be judged.
 _MARGIN_DB: Mapping[int, float] = {8: 1.5, 4: 4.0}
 
+#: The same where size is all that counts: what passes is good enough.
+_SIZE_MARGIN_DB = 1.5
+
 #: Decibels above the floor under which the smallest tensors are excepted, and the shares of the
 #: float bytes tried for them: kept in float at 8 bits (coverage stays over 95%), 8 bits at 4.
 _EXCEPTIONS_DB: Mapping[int, float] = {8: 1.5, 4: 2.0}
@@ -74,7 +77,15 @@ class _Planner:
     @property
     def wanted_db(self) -> float:
         floor = self.asked.min_sqnr
-        return (FLOORS[self.asked.bits] if floor is None else floor) + _MARGIN_DB[self.asked.bits]
+        margin = _MARGIN_DB[self.asked.bits]
+        if self.asked.prefer == "size":
+            margin = min(margin, _SIZE_MARGIN_DB)
+        return (FLOORS[self.asked.bits] if floor is None else floor) + margin
+
+    @property
+    def least_db(self) -> float:
+        """Under this, tensors are excepted."""
+        return min(self.wanted_db, self.floor_db + _EXCEPTIONS_DB[self.asked.bits])
 
     @property
     def floor_db(self) -> float:
@@ -293,7 +304,7 @@ def _hold_fidelity(planner: _Planner, recipe: Recipe, residual: str) -> tuple[Pl
     integer = FORMS[recipe.product].compute == "int8" and not FORMS[recipe.product].packs
     if planner.base.has_products and integer and planner.score(plan) < planner.wanted_db:
         plan, reasons["outliers"] = _take_outliers(planner, recipe, choices)
-    if planner.score(plan) < planner.floor_db + _EXCEPTIONS_DB[planner.asked.bits]:
+    if planner.score(plan) < planner.least_db:
         plan, reasons["tensors"], reasons["exceptions"] = _except(planner, recipe, plan)
     return plan, reasons
 
@@ -345,7 +356,7 @@ def _except(planner: _Planner, recipe: Recipe, plan: Plan) -> tuple[Plan, frozen
         )
         for name, tensors in ladder.items()
     }
-    wanted = planner.floor_db + _EXCEPTIONS_DB[bits]
+    wanted = planner.least_db
     chosen, reason = _first_that_holds(planner, plans, wanted)
     return chosen, ladder[chosen.choice("exceptions")], reason
 
