@@ -39,7 +39,7 @@ _ABOUT_AS_SMALL = 1.12
 _MARGIN_DB: Mapping[int, float] = {8: 1.5, 4: 4.0}
 
 #: The same where size is all that counts: what passes is good enough.
-_SIZE_MARGIN_DB = 1.5
+_SIZE_MARGIN_DB = 1.0
 
 #: Decibels above the floor under which the smallest tensors are excepted, and the shares of the
 #: float bytes tried for them: kept in float at 8 bits (coverage stays over 95%), 8 bits at 4.
