@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from edgeopt.core import Fidelity, Measurement, Verdict
+from edgeopt.errors import UsageError
 from edgeopt.measure.gate import FLOORS, judge
 from edgeopt.measure.pair import PairResult
 
@@ -128,3 +129,9 @@ def test_what_was_not_measured_is_unproven() -> None:
 def test_nothing_compared_proves_nothing() -> None:
     found = verdict(dataclasses.replace(pair(), fidelity=()))
     assert failed(found) == ["source output varies"]
+
+
+@pytest.mark.parametrize("floor", [math.nan, math.inf, -math.inf])
+def test_a_floor_must_be_a_number(floor: float) -> None:
+    with pytest.raises(UsageError, match="not a number of decibels"):
+        verdict(min_sqnr=floor)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgeopt.core import Check, Fidelity, Verdict, format_bytes
+from edgeopt.errors import UsageError
 from edgeopt.measure.pair import SLOWER, PairResult
 
 __all__ = ["AGREEMENT", "FLOORS", "judge"]
@@ -44,6 +45,8 @@ def judge(
     the artifact is meant to be a quantized (or float16), smaller one; otherwise coverage and size
     are not asked for.
     """
+    if min_sqnr is not None and not math.isfinite(min_sqnr):
+        raise UsageError(f"--min-sqnr {min_sqnr}: not a number of decibels, such as 20")
     checks: list[Check] = []
     if quantized:
         checks += [_something_done(coverage, bits), _smaller(*sizes, bits)]
