@@ -96,7 +96,11 @@ def recipes(
     def recipe(product: str, table: str, placing: Placing) -> Recipe:
         return dataclasses.replace(
             base,
-            name=product if kinds & {"product", "tied"} else table,
+            name=product
+            if kinds & {"product", "tied"}
+            else table
+            if "table" in kinds
+            else "folded",
             product=product,
             table=table,
             placing=placing,
