@@ -9,7 +9,7 @@ in LLM.int8() (Dettmers et al., 2022), those channels get a small float product 
 
 The identity of the channels is a property of the weights: a handful of made-up inputs finds the
 same ones as real text does. Whatever the inputs, the sum stays exact up to the quantization of
-what is left; wrong channels only gain less.
+what is left and the float16 that the taken rows are stored in; wrong channels only gain less.
 """
 
 from __future__ import annotations

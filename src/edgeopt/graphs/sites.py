@@ -25,6 +25,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeopt.files.onnx import QUANTIZED_OPS
 from edgeopt.graphs.fold import constant_array
 
 __all__ = ["MIN_ELEMENTS", "Site", "Use", "find_sites", "float_initializers", "quantized_ops"]
@@ -38,26 +39,6 @@ _FLOATS = {
     ir.DataType.BFLOAT16: "bfloat16",
     ir.DataType.DOUBLE: "float64",
 }
-
-#: Operators whose presence says that a graph has been quantized already.
-QUANTIZED_OPS = frozenset(
-    {
-        "ConvInteger",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "DynamicQuantizeLSTM",
-        "DynamicQuantizeMatMul",
-        "GatherBlockQuantized",
-        "MatMulBnb4",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "MatMulNBits",
-        "QAttention",
-        "QGemm",
-        "QLinearConv",
-        "QLinearMatMul",
-    }
-)
 
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 

@@ -57,9 +57,8 @@ class Form:
     """One way to store a weight and to reach it.
 
     ``packs``: blocks are powers of two from 16 to 256 and the last may be short (the contrib
-    operators' rule); otherwise blocks divide the row. ``by_row``: 8-bit codes have one scale a row.
-    ``compute``: the arithmetic of its consumers, ``float`` or ``int8``. ``resident``: bytes a
-    weight takes in memory once the session is open, as a share of its bits on disk or in full.
+    operators' rule); otherwise blocks divide the row. ``compute``: the arithmetic of its consumers,
+    ``float`` or ``int8``. ``resident``: what a weight is in memory once the session is open.
     """
 
     name: str
@@ -111,7 +110,8 @@ class Form:
         columns = site.matrix_shape[1]
         axis = 0 if site.by_column else len(site.shape) - 1
         if bits == 8 and self.name == "folded":
-            # Expanded to float anyway: small blocks with zero points cost 5% and bring 6 dB.
+            # Expanded to float anyway. Blocks with zero points made a random ResNet 6% larger than
+            # one scale a row did, and brought it from 31.8 to 37.3 dB.
             return Affine(8, store.block_for(columns, min(block, 64)), False, axis, "float16")
         if bits == 8 and not self.packs:
             return Affine(8, None, True, axis, "float32")

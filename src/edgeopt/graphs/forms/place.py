@@ -11,8 +11,9 @@ form                    what a consumer runs on
 ``gather-nibbles``      packed rows, split and decoded by standard operators once gathered
 ======================  ====================================================================
 
-``com.microsoft.GatherBlockQuantized`` would do what ``gather-nibbles`` does in one node; on the CPU
-that node took 110 to 130 us for 16 rows of 384, the eleven small ones 20. A ``tied`` table takes
+``com.microsoft.GatherBlockQuantized`` does what ``gather-nibbles`` does in one node, at the same
+speed in a whole MiniLM (alone 15 us against 18.6, for 16 rows of 384). The standard operators are
+taken because any ONNX runtime has them and blocks need be no power of two. A ``tied`` table takes
 the form of its products and the matching form of gather, both from one stored tensor.
 """
 
