@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeopt.core.ggml import PLAIN_TYPES, REMOVED_TYPES, TYPES
 from edgeopt.errors import EdgeoptError, FormatError
 from edgeopt.files import gguf, gguf_header
-from edgeopt.files.gguf_types import PLAIN_TYPES, REMOVED_TYPES, TYPES
 from edgeopt.files.open import open_source
 
 gguf_py = pytest.importorskip("gguf")

@@ -16,6 +16,7 @@ from edgeopt.core.dtypes import (
     format_bytes,
     tensor_nbytes,
 )
+from edgeopt.core.ggml import Ggml
 from edgeopt.core.plan import PLAN_VERSION, Change, Choice, Decision, Plan
 from edgeopt.core.proof import PROOF_VERSION, Check, Fidelity, Measurement, Proof, Verdict
 from edgeopt.core.schemes import Affine, Codes, Scheme
@@ -34,6 +35,7 @@ __all__ = [
     "Codes",
     "Decision",
     "Fidelity",
+    "Ggml",
     "InputSpec",
     "Measurement",
     "Plan",

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgeopt.core.ggml import Ggml
 from edgeopt.core.schemes import Affine
 
 __all__ = ["PLAN_VERSION", "Change", "Choice", "Decision", "Plan"]
@@ -29,7 +30,7 @@ class Decision:
     op: str
     method: str
     form: str
-    scheme: Affine | None
+    scheme: Affine | Ggml | None
     reason: str
     nbytes: int
     shape: tuple[int, ...] = ()
@@ -38,6 +39,11 @@ class Decision:
     def kept(self) -> bool:
         """Whether the tensor stays as it is: neither quantized nor cast."""
         return self.scheme is None and self.method != "cast"
+
+    @property
+    def affine(self) -> Affine | None:
+        """The scheme, where it is an affine one: everywhere but in plans for GGUF."""
+        return self.scheme if isinstance(self.scheme, Affine) else None
 
     def to_json(self) -> dict[str, Any]:
         data = dataclasses.asdict(self)
@@ -49,7 +55,8 @@ class Decision:
     def from_json(cls, data: Mapping[str, Any]) -> Decision:
         values = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
         scheme = values.get("scheme")
-        values["scheme"] = Affine.from_json(scheme) if scheme else None
+        stored = Ggml if scheme and scheme.get("type") == "ggml" else Affine
+        values["scheme"] = stored.from_json(scheme) if scheme else None
         values["shape"] = tuple(values.get("shape", ()))
         return cls(**values)
 

@@ -15,6 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edgeopt.core import Source, Weight
+from edgeopt.core.ggml import PLAIN_TYPES
 from edgeopt.files.gguf_header import (
     MAGIC,
     Header,
@@ -24,7 +25,6 @@ from edgeopt.files.gguf_header import (
     header_of,
     read_header,
 )
-from edgeopt.files.gguf_types import PLAIN_TYPES
 from edgeopt.files.reading import FileBytes, plain_reader
 from edgeopt.files.roles import role_of
 

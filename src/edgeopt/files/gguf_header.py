@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from edgeopt.core.ggml import REMOVED_TYPES, TYPES, GgmlType
 from edgeopt.errors import FormatError
-from edgeopt.files.gguf_types import REMOVED_TYPES, TYPES, GgmlType
 from edgeopt.files.reading import FileBytes, checked_shape
 
 __all__ = ["MAGIC", "Header", "MetadataArray", "TensorInfo", "Value", "header_of", "read_header"]

@@ -100,7 +100,7 @@ def _error_db(site: Site, codes: Codes, decision: Decision) -> float:
 
 
 def _decoded(codes: Codes, decision: Decision, columns: int) -> NDArray[np.float32]:
-    scheme = decision.scheme
+    scheme = decision.affine
     assert scheme is not None
     form = FORMS[decision.form]
     if form.compute == "int8" and not form.packs:
@@ -129,19 +129,19 @@ def apply_decisions(
     changes: list[Change] = []
     for i, site in enumerate(sites):
         decision = decisions.get(site.name)
-        if decision is None or decision.scheme is None:
+        if decision is None or decision.affine is None:
             continue
         if progress is not None:
             progress("quantizing", i / len(sites))
-        why_not = FORMS[decision.form].misfits(site, decision.scheme)
+        why_not = FORMS[decision.form].misfits(site, decision.affine)
         if why_not is not None:
             raise UsageError(f"the plan cannot be carried out on {site.name}: {why_not}")
-        codes = cache.get(site, decision.method, decision.scheme)
+        codes = cache.get(site, decision.method, decision.affine)
         error = None
         if measure:
             error = _error_db(site, codes, decision)
         before, names = site.nbytes, set(model.graph.initializers)
-        FORMS[decision.form].apply(builder, site, codes, decision.scheme, placing)
+        FORMS[decision.form].apply(builder, site, codes, decision.affine, placing)
         after = sum(
             value.const_value.nbytes
             for name, value in model.graph.initializers.items()

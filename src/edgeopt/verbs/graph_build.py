@@ -68,7 +68,7 @@ def rewrite(
     tune(model.graph, plan.choice("residual", "add"))
     changes += apply_decisions(
         model,
-        {d.tensor: d for d in plan.decisions if d.scheme is not None and d.form != "qdq"},
+        {d.tensor: d for d in plan.decisions if d.affine is not None and d.form != "qdq"},
         placing_of(plan),
         cache=cache,
         measure=measure,
@@ -118,15 +118,15 @@ def place_static(base: Base, plan: Plan) -> tuple[ir.Model, tuple[Change, ...]]:
     codes = {t.name: t for t in placed.graph.initializer}
     changes = []
     for decision in decisions:
-        if decision.scheme is None:
+        if decision.affine is None:
             continue
         before = 4 * math.prod(decision.shape)
         stored = wanted.get(decision.tensor)
-        if stored is not None and stored.scheme is not None and stored.scheme.bits == 4:
+        if stored is not None and stored.affine is not None and stored.affine.bits == 4:
             error = packed.errors.get(decision.tensor)
             changes.append(Change(stored, before, stored.nbytes, error))
         else:
-            error = _weight_error(decision.tensor, floats, codes, decision.scheme.axis)
+            error = _weight_error(decision.tensor, floats, codes, decision.affine.axis)
             changes.append(Change(decision, before, decision.nbytes, error))
     model = ir.from_proto(placed)
     static.store_packed(model, packed)

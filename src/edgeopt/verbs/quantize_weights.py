@@ -162,9 +162,9 @@ def _outline(source: Source, plan: Plan) -> _Outline:
     entries: list[safetensors.Entry] = []
     for decision in plan.decisions:
         weight = weights[decision.tensor]
-        if decision.scheme is not None:
+        if decision.affine is not None:
             _require_packable(decision, weight)
-            layout = Layout.of(weight, decision.scheme, taken)
+            layout = Layout.of(weight, decision.affine, taken)
             layouts[weight.name] = layout
             taken.update(entry.name for entry in layout.entries)
             entries.extend(layout.entries)
@@ -182,7 +182,7 @@ def _outline(source: Source, plan: Plan) -> _Outline:
 
 def _require_packable(decision: Decision, weight: Weight) -> None:
     """A plan may come from a file: it must ask for nothing that the format lacks."""
-    problem = packed.unknown_scheme(decision.scheme) if decision.scheme else None
+    problem = packed.unknown_scheme(decision.affine) if decision.affine else None
     if decision.method not in METHODS:
         problem = f"method {decision.method!r} is unknown"
     if not weight.is_float or len(weight.shape) < 2 or weight.size == 0:

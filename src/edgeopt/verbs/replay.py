@@ -80,7 +80,7 @@ def fitting_plan(plan: Plan, base: Base) -> Plan:
     for wrong in _wrong_outliers(plan, base):
         raise UsageError(f"the plan {wrong}; make it anew")
     names = {site.name for site in base.sites}
-    missing = [d.tensor for d in plan.decisions if d.scheme is not None and d.tensor not in names]
+    missing = [d.tensor for d in plan.decisions if d.affine is not None and d.tensor not in names]
     if missing:
         raise UsageError(
             f"the plan names {missing[0]}, which this export does not have; the exporter's"
@@ -92,10 +92,10 @@ def fitting_plan(plan: Plan, base: Base) -> Plan:
 def _wrong_decisions(plan: Plan) -> Iterator[str]:
     """What no form could carry out; whether a form fits its tensor is asked when it is applied."""
     for decision in plan.decisions:
-        if decision.scheme is None:
+        if decision.affine is None:
             continue
         what = f"has {decision.tensor} in"
-        if wrong := _wrong_scheme(decision.scheme):
+        if wrong := _wrong_scheme(decision.affine):
             yield f"{what} {wrong}"
         elif decision.form != "qdq" and decision.form not in FORMS:
             yield f"{what} the form {decision.form!r}, known are qdq, {', '.join(FORMS)}"

@@ -39,7 +39,7 @@ class Packed:
 
 def four_bit_decision(decision: Decision, block: int) -> Decision:
     """The same tensor in 4-bit blocks, where that is smaller and the tensor large enough."""
-    scheme, shape = decision.scheme, decision.shape
+    scheme, shape = decision.affine, decision.shape
     if scheme is None or scheme.block == -1 or len(shape) < 2 or np.prod(shape) < MIN_ELEMENTS:
         return decision
     rows, columns = _matrix_shape(shape, scheme.axis)
@@ -75,9 +75,9 @@ def decode_weights(prepared: Any, decisions: Mapping[str, Decision]) -> Packed:
     packed = Packed()
     for tensor in prepared.graph.initializer:
         decision = decisions.get(tensor.name)
-        if decision is None or decision.scheme is None or decision.scheme.bits != 4:
+        if decision is None or decision.affine is None or decision.affine.bits != 4:
             continue
-        scheme = decision.scheme
+        scheme = decision.affine
         weight = numpy_helper.to_array(tensor)
         matrix = _matrix(weight, scheme.axis)
         codes = encode_site(matrix, decision.method, scheme)

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeopt.core import DTYPE_BITS, Affine, Source, Weight
+from edgeopt.core.ggml import TYPES
 from edgeopt.errors import SourceError
-from edgeopt.files.gguf_types import TYPES
 from edgeopt.verbs.anatomy import commands
 from edgeopt.verbs.anatomy.onnx_sizes import onnx_sizes
 

@@ -8,8 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["PLAIN_TYPES", "REMOVED_TYPES", "TYPES", "GgmlType"]
+__all__ = [
+    "PLAIN_TYPES",
+    "REMOVED_TYPES",
+    "TYPES",
+    "TYPES_BY_NAME",
+    "TYPE_NUMBERS",
+    "Ggml",
+    "GgmlType",
+]
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,9 @@ TYPES: Mapping[int, GgmlType] = {
     41: GgmlType("Q1_0", 128, 18),
 }
 
+TYPES_BY_NAME: Mapping[str, GgmlType] = {t.name: t for t in TYPES.values()}
+TYPE_NUMBERS: Mapping[str, int] = {t.name: number for number, t in TYPES.items()}
+
 #: Types that are stored value by value -> numpy's name.
 PLAIN_TYPES: Mapping[str, str] = {
     "F64": "float64",
@@ -90,3 +102,35 @@ REMOVED_TYPES: Mapping[int, str] = {
     37: "IQ4_NL_4_8",
     38: "IQ4_NL_8_8",
 }
+
+
+@dataclass(frozen=True)
+class Ggml:
+    """A :class:`~edgeopt.core.Scheme`: one of ggml's tensor types, by its official name."""
+
+    type: str
+
+    @property
+    def bits(self) -> float:
+        """Bits a weight, scales included."""
+        stored = TYPES_BY_NAME[self.type]
+        return 8 * stored.nbytes / stored.block
+
+    def nbytes(self, shape: Sequence[int]) -> int:
+        return TYPES_BY_NAME[self.type].tensor_bytes(shape)
+
+    def accepts(self, shape: Sequence[int]) -> str | None:
+        columns, block = (shape[-1] if shape else 1), TYPES_BY_NAME[self.type].block
+        if columns % block:
+            return f"rows of {columns} values are no whole number of {self.type} blocks of {block}"
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"type": "ggml", "name": self.type}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Ggml:
+        name = data["name"]
+        if name not in TYPES_BY_NAME:
+            raise ValueError(f"ggml has no type {name!r}")
+        return cls(name)

@@ -1,0 +1,1 @@
+"""Tokenizers: the files beside a model become GGUF's ``tokenizer.ggml.*`` keys."""
