@@ -104,7 +104,13 @@ class _Job:
         rows = self.weight.rows(self.lo, self.hi)
         before = math.prod(shape[1:-1]) if len(shape) > 1 else 1
         if self.copied:
-            raw = np.ascontiguousarray(rows).view(np.uint8)
+            # A folder's weights are held to the same rule as encoded ones; a GGUF's blocks have
+            # their scales inside, which the proof looks at.
+            if not _finite_bits(rows):
+                raise SourceError(
+                    f"{source.path}: tensor {self.weight.name!r}: weights hold NaN or Inf"
+                )
+            raw = np.atleast_1d(np.ascontiguousarray(rows)).view(np.uint8)
         else:
             scheme = self.decision.scheme
             assert isinstance(scheme, Ggml)
@@ -139,12 +145,24 @@ def _jobs(
     importance: Mapping[str, NDArray[np.float32]],
 ) -> Iterator[_Job]:
     for decision in plan.decisions:
-        copied = decision.method == "copy" and decision.tensor in stored
-        weight = stored[decision.tensor] if copied else weights[decision.tensor]
+        copied = decision.method == "copy"
+        weight = (stored if copied and stored else weights)[decision.tensor]
         if weight.size == 0:
             continue
         for lo, hi in row_spans(weight):
             yield _Job(decision, weight, lo, hi, importance.get(weight.name), copied)
+
+
+#: Where a 16-bit float has its exponent: all ones mean NaN or infinity.
+_EXPONENT = {"float16": np.uint16(0x7C00), "bfloat16": np.uint16(0x7F80)}
+
+
+def _finite_bits(rows: Array) -> bool:
+    """Whether all floats are finite; without a detour over float32 for 16-bit ones."""
+    exponent = _EXPONENT.get(rows.dtype.name)
+    if exponent is not None:
+        return not ((rows.view(np.uint16) & exponent) == exponent).any()
+    return rows.dtype.kind != "f" or bool(np.isfinite(rows).all())
 
 
 class _Meter:
