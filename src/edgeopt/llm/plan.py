@@ -69,6 +69,7 @@ def make_gguf_plan(source: Source, model: LanguageModel, asked: GgufAsked) -> Pl
         model,
         overrides=asked.tensor_types,
         importance=None if importance is None else importance.values.keys(),
+        stored=_stored(source),
     )
     weights = {weight.name: weight for weight in model.tensors}
     decisions = []
@@ -133,9 +134,21 @@ def replayed(source: Source, model: LanguageModel, plan: Plan, importance: Imatr
     return plan
 
 
+def _stored(source: Source) -> dict[str, str]:
+    """The types of a GGUF source's tensors: what is never quantized keeps its own."""
+    if source.kind != "gguf":
+        return {}
+    names = {dtype: name for name, dtype in PLAIN_TYPES.items()}
+    return {weight.name: names.get(weight.dtype, weight.dtype) for weight in source.weights}
+
+
 def _calibration(importance: Imatrix, model: LanguageModel) -> dict[str, Any]:
-    names = {weight.name for weight in model.tensors}
-    return {"imatrix": importance.sha256(), "tensors": len(names & importance.values.keys())}
+    fitted = importance.fitted(model.tensors)
+    return {
+        "imatrix": importance.sha256(),
+        "tensors": len(fitted.values),
+        "without": len(fitted.without),
+    }
 
 
 def _require_encodable(

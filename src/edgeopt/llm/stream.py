@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgeopt.core import Decision, Ggml, Plan, Progress, Source, Weight, format_bytes
+from edgeopt.core import Array, Decision, Ggml, Plan, Progress, Source, Weight, format_bytes
 from edgeopt.errors import SourceError
 from edgeopt.files.gguf_write import GgufWriter, Layout, writing_gguf
 from edgeopt.files.imatrix import Imatrix
@@ -59,7 +60,8 @@ def write_model(
     try:
         with writing_gguf(path, layout) as writer:
             held = 0
-            for job in _jobs(plan, weights, stored, importance):
+            fitted = {} if importance is None else importance.fitted(model.tensors).values
+            for job in _jobs(plan, weights, stored, fitted):
                 pending.append(pool.submit(job.run, source, writer))
                 if len(pending) > 2 * threads:
                     held += meter.add(pending.popleft().result())
@@ -92,7 +94,7 @@ class _Job:
     weight: Weight
     lo: int
     hi: int
-    importance: Imatrix | None
+    importance: NDArray[np.float32] | None
     copied: bool
 
     def run(self, source: Source, writer: GgufWriter) -> int:
@@ -102,35 +104,65 @@ class _Job:
         rows = self.weight.rows(self.lo, self.hi)
         before = math.prod(shape[1:-1]) if len(shape) > 1 else 1
         if self.copied:
-            raw = np.ascontiguousarray(rows).view(np.uint8)
+            # A folder's weights are held to the same rule as encoded ones; a GGUF's blocks have
+            # their scales inside, which the proof looks at.
+            if not _finite_bits(rows):
+                raise SourceError(
+                    f"{source.path}: tensor {self.weight.name!r}: weights hold NaN or Inf"
+                )
+            raw = np.atleast_1d(np.ascontiguousarray(rows)).view(np.uint8)
         else:
             scheme = self.decision.scheme
             assert isinstance(scheme, Ggml)
-            weights = (
-                None if self.importance is None else self.importance.values.get(self.weight.name)
-            )
             try:
-                raw = encode(scheme.type, rows.reshape(-1, columns), weights)
+                raw = _encoded(scheme.type, rows, columns, self._of_rows())
             except ValueError as error:
                 raise SourceError(f"{source.path}: tensor {self.weight.name!r}: {error}") from error
         writer.put(self.weight.name, self.lo * before if len(shape) > 1 else 0, raw)
         total = shape[0] if shape else 1
         return self.weight.nbytes * (self.hi - self.lo) // max(total, 1)
 
+    def _of_rows(self) -> NDArray[np.float32] | None:
+        """The importance of these rows' columns: stacked experts have each their own."""
+        if self.importance is None or self.importance.ndim == 1:
+            return self.importance
+        return self.importance[self.lo : self.hi]
+
+
+def _encoded(
+    kind: str, rows: Array, columns: int, importance: NDArray[np.float32] | None
+) -> NDArray[np.uint8]:
+    if importance is None or importance.ndim == 1:
+        return encode(kind, rows.reshape(-1, columns), importance)
+    stacked = zip(rows, importance, strict=True)
+    return np.concatenate([_encoded(kind, part, columns, own) for part, own in stacked])
+
 
 def _jobs(
     plan: Plan,
     weights: Mapping[str, Weight],
     stored: Mapping[str, Weight],
-    importance: Imatrix | None,
+    importance: Mapping[str, NDArray[np.float32]],
 ) -> Iterator[_Job]:
     for decision in plan.decisions:
-        copied = decision.method == "copy" and decision.tensor in stored
-        weight = stored[decision.tensor] if copied else weights[decision.tensor]
+        copied = decision.method == "copy"
+        weight = (stored if copied and stored else weights)[decision.tensor]
         if weight.size == 0:
             continue
         for lo, hi in row_spans(weight):
-            yield _Job(decision, weight, lo, hi, importance, copied)
+            yield _Job(decision, weight, lo, hi, importance.get(weight.name), copied)
+
+
+#: Where a 16-bit float has its exponent: all ones mean NaN or infinity.
+_EXPONENT = {"float16": np.uint16(0x7C00), "bfloat16": np.uint16(0x7F80)}
+
+
+def _finite_bits(rows: Array) -> bool:
+    """Whether all floats are finite; without a detour over float32 for 16-bit ones."""
+    exponent = _EXPONENT.get(rows.dtype.name)
+    if exponent is not None:
+        return not ((rows.view(np.uint16) & exponent) == exponent).any()
+    return rows.dtype.kind != "f" or bool(np.isfinite(rows).all())
 
 
 class _Meter:
