@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeopt.core import Progress, Weight
+from edgeopt.core.ggml import PLAIN_TYPES
 from edgeopt.files.pages import drop_pages
 
 __all__ = ["TensorError", "tensor_errors"]
@@ -22,13 +23,15 @@ _MAX_THREADS = 8
 #: Values that one thread compares at a time: 4 MB of float32 a side.
 _CHUNK = 1 << 20
 
+_GGML_NAMES = {numpy: ggml for ggml, numpy in PLAIN_TYPES.items()}
+
 #: Values gone through after which the pages of both files are given back.
 _PAGES = 64 << 20
 
 
 @dataclass(frozen=True)
 class TensorError:
-    """The signal to noise of one tensor as stored.
+    """The signal to noise of one tensor as stored, in a type of ggml's.
 
     ``sqnr_db``: 10 log10(sum(x**2) / sum((x-stored)**2)), inf where equal. ``worst_db``: the same
     of the worst stretch of rows, ``worst_rows``, against no less than the tensor's mean power (rows
@@ -126,7 +129,7 @@ def _error(weight: Weight, sums: Sequence[_Sums]) -> TensorError:
             worst, rows = ratio, part.rows
     return TensorError(
         weight.name,
-        weight.dtype,
+        _GGML_NAMES.get(weight.dtype, weight.dtype),
         _decibels(signal, noise),
         worst,
         rows,
