@@ -285,7 +285,8 @@ def page(document: dict[str, Any], goals: list[common.Goal]) -> list[str]:
         "",
         f"{document['source_bytes'] / 1e9:.2f} GB of FP16 became "
         f"{document['artifact_bytes'] / 1e9:.2f} GB in {quantizing['seconds']:.1f} s "
-        f"(whole command, without proof), at most {quantizing['peak_anon'] / 1e6:.0f} MB of anonymous memory.",
+        "(whole command, without proof), at most "
+        f"{quantizing['peak_anon'] / 1e6:.0f} MB of anonymous memory.",
         "",
         f"## Loading, warm page cache, fresh processes in turn, median of {ROUNDS}",
         "",

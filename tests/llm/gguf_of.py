@@ -47,8 +47,22 @@ def write_gguf(folder: Path, out: Path, extra: Mapping[str, Field] | None = None
                 writer.put(weight.name, 0, np.concatenate(rows).astype("<f4").view(np.uint8))
                 continue
             for start, part in zip((0, cut), rows, strict=True):
+                if not len(part):
+                    continue
                 writer.put(weight.name, start, np.ascontiguousarray(part, "<f4").view(np.uint8))
     return out
+
+
+def sentence_transformer(folder: Path, pooling: str) -> None:
+    """The files that make a folder one of sentence-transformers."""
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": pooling}))
+    package = "sentence_transformers.models"
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": f"{package}.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{package}.Pooling"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
 
 
 def logits(

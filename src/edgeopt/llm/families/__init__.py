@@ -17,7 +17,16 @@ from edgeopt.llm.families.base import Family
 __all__ = ["FAMILIES", "families", "family_of"]
 
 #: Modules, one a family, imported when somebody asks for one.
-FAMILIES: tuple[str, ...] = ("llama",)
+FAMILIES: tuple[str, ...] = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "gpt2",
+    "bert",
+)
 
 
 def families() -> tuple[Family, ...]:

@@ -15,6 +15,9 @@ __all__ = ["Config", "Dim"]
 #: GGUF stores sizes as uint32; nothing that a configuration counts comes near.
 _MOST = 2**31 - 1
 
+#: What llama.cpp has room for.
+_MOST_BLOCKS = 512
+
 
 @dataclass(frozen=True)
 class Dim:
@@ -30,14 +33,24 @@ class Dim:
 class Config:
     """A JSON object of a configuration. A key that holds null counts as missing.
 
-    ``within`` is the key under which it stands in the file, for messages.
+    ``within`` is the key under which it stands in the file, for messages; ``defaults`` are those
+    of the model's class, for files that do not repeat them.
     """
 
-    def __init__(self, values: Mapping[str, Any], file: Path, within: str = "") -> None:
-        self.values, self.file, self.within = values, file, within
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        file: Path,
+        within: str = "",
+        *,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        given = {key: value for key, value in values.items() if value is not None}
+        self.values = {**(defaults or {}), **given}
+        self.file, self.within = file, within
 
     def __contains__(self, key: str) -> bool:
-        return self.values.get(key) is not None
+        return key in self.values
 
     def wrong(self, key: str, problem: str) -> FormatError:
         return FormatError(self.file, problem, field=self.path(key))
@@ -53,9 +66,7 @@ class Config:
         )
 
     def _found(self, key: str, default: Any) -> Any:
-        value = self.values.get(key)
-        if value is None:
-            value = default
+        value = self.values.get(key, default)
         if value is None:
             raise self.wrong(key, "is missing")
         return value
@@ -71,6 +82,13 @@ class Config:
     def dim(self, key: str, default: int | None = None) -> Dim:
         return Dim(self.integer(key, default), key)
 
+    def blocks(self, key: str) -> int:
+        """How many layers there are."""
+        count = self.integer(key)
+        if count > _MOST_BLOCKS:
+            raise self.refuse(key, f"llama.cpp has room for {_MOST_BLOCKS} layers")
+        return count
+
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number greater than zero."""
         value = self._found(key, default)
@@ -81,7 +99,7 @@ class Config:
             raise self.wrong(key, f"is {_short(value)}, it must be finite and above 0")
         return float(value)
 
-    def flag(self, key: str, default: bool) -> bool:
+    def flag(self, key: str, default: bool | None = None) -> bool:
         value = self._found(key, default)
         if not isinstance(value, bool):
             raise self.wrong(key, f"is {_short(value)}, true or false was expected")
@@ -93,9 +111,9 @@ class Config:
             raise self.wrong(key, f"is {_short(value)}, a text was expected")
         return value
 
-    def one_of(self, key: str, allowed: Sequence[str], default: str) -> str:
+    def one_of(self, key: str, allowed: Sequence[str]) -> str:
         """A text that has to be one of few, as llama.cpp's architecture computes nothing else."""
-        value = self.text(key, default)
+        value = self.text(key)
         if value not in allowed:
             raise self.refuse(key, f"llama.cpp computes {' or '.join(allowed)} here")
         return value
@@ -113,11 +131,11 @@ class Config:
             raise self.wrong(key, f"is {_short(value)}, a list was expected")
         return value
 
-    def inner(self, key: str) -> Config:
+    def inner(self, key: str, *, defaults: Mapping[str, Any] | None = None) -> Config:
         value = self._found(key, None)
         if not isinstance(value, dict):
             raise self.wrong(key, f"is {_short(value)}, an object was expected")
-        return Config(value, self.file, self.path(key))
+        return Config(value, self.file, self.path(key), defaults=defaults)
 
 
 def _short(value: object) -> str:

@@ -12,9 +12,6 @@ from edgeopt.llm.families.tensors import Spec
 
 __all__ = ["Decoder"]
 
-#: What llama.cpp has room for.
-_MOST_BLOCKS = 512
-
 
 @dataclass(frozen=True)
 class Decoder:
@@ -31,31 +28,24 @@ class Decoder:
     epsilon: float
 
     @classmethod
-    def of(
-        cls, config: Config, *, head: int | None = None, epsilon: float | None = None
-    ) -> Decoder:
-        """``head`` and ``epsilon`` are the class's defaults for ``head_dim`` (else width by heads)
-        and ``rms_norm_eps``."""
+    def of(cls, config: Config) -> Decoder:
         width, heads = config.dim("hidden_size"), config.integer("num_attention_heads")
-        blocks = config.integer("num_hidden_layers")
         kv_heads = config.integer("num_key_value_heads", heads)
-        if blocks > _MOST_BLOCKS:
-            raise config.refuse("num_hidden_layers", f"llama.cpp has room for {_MOST_BLOCKS}")
         if heads % kv_heads:
             raise config.wrong(
                 "num_attention_heads", f"is {heads}, no multiple of num_key_value_heads {kv_heads}"
             )
-        if "head_dim" not in config and head is None and width.value % heads:
+        if "head_dim" not in config and width.value % heads:
             raise config.wrong(
                 "hidden_size", f"is {width.value}, no multiple of num_attention_heads {heads}"
             )
-        each = config.dim("head_dim", head or width.value // heads or None)
+        each = config.dim("head_dim", width.value // heads or None)
         if each.value % 2:
             raise config.wrong(
                 "head_dim", f"is {each.value}; rotary positions turn pairs of values"
             )
         return cls(
-            blocks=blocks,
+            blocks=config.blocks("num_hidden_layers"),
             context=config.integer("max_position_embeddings"),
             width=width,
             inner=config.dim("intermediate_size"),
@@ -63,7 +53,7 @@ class Decoder:
             kv_heads=kv_heads,
             head=each,
             vocabulary=config.dim("vocab_size"),
-            epsilon=config.number("rms_norm_eps", epsilon),
+            epsilon=config.number("rms_norm_eps"),
         )
 
     @property
@@ -132,6 +122,13 @@ class Decoder:
             if bias:
                 specs.append(Spec(f"{name}.bias", (out,)))
         return specs
+
+    def head_norms(self, change: Change | None = None) -> list[Spec]:
+        """The norms of queries and keys, each over one head."""
+        return [
+            Spec(f"model.layers.{{i}}.self_attn.{part}_norm.weight", (self.head,), change)
+            for part in "qk"
+        ]
 
     def norm(self, name: str, change: Change | None = None) -> Spec:
         return Spec(f"{name}.weight", (self.width,), change)

@@ -13,10 +13,11 @@ from edgeopt.llm.families.config import Config
 from edgeopt.llm.families.decoder import Decoder
 from edgeopt.llm.families.rope import Rope
 from edgeopt.llm.families.tensors import collect, per_block, tied, with_prefix
+from edgeopt.llm.families.windows import unseen_window
 
 __all__ = ["FAMILY", "Llama"]
 
-_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
+_DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 
 
 class Llama:
@@ -27,9 +28,9 @@ class Llama:
     architectures = ("LlamaForCausalLM", "MistralForCausalLM")
 
     def metadata(self, config: Mapping[str, Any], folder: Path) -> dict[str, Field]:
-        read = Config(config, folder / "config.json")
-        read.one_of("hidden_act", ("silu",), "silu")
-        fields = _decoder(read).metadata(self.name, _rope(read))
+        read = _config(config, folder)
+        read.one_of("hidden_act", ("silu",))
+        fields = Decoder.of(read).metadata(self.name, _rope(read))
         if "sliding_window" in read:
             # llama.cpp does not read it here; the file says what the model was made for.
             window = read.integer("sliding_window")
@@ -37,9 +38,9 @@ class Llama:
         return fields
 
     def tensors(self, config: Mapping[str, Any], source: Source) -> tuple[Weight, ...]:
-        read = Config(config, source.path / "config.json")
-        sizes, rope = _decoder(read), _rope(read)
-        shared = tied(source, read, "embed_tokens.weight", "lm_head.weight", default=False)
+        read = _config(config, source.path)
+        sizes, rope = Decoder.of(read), _rope(read)
+        shared = tied(source, read)
         first, last = sizes.ends(shared)
         block = [
             sizes.norm("model.layers.{i}.input_layernorm"),
@@ -51,11 +52,10 @@ class Llama:
             sizes.norm("model.layers.{i}.post_attention_layernorm"),
             *sizes.feed_forward(bias=read.flag("mlp_bias", False)),
         ]
-        specs = [*first, *per_block(sizes.blocks, block), *last]
         weights = collect(
             self.name,
             sizes.blocks,
-            specs,
+            [*first, *per_block(sizes.blocks, block), *last],
             source,
             canonical=with_prefix("model."),
             ignored=r"lm_head\.weight" if shared else None,
@@ -66,25 +66,16 @@ class Llama:
         return (weights[0], factors, *weights[1:])
 
     def notes(self, config: Mapping[str, Any], source: Source) -> tuple[str, ...]:
-        read = Config(config, source.path / "config.json")
-        if "sliding_window" not in read:
-            return ()
-        window, context = read.integer("sliding_window"), _decoder(read).context
-        if window >= context:
-            return ()
-        return (
-            f"llama.cpp attends to everything where this model sees {window} tokens back: past "
-            f"{window} tokens (of {context}) answers differ from the source's",
-        )
+        read = _config(config, source.path)
+        return unseen_window(read, Decoder.of(read).context)
 
 
-def _decoder(config: Config) -> Decoder:
-    # Files from before these keys were written rely on the class's defaults.
-    return Decoder.of(config, epsilon=1e-6)
+def _config(config: Mapping[str, Any], folder: Path) -> Config:
+    return Config(config, folder / "config.json", defaults=_DEFAULTS)
 
 
 def _rope(config: Config) -> Rope:
-    return Rope.of(config, kinds=_KINDS).whole()
+    return Rope.of(config, ("default", "linear", "dynamic", "yarn", "llama3")).whole()
 
 
 FAMILY = Llama()

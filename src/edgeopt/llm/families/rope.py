@@ -17,49 +17,51 @@ from edgeopt.llm.families.config import Config
 
 __all__ = ["Rope"]
 
-_KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
-
 
 @dataclass(frozen=True)
 class Rope:
     """``kind`` is transformers' name (``default``, ``llama3``, ...), ``base`` the theta,
-    ``scaling`` the object with the kind's own numbers, ``partial`` the part of a head that turns.
+    ``partial`` the part of a head that turns, ``context`` what the model was made for before its
+    positions were stretched, ``scaling`` the object with the kind's own numbers.
     """
 
     kind: str
     base: float
     partial: float
+    context: int
+    stretched: int
     scaling: Config
 
     @classmethod
-    def of(
-        cls,
-        config: Config,
-        *,
-        base: float = 10000.0,
-        kinds: tuple[str, ...] = _KINDS,
-        layers: str = "full_attention",
-    ) -> Rope:
+    def of(cls, config: Config, kinds: tuple[str, ...], *, layers: str = "full_attention") -> Rope:
         """``kinds`` are those that the architecture can express; ``layers`` says for which kind of
-        layer, where the configuration tells them apart; ``base`` is the class's default."""
+        layer, where the configuration tells them apart."""
         if "rope_parameters" in config:
             scaling = config.inner("rope_parameters")
             if layers in scaling:
                 scaling = scaling.inner(layers)
-            theta = scaling.number("rope_theta", config.number("rope_theta", base))
+        elif "rope_scaling" in config:
+            scaling = config.inner("rope_scaling")
         else:
-            missing = Config({}, config.file, "rope_scaling")
-            scaling = config.inner("rope_scaling") if "rope_scaling" in config else missing
-            theta = config.number("rope_theta", base)
+            scaling = Config({}, config.file, "rope_scaling")
         key = "rope_type" if "rope_type" in scaling else "type"
         kind = scaling.text(key, "default")
-        kind = {"su": "longrope"}.get(kind, kind)
         if kind not in kinds:
             raise scaling.refuse(
                 key, f"what edgeopt converts for this architecture is {', '.join(kinds)}"
             )
-        partial = scaling.number("partial_rotary_factor", config.number("partial_rotary_factor", 1))
-        return cls(kind, theta, partial, scaling)
+        longest = config.integer("max_position_embeddings")
+        original = "original_max_position_embeddings"
+        return cls(
+            kind=kind,
+            base=scaling.number("rope_theta", config.number("rope_theta", 10000.0)),
+            partial=scaling.number(
+                "partial_rotary_factor", config.number("partial_rotary_factor", 1.0)
+            ),
+            context=config.integer(original, scaling.integer(original, longest)),
+            stretched=longest,
+            scaling=scaling,
+        )
 
     def whole(self) -> Rope:
         """Raise SourceError where only a part of each head turns."""
@@ -69,6 +71,11 @@ class Rope:
             )
         return self
 
+    @property
+    def factor(self) -> float:
+        """By what positions are stretched."""
+        return self.scaling.number("factor", self.stretched / self.context)
+
     def metadata(self, architecture: str) -> dict[str, Field]:
         """``rope.freq_base`` and ``rope.scaling.*``.
 
@@ -76,15 +83,12 @@ class Rope:
         and ``longrope`` are tensors of factors.
         """
         fields = {f"{architecture}.rope.freq_base": f32(self.base)}
-        scaling, key = self.scaling, f"{architecture}.rope.scaling"
-        if self.kind == "linear":
-            fields[f"{key}.type"] = string("linear")
-            fields[f"{key}.factor"] = f32(scaling.number("factor"))
+        key = f"{architecture}.rope.scaling"
+        if self.kind in ("linear", "yarn"):
+            fields[f"{key}.type"] = string(self.kind)
+            fields[f"{key}.factor"] = f32(self.factor)
         if self.kind == "yarn":
-            fields[f"{key}.type"] = string("yarn")
-            fields[f"{key}.factor"] = f32(scaling.number("factor"))
-            original = scaling.integer("original_max_position_embeddings")
-            fields[f"{key}.original_context_length"] = u32(original)
+            fields[f"{key}.original_context_length"] = u32(self.context)
             fields[f"{key}.attn_factor"] = f32(self._yarn_attention())
         return fields
 
@@ -96,30 +100,35 @@ class Rope:
                 raise scaling.refuse(key, f"llama.cpp takes {only:g} in this architecture")
         if not scaling.flag("truncate", True):
             raise scaling.refuse("truncate", "llama.cpp truncates in this architecture")
-        factor = scaling.number("factor")
-        own = _mscale(factor, 1.0)
+        own = _mscale(self.factor, 1.0)
         if "attention_factor" in scaling:
             return scaling.number("attention_factor") / own
         if "mscale" in scaling and "mscale_all_dim" in scaling:
-            wanted = _mscale(factor, scaling.number("mscale"))
-            return wanted / _mscale(factor, scaling.number("mscale_all_dim")) / own
+            wanted = _mscale(self.factor, scaling.number("mscale"))
+            return wanted / _mscale(self.factor, scaling.number("mscale_all_dim")) / own
         return 1.0
+
+    def longrope_attention(self) -> float:
+        """By what longrope multiplies queries and keys: sqrt(1 + ln(factor) / ln(context))."""
+        usual = 1.0
+        if self.factor > 1:
+            usual = math.sqrt(1 + math.log(self.factor) / math.log(self.context))
+        return self.scaling.number("attention_factor", usual)
 
     def llama3_factors(self, head: int) -> NDArray[np.float32]:
         """What each of the ``head / 2`` frequencies is divided by (``rope_freqs.weight``).
 
-        Wavelengths below ``original / high`` stay, those above ``original / low`` are stretched
-        by ``factor``, with a linear blend of the frequencies between (Llama 3.1's rule).
+        Wavelengths below ``context / high`` stay, those above ``context / low`` are stretched by
+        ``factor``, with a linear blend of the frequencies between (Llama 3.1's rule).
         """
         scaling = self.scaling
         factor = scaling.number("factor")
         low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
-        original = scaling.integer("original_max_position_embeddings")
         if high <= low:
             raise scaling.wrong(
                 "high_freq_factor", f"is {high:g}, not above low_freq_factor {low:g}"
             )
-        turns = original / (2 * math.pi) / self.base ** (np.arange(0, head, 2) / head)
+        turns = self.context / (2 * math.pi) / self.base ** (np.arange(0, head, 2) / head)
         blend = np.clip((turns - low) / (high - low), 0, 1)
         return (1 / ((1 - blend) / factor + blend)).astype(np.float32)
 

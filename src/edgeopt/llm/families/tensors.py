@@ -141,17 +141,21 @@ def _gguf_names(architecture: str, blocks: int) -> Callable[[str], str]:
     return named
 
 
-def tied(source: Source, config: Config, embedding: str, head: str, *, default: bool) -> bool:
+def tied(
+    source: Source,
+    config: Config,
+    embedding: str = "embed_tokens.weight",
+    head: str = "lm_head.weight",
+) -> bool:
     """Whether the output is the embedding, so that GGUF holds one tensor for both.
 
-    ``embedding`` and ``head`` are the tensors' names without the model's prefix. True where
-    ``tie_word_embeddings`` says so (``default`` is the class's own), and where both are the same
-    storage. A head that is there although it is tied must hold the embedding's values: a few rows
-    are looked at.
+    ``embedding`` and ``head`` are the ends of the tensors' names. True where
+    ``tie_word_embeddings`` says so, and where both are the same storage. A head that is there
+    although it is tied must hold the embedding's values: a few rows are looked at.
     """
     ends = {name: w for w in source.weights for name in (embedding, head) if _is(w.name, name)}
     table, output = ends.get(embedding), ends.get(head)
-    if not config.flag("tie_word_embeddings", default):
+    if not config.flag("tie_word_embeddings"):
         same = table and output and table.storage and table.storage == output.storage
         return bool(same)
     if table and output and not _alike(table, output):
