@@ -327,6 +327,7 @@ def test_tensors_that_do_not_fit(change: Any, message: str, tmp_path: Path) -> N
         ({"rope_scaling": {"type": "yarn", "factor": 2, "beta_fast": 8}}, "beta_fast is 8"),
         ({"rope_scaling": {"type": "yarn", "factor": 2, "truncate": False}}, "truncate is False"),
         ({"partial_rotary_factor": 0.5}, "turns whole heads"),
+        ({"partial_rotary_factor": 2}, "partial_rotary_factor: is 2, more than all"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "low_freq_factor: is missing"),
         (
             {
@@ -582,7 +583,7 @@ def test_what_bert_leaves_behind_is_told(tmp_path: Path) -> None:
     )
     source = Source(tmp_path, "hf-folder", (), 0, weights)
     first, second = family_of(BERT, tmp_path).notes(BERT, source)
-    assert first.startswith("cls and pooler stay behind")
+    assert first.startswith("left behind") and first.endswith(": cls, pooler")
     assert "no modules.json" in second
     with pytest.raises(SourceError, match=r"no tensor 'embeddings.word_embeddings.weight'"):
         family_of(BERT, tmp_path).tensors(BERT, source)

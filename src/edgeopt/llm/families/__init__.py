@@ -53,8 +53,8 @@ def family_of(config: Mapping[str, Any], path: Path) -> Family:
     if family is None:
         raise SourceError(
             f"{path / 'config.json'}: edgeopt has no family for {', '.join(named)[:200]}; it "
-            f"knows {', '.join(known)}. A new one is one file in edgeopt/llm/families/ and its "
-            "line in FAMILIES there (CONTRIBUTING.md)"
+            f"knows {', '.join(known)}. To add one: a file in edgeopt/llm/families/ and its line "
+            "in FAMILIES (CONTRIBUTING.md)"
         )
     if config.get("quantization_config") is not None:
         method = config["quantization_config"]
