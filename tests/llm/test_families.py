@@ -104,12 +104,6 @@ def test_a_configuration_without_architecture(named: Any, tmp_path: Path) -> Non
         family_of({"architectures": named}, tmp_path)
 
 
-def test_weights_that_are_quantized_already(tmp_path: Path) -> None:
-    config = {**LLAMA, "quantization_config": {"quant_method": "awq"}}
-    with pytest.raises(SourceError, match=r"quantized already.*awq"):
-        family_of(config, tmp_path)
-
-
 def test_gguf_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(MissingExtraError, match=r"edgeopt\[gguf\]"):
