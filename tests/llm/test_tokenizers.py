@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edgeopt.errors import FormatError, SourceError, UsageError
+from edgeopt.errors import SourceError
 from edgeopt.files.gguf_header import MetadataArray, read_header
 from edgeopt.files.gguf_write import Field
 from edgeopt.llm.tokenizers import read_tokenizer
@@ -58,7 +58,9 @@ def write(folder: Path, name: str, value: Any) -> None:
     folder.joinpath(name).write_text(text)
 
 
-def read(folder: Path, n_vocab: int, architecture: str = "llama", **config: Any) -> dict[str, Field]:
+def read(
+    folder: Path, n_vocab: int, architecture: str = "llama", **config: Any
+) -> dict[str, Field]:
     return read_tokenizer(folder, config, architecture, n_vocab)
 
 
@@ -142,9 +144,7 @@ def smollm2_folder(smollm2_keys: dict[str, Any], tmp_path_factory: pytest.TempPa
     return folder
 
 
-def test_smollm2_gives_its_own_metadata(
-    smollm2_folder: Path, smollm2_keys: dict[str, Any]
-) -> None:
+def test_smollm2_gives_its_own_metadata(smollm2_folder: Path, smollm2_keys: dict[str, Any]) -> None:
     fields = read(smollm2_folder, 49152)
     made = {key: field.value for key, field in fields.items()}
     template = made.pop("tokenizer.chat_template")
@@ -153,9 +153,7 @@ def test_smollm2_gives_its_own_metadata(
     # a default of llama.cpp's for this model
     assert expected.pop("tokenizer.ggml.add_space_prefix") is False
     assert made.pop("tokenizer.ggml.add_eos_token") is False
-    assert made.pop("tokenizer.ggml.token_type") == list(
-        expected.pop("tokenizer.ggml.token_type")
-    )
+    assert made.pop("tokenizer.ggml.token_type") == list(expected.pop("tokenizer.ggml.token_type"))
     assert made == expected
 
 

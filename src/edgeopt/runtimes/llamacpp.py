@@ -31,7 +31,7 @@ from edgeopt.core.ggml import TYPE_NUMBERS
 from edgeopt.errors import InputsError, MissingExtraError, SourceError, WorkerError
 from edgeopt.runtimes.smaps import FilePages, file_pages
 
-__all__ = ["Generated", "Session", "installed"]
+__all__ = ["Generated", "Session", "installed", "preload"]
 
 #: Tokens decoded at a time: bounds the buffer of logits, and is enough for a CPU's full speed.
 _STEP = 256
@@ -59,6 +59,11 @@ def installed() -> bool:
     return importlib.util.find_spec("llama_cpp") is not None
 
 
+def preload() -> None:
+    """Load the library now, so that the next session's failure is the session's own."""
+    _library()
+
+
 @dataclass(frozen=True)
 class Generated:
     """Tokens that were generated, and whether all logits on the way were finite.
@@ -75,7 +80,9 @@ class Session:
     """A GGUF file opened by llama.cpp on the CPU; make one with :meth:`open`, close it after use.
 
     ``context`` is the most tokens in a sequence, ``vocabulary`` the width of the logits, ``width``
-    that of an embedding. ``bos`` is the token that this model's texts begin with, or None.
+    that of an embedding. ``trained_context`` is what the model was trained with (0: not said);
+    one with a table of positions has no more of them. ``bos`` is the token that this model's
+    texts begin with, or None.
     """
 
     def __init__(self, path: Path, library: Any, model: Any, native: Any, asked: Any) -> None:
@@ -87,6 +94,7 @@ class Session:
         self.context: int = asked["context"]
         self.vocabulary: int = library.llama_vocab_n_tokens(self._vocab)
         self.width: int = library.llama_model_n_embd(model)
+        self.trained_context: int = library.llama_model_n_ctx_train(model)
         bos = library.llama_vocab_bos(self._vocab)
         adds = library.llama_vocab_get_add_bos(self._vocab)
         self.bos: int | None = bos if adds and bos >= 0 else None

@@ -89,7 +89,9 @@ class Rope:
             fields[f"{key}.factor"] = f32(self.factor)
         if self.kind == "yarn":
             fields[f"{key}.original_context_length"] = u32(self.context)
-            fields[f"{key}.attn_factor"] = f32(self._yarn_attention())
+            attention = self._yarn_attention()
+            if attention != 1:
+                fields[f"{key}.attn_factor"] = f32(attention)
         return fields
 
     def _yarn_attention(self) -> float:
