@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,23 +133,56 @@ def _out(source: Source, out: str | Path | None, text: Path) -> Path:
 
 @dataclass(frozen=True)
 class _Tokenizer:
-    """transformers' tokenizer, as far as it is needed."""
+    """``encode(text, specials)``: the tokens of a text, with or without special ones around it."""
 
-    inner: Any
+    encode: Callable[[str, bool], list[int]]
+
+    @classmethod
+    def of(cls, folder: Path) -> _Tokenizer:
+        """``tokenizer.json`` itself, which is what GGUF's tokenizer is made from too; transformers
+        builds it anew from a class and a vocabulary. Its own where there is no such file."""
+        file = folder / "tokenizer.json"
+        reasons = (OSError, ValueError, KeyError, TypeError, AttributeError)
+        try:
+            if not file.is_file():
+                return cls(_slow(folder))
+            return cls(_fast(file))
+        except reasons as error:
+            reason = " ".join(str(error).split())[:200]
+            raise SourceError(f"{folder}: cannot load its tokenizer: {reason}") from error
 
     def plain(self, text: str) -> list[int]:
-        """The tokens of a text, without special ones before and after it."""
-        return list(self.inner(text, add_special_tokens=False)["input_ids"])
+        return self.encode(text, False)
 
     @property
     def specials(self) -> Specials:
-        return Specials.of(self.plain("a"), self.inner("a")["input_ids"])
+        return Specials.of(self.plain("a"), self.encode("a", True))
+
+
+def _fast(file: Path) -> Callable[[str, bool], list[int]]:
+    from tokenizers import Tokenizer
+
+    try:
+        inner = Tokenizer.from_file(str(file))
+    except Exception as error:
+        # That is what tokenizers raises for whatever is wrong with the file, and no other class.
+        if type(error) is not Exception:
+            raise
+        raise ValueError(str(error)) from error
+    inner.no_truncation()
+    inner.no_padding()
+    return lambda text, specials: list(inner.encode(text, add_special_tokens=specials).ids)
+
+
+def _slow(folder: Path) -> Callable[[str, bool], list[int]]:
+    from transformers import AutoTokenizer
+
+    inner = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    return lambda text, specials: list(inner(text, add_special_tokens=specials)["input_ids"])
 
 
 def _load(folder: Path) -> tuple[Any, _Tokenizer]:
     try:
-        from transformers import AutoTokenizer
-
         from edgeopt.graphs.capture.huggingface import pretrained
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers"):
@@ -157,13 +190,8 @@ def _load(folder: Path) -> tuple[Any, _Tokenizer]:
         purpose = "running a model over a text"
         raise MissingExtraError(error.name, "torch", purpose) from error
     model = pretrained(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise SourceError(f"{folder}: transformers cannot load its tokenizer: {reason}") from error
     # The head is left out: its products are as many as the vocabulary, and nobody asks for them.
-    return getattr(model, model.base_model_prefix, model), _Tokenizer(tokenizer)
+    return getattr(model, model.base_model_prefix, model), _Tokenizer.of(folder)
 
 
 def _named(model: nn.Module, architecture: str, names: Collection[str]) -> dict[str, nn.Module]:
