@@ -64,7 +64,8 @@ def _from_folder(source: Source, pre_tokenizer: str | None) -> LanguageModel:
     }
     vocabulary = next((t.shape[0] for t in tensors if t.name == "token_embd.weight"), 0)
     tokenizer = read_tokenizer(folder, config, family.name, vocabulary, pre=pre_tokenizer)
-    return LanguageModel(family.name, {**metadata, **tokenizer}, tensors)
+    notes = family.notes(config, source)
+    return LanguageModel(family.name, {**metadata, **tokenizer}, tensors, notes)
 
 
 def _require_floats(source: Source, config: Mapping[str, Any]) -> None:
