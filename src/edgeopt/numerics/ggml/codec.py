@@ -88,6 +88,8 @@ def encode(
         raise ValueError(f"{importance.shape[0]} values of importance for {columns} columns")
     if importance is not None:
         importance = np.ascontiguousarray(importance, np.float32)
+        if not (np.isfinite(importance) & (importance >= 0)).all():
+            raise ValueError("importance holds NaN, Inf or a negative value; make it anew")
     try:
         module = importlib.import_module(f"edgeopt.numerics.ggml.{_ENCODERS[type_name]}")
     except ModuleNotFoundError as error:
