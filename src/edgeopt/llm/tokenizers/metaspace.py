@@ -46,7 +46,7 @@ def read_metaspace_bpe(
     model = files.model
     require_plain(model, path)
     prefix = _prefix(files, path)
-    vocabulary = words(mapped(model.get("vocab"), path, "vocab"), n_vocab, path)
+    vocabulary = words(files, mapped(model.get("vocab"), path, "vocab"), n_vocab, path)
     added = files.added_tokens()
     skipped = {token.id for token in added}
     merges = merge_pairs(model, path)

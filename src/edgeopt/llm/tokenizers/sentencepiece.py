@@ -9,6 +9,7 @@ Format: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_mo
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Mapping
@@ -116,6 +117,8 @@ def _checked_piece(
 ) -> tuple[str, float, int]:
     if not 1 <= kind <= max(TokenType):
         raise FormatError(path, f"type {kind}, 1 to 6 are known", field="piece", offset=offset)
+    if not math.isfinite(score):
+        raise FormatError(path, f"the score {score} is no number", field="piece", offset=offset)
     try:
         return raw.decode(), score, kind
     except UnicodeDecodeError as error:
