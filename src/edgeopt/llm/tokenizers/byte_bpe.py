@@ -5,7 +5,7 @@ GGUF: model ``gpt2``, tokens in the alphabet that stands for bytes, merges as ``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,14 +123,13 @@ def words(files: TokenizerFolder, vocab: Mapping[str, Any], n_vocab: int, path: 
     return vocabulary
 
 
-def merge_pairs(model: Mapping[str, Any], path: Path) -> list[tuple[str, str]]:
+def merge_pairs(model: Mapping[str, Any], path: Path) -> Iterator[tuple[str, str]]:
     """The merges of a BPE model, best first, a space inside a side encoded."""
     return _pairs(listed(model.get("merges"), path, "merges"), path)
 
 
-def _pairs(entries: Iterable[Any], path: Path) -> list[tuple[str, str]]:
+def _pairs(entries: Iterable[Any], path: Path) -> Iterator[tuple[str, str]]:
     """Merges as ``"a b"`` or as ``[a, b]``."""
-    pairs = []
     for rank, entry in enumerate(entries):
         if isinstance(entry, str):
             # a side may be the space itself, or begin with one
@@ -148,5 +147,4 @@ def _pairs(entries: Iterable[Any], path: Path) -> list[tuple[str, str]]:
             )
         if " " in a or " " in b:
             a, b = a.replace(" ", _SPACE), b.replace(" ", _SPACE)
-        pairs.append((a, b))
-    return pairs
+        yield a, b
