@@ -9,6 +9,7 @@ Format: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_mo
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Mapping
@@ -79,6 +80,7 @@ def parse_model(path: Path) -> SentencePieceModel:
 
 
 _ENDS = {41: "bos", 42: "eos", 43: "pad"}
+_TYPES = {int(kind): kind for kind in TokenType}
 _SCORE = struct.Struct("<f")
 #: A short piece as every writer writes it: text, score, perhaps its type.
 _TEXT_TAG, _SCORE_TAG, _TYPE_TAG = 0x0A, 0x15, 0x18
@@ -114,8 +116,10 @@ def _long_piece(data: bytes, lo: int, hi: int, path: Path) -> tuple[str, float, 
 def _checked_piece(
     raw: bytes, score: float, kind: int, offset: int, path: Path
 ) -> tuple[str, float, int]:
-    if not 1 <= kind <= max(TokenType):
+    if kind not in _TYPES:
         raise FormatError(path, f"type {kind}, 1 to 6 are known", field="piece", offset=offset)
+    if not math.isfinite(score):
+        raise FormatError(path, f"the score {score} is no number", field="piece", offset=offset)
     try:
         return raw.decode(), score, kind
     except UnicodeDecodeError as error:
@@ -165,7 +169,7 @@ def read_sentencepiece(
     vocabulary = Vocabulary(n_vocab)
     own: dict[str, int] = {}
     for number, (text, score, kind) in enumerate(model.pieces):
-        vocabulary.put(number, text, TokenType(kind), path, score)
+        vocabulary.put(number, text, _TYPES[kind], path, score)
         if kind == TokenType.UNKNOWN:
             own["unk"] = number
     for role, number in model.ends.items():
