@@ -255,6 +255,35 @@ def verify(source: str, artifact: str, as_json: bool, **options: Any) -> None:
     _show(proof, as_json)
 
 
+@cli.command(short_help="Make an importance matrix for quantizing a language model.")
+@click.argument("folder", metavar="FOLDER")
+@click.option("--text", metavar="FILE", required=True, help="UTF-8 text to read.")
+@click.option("-o", "--out", metavar="OUT", help="File to write (default: beside FOLDER).")
+@click.option(
+    "--chunks", type=click.IntRange(min=1), metavar="N", help="Pieces to read (default: all)."
+)
+@click.option(
+    "--context",
+    type=click.IntRange(min=16),
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="Tokens in a piece.",
+)
+@_json
+def imatrix(folder: str, text: str, as_json: bool, **options: Any) -> None:
+    """Run the language model in FOLDER over a text, and write how strongly each input column of
+    its matrices is driven: quantize --imatrix OUT spends its bits where that is strongest."""
+    from edgeopt.verbs.imatrix import imatrix as run
+
+    with _progress() as progress:
+        made = run(folder, text, progress=progress, **options)
+    if as_json:
+        _print(made.to_json())
+    else:
+        click.echo(made)
+
+
 # ---------------------------------------------------------------------------------------------
 # printing
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.core import Source
-from edgeopt.files.gguf_write import Field, Layout, string, u32, writing_gguf
+from edgeopt.files.gguf_write import Field, Layout, string, writing_gguf
 from edgeopt.files.open import open_source
 from edgeopt.llm.families import family_of
 from edgeopt.llm.families.base import Family
@@ -30,7 +30,6 @@ def write_gguf(folder: Path, out: Path, extra: Mapping[str, Field] | None = None
     fields = {
         "general.architecture": string(family.name),
         "tokenizer.ggml.model": string("no_vocab"),
-        f"{family.name}.vocab_size": u32(config["vocab_size"]),
         **family.metadata(config, folder),
         **(extra or {}),
     }
@@ -53,16 +52,20 @@ def write_gguf(folder: Path, out: Path, extra: Mapping[str, Field] | None = None
     return out
 
 
-def sentence_transformer(folder: Path, pooling: str) -> None:
+def sentence_transformer(
+    folder: Path, pooling: str, *, transformer: str = "", dense: bool = False
+) -> None:
     """The files that make a folder one of sentence-transformers."""
-    (folder / "1_Pooling").mkdir(exist_ok=True)
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": pooling}))
-    package = "sentence_transformers.models"
-    modules = [
-        {"idx": 0, "name": "0", "path": "", "type": f"{package}.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{package}.Pooling"},
-    ]
+    parts = {"Transformer": transformer, "Pooling": "1_Pooling", "Dense": "2_Dense"}
+    if not dense:
+        del parts["Dense"]
+    modules = []
+    for i, (kind, path) in enumerate(parts.items()):
+        (folder / path).mkdir(exist_ok=True)
+        kind = f"sentence_transformers.models.{kind}"
+        modules.append({"idx": i, "name": str(i), "path": path, "type": kind})
     (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": pooling}))
 
 
 def logits(

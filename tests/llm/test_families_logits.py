@@ -4,13 +4,13 @@ logits. No key has its default value, so that one left out shows."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.llm.gguf_of import embedding, logits, sentence_transformer, write_gguf
+from tests.llm.gguf_of import embedding, logits, opened, sentence_transformer, write_gguf
 
 pytest.importorskip("llama_cpp")
 torch = pytest.importorskip("torch")
@@ -104,6 +104,15 @@ CASES = {
         norm=0.0,
         limit=1e-3,
     ),
+    "gemma2-27b": Case(
+        "Gemma2Config",
+        GEMMA
+        | {"rope_parameters": THETA, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0}
+        | {"num_hidden_layers": 46, "query_pre_attn_scalar": 16},
+        norm=0.0,
+        # 46 times GELU from the table add up; another scale of attention is off by far more.
+        limit=5e-3,
+    ),
     "gemma3": Case(
         "Gemma3TextConfig",
         GEMMA | {"rope_parameters": GEMMA3_ROPE, "num_hidden_layers": 7},
@@ -183,6 +192,42 @@ def test_llama_cpp_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     path = write_gguf(tmp_path, tmp_path / "model.gguf")
     got = logits(path, tokens, VOCABULARY, n_ctx=case.n_ctx)
     assert difference(got, wanted) < case.limit
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-yarn-attention", "gemma2", "gemma3-pattern-cap", "phi3-short-factors"]
+)
+def test_every_number_of_the_metadata_counts(name: str, tmp_path: Path) -> None:
+    """Half a key's value, and llama.cpp computes something else or does not load the file."""
+    case = CASES[name]
+    built(case).save_pretrained(tmp_path)
+    config, _, family = opened(tmp_path)
+    tokens = torch.randint(0, VOCABULARY, (case.tokens,)).tolist()
+    wanted = logits(write_gguf(tmp_path, tmp_path / "whole.gguf"), tokens, VOCABULARY)
+    for key, entry in family.metadata(config, tmp_path).items():
+        if entry.type != "float32":
+            continue
+        changed = {key: replace(entry, value=entry.value / 2)}
+        path = write_gguf(tmp_path, tmp_path / "half.gguf", changed)
+        assert difference(logits(path, tokens, VOCABULARY), wanted) > 1e-3, key
+
+
+def test_the_text_part_of_a_gemma3_that_sees(tmp_path: Path) -> None:
+    text = {**SIZES, **GEMMA, "rope_parameters": GEMMA3_ROPE, "num_hidden_layers": 7}
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, image_token_index=95, mm_tokens_per_image=4
+    )
+    model = randomise(transformers.Gemma3ForConditionalGeneration(config), 0.0)
+    model.save_pretrained(tmp_path)
+    tokens = torch.randint(0, 90, (40,)).tolist()
+    with torch.no_grad():
+        wanted = model(torch.tensor([tokens])).logits[0].numpy()
+    found, source, family = opened(tmp_path)
+    assert "vision part stays behind" in family.notes(found, source)[0]
+    path = write_gguf(tmp_path, tmp_path / "model.gguf")
+    assert difference(logits(path, tokens, VOCABULARY), wanted) < 1e-3
 
 
 def test_embeddings_of_bert(tmp_path: Path) -> None:

@@ -155,8 +155,10 @@ from edgeopt.llm.plan import layout_of
 from edgeopt.llm.stream import write_model
 source, out, kind = open_source(sys.argv[1]), Path(sys.argv[2]), Ggml(sys.argv[3])
 model = LanguageModel("llama", {}, source.weights)
-decisions = tuple(Decision(w.name, "tensor", "ggml", "gguf", kind, "", kind.nbytes(w.shape), w.shape)
-                  for w in source.weights)
+decisions = tuple(
+    Decision(w.name, "tensor", "ggml", "gguf", kind, "", kind.nbytes(w.shape), w.shape)
+    for w in source.weights
+)
 plan = Plan("", {"type": sys.argv[3], "to": "gguf"}, decisions)
 out.touch()
 write_model(source, model, plan, layout_of(model, plan), out, threads=2)
@@ -167,7 +169,7 @@ print(peak[0], out.stat().st_size)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited and read the Linux way")
 def test_one_tensor_of_two_gigabytes_under_a_memory_limit(tmp_path: Path) -> None:
-    """Its holes take no disk, nor do the zeros that it becomes matter: every row is gone through."""
+    """A sparse file takes no disk; every row of it is gone through all the same."""
     shape = (1 << 18, 1 << 12)
     header = json.dumps(
         {"big": {"dtype": "F16", "shape": shape, "data_offsets": [0, 2 * shape[0] * shape[1]]}}
