@@ -104,12 +104,6 @@ def test_a_configuration_without_architecture(named: Any, tmp_path: Path) -> Non
         family_of({"architectures": named}, tmp_path)
 
 
-def test_weights_that_are_quantized_already(tmp_path: Path) -> None:
-    config = {**LLAMA, "quantization_config": {"quant_method": "awq"}}
-    with pytest.raises(SourceError, match=r"quantized already.*awq"):
-        family_of(config, tmp_path)
-
-
 def test_gguf_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(MissingExtraError, match=r"edgeopt\[gguf\]"):
@@ -327,6 +321,7 @@ def test_tensors_that_do_not_fit(change: Any, message: str, tmp_path: Path) -> N
         ({"rope_scaling": {"type": "yarn", "factor": 2, "beta_fast": 8}}, "beta_fast is 8"),
         ({"rope_scaling": {"type": "yarn", "factor": 2, "truncate": False}}, "truncate is False"),
         ({"partial_rotary_factor": 0.5}, "turns whole heads"),
+        ({"partial_rotary_factor": 2}, "partial_rotary_factor: is 2, more than all"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "low_freq_factor: is missing"),
         (
             {
@@ -582,7 +577,7 @@ def test_what_bert_leaves_behind_is_told(tmp_path: Path) -> None:
     )
     source = Source(tmp_path, "hf-folder", (), 0, weights)
     first, second = family_of(BERT, tmp_path).notes(BERT, source)
-    assert first.startswith("cls and pooler stay behind")
+    assert first.startswith("left behind") and first.endswith(": cls, pooler")
     assert "no modules.json" in second
     with pytest.raises(SourceError, match=r"no tensor 'embeddings.word_embeddings.weight'"):
         family_of(BERT, tmp_path).tensors(BERT, source)

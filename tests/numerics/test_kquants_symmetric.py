@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 pytest.importorskip("numba")
 
+from tests import ggml_oracle
+
 from edgeopt.core.ggml import TYPES_BY_NAME
 from edgeopt.numerics.ggml.kquants_symmetric import encode_q3_k, encode_q6_k
-from tests import ggml_oracle
 
 ENCODERS = {"Q6_K": encode_q6_k, "Q3_K": encode_q3_k}
 

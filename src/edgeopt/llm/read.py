@@ -54,17 +54,18 @@ def _from_folder(source: Source, pre_tokenizer: str | None) -> LanguageModel:
         folder = folder / sentence["transformer"]
     config = read_json(folder / "config.json")
     _require_floats(source, config)
-    family = family_of(config, folder / "config.json")
+    family = family_of(config, folder)
     tensors = family.tensors(config, source)
     metadata = {
         "general.architecture": string(family.name),
         "general.type": string("model"),
         "general.name": string(_name(config, source.path)),
-        **family.metadata(config, source.path),
+        **family.metadata(config, folder),
     }
     vocabulary = next((t.shape[0] for t in tensors if t.name == "token_embd.weight"), 0)
     tokenizer = read_tokenizer(folder, config, family.name, vocabulary, pre=pre_tokenizer)
-    return LanguageModel(family.name, {**metadata, **tokenizer}, tensors)
+    notes = family.notes(config, source)
+    return LanguageModel(family.name, {**metadata, **tokenizer}, tensors, notes)
 
 
 def _require_floats(source: Source, config: Mapping[str, Any]) -> None:

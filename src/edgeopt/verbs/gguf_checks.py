@@ -185,6 +185,8 @@ def check_structure(
     """The file as gguf-py, an independent reader, sees it, against what was to be written."""
     if find_spec("gguf") is None:
         return Part(unproven=(str(MissingExtraError("gguf", "gguf", "reading the file anew")),))
+    if progress is not None:
+        progress("reading with gguf-py", None)
     outcome = read_with_gguf(path, progress)
     if outcome.result is None:
         assert outcome.error is not None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +29,7 @@ from edgeopt.core import (
     format_bytes,
 )
 from edgeopt.core.ggml import PLAIN_TYPES
-from edgeopt.errors import FormatError, OutputError, SourceError
+from edgeopt.errors import FormatError, OutputError, SourceError, UsageError
 from edgeopt.files.open import open_source
 from edgeopt.llm.model import LanguageModel
 from edgeopt.llm.read import read_model
@@ -49,7 +51,15 @@ from edgeopt.verbs.gguf_runs import (
     read_text,
 )
 
-__all__ = ["assemble", "bits_per_weight", "fitting_context", "prove_gguf", "reference_file"]
+__all__ = [
+    "Facts",
+    "assemble",
+    "bits_per_weight",
+    "default_threads",
+    "fitting_context",
+    "prove_gguf",
+    "reference_file",
+]
 
 _MAX_THREADS = 8
 #: Tensors shown by name.
@@ -88,80 +98,62 @@ def prove_gguf(
     the reference. Whatever is wrong with the file is a check that fails.
     """
     start = time.perf_counter()
-    threads = threads or min(os.cpu_count() or 1, _MAX_THREADS)
-    if depth == "none":
-        parts: Sequence[Part] = (Part(unproven=("anything: --prove none was asked for",)),)
+    threads = threads or default_threads()
+
+    def proof(parts: Sequence[Part], facts: Facts) -> Proof:
         return assemble(
-            verb, source, plan, written, final, parts, (), weights=(), threads=threads, start=start
+            verb, source, written, final, parts, facts, plan=plan, threads=threads, start=start
         )
+
+    if depth == "none":
+        return proof([Part(unproven=("anything: --prove none was asked for",))], Facts())
     try:
         stored = read_model(open_source(written)).tensors
     except FormatError as error:
         reason = f"{error.problem}{f' ({error.field})' if error.field else ''}"
         broken = Check("structure", False, reason, "a file that edgeopt reads", "make it anew")
-        parts = (Part((broken,)),)
-        return assemble(
-            verb, source, plan, written, final, parts, (), weights=(), threads=threads, start=start
-        )
+        return proof([Part((broken,))], Facts())
     tensors, errors = check_tensors(
-        model.tensors,
-        stored,
-        threads=threads,
-        files=(*source.files, written),
-        progress=progress,
+        model.tensors, stored, threads=threads, files=(*source.files, written), progress=progress
     )
-    if progress is not None:
-        progress("reading with gguf-py", None)
+    facts = Facts(model.tensors, stored, errors)
     expected = [
         Expected(d.tensor, d.shape, d.scheme.type, d.nbytes)
         for d in plan.decisions
         if isinstance(d.scheme, Ggml)
     ]
     embedder = is_embedder(model)
-    parts = [
-        tensors,
-        check_structure(written, expected, model.metadata, progress=progress),
-        check_runs(written, final, embedder=embedder, threads=threads, progress=progress),
-    ]
-    spent: dict[str, Any] = {}
-    if depth == "full":
-        missing = missing_llama("comparing what the models predict")
-        if missing is not None:
-            parts.append(Part(unproven=(missing,)))
-        elif text is None:
-            parts.append(Part(unproven=("what the models predict: no text was given",)))
-        else:
-            context = fitting_context(model, context)
-            body = read_text(text, chunks, context)
-            with reference_file(source, model, final, write_reference, progress) as (base, spent):
-                parts.append(
-                    check_predictions(
-                        base,
-                        written,
-                        final,
-                        embedder=embedder,
-                        text=body,
-                        label=text.name,
-                        chunks=chunks,
-                        context=context,
-                        bits=bits_per_weight(stored),
-                        threads=threads,
-                        progress=progress,
-                    )
-                )
-    return assemble(
-        verb,
-        source,
-        plan,
-        written,
-        final,
-        parts,
-        errors,
-        weights=stored,
-        threads=threads,
-        start=start,
-        spent=spent,
-    )
+    structure = check_structure(written, expected, model.metadata, progress=progress)
+    runs = check_runs(written, final, embedder=embedder, threads=threads, progress=progress)
+    parts = [tensors, structure, runs]
+    if depth != "full" or not all(check.passed for check in runs.checks):
+        return proof(parts, facts)
+    if (missing := missing_llama("comparing what the models predict")) is not None:
+        return proof([*parts, Part(unproven=(missing,))], facts)
+    if text is None:
+        raise UsageError("--prove full compares the models on a text: give it with --text FILE")
+    context = fitting_context(model, context)
+    body = read_text(text, chunks, context)
+    with reference_file(source, model, final, write_reference, progress) as reference:
+        predictions = check_predictions(
+            reference.path,
+            written,
+            final,
+            embedder=embedder,
+            text=body,
+            label=text.name,
+            chunks=chunks,
+            context=context,
+            bits=bits_per_weight(stored),
+            threads=threads,
+            progress=progress,
+        )
+    return proof([*parts, predictions], dataclasses.replace(facts, reference=reference))
+
+
+def default_threads() -> int:
+    """One a core, up to 8."""
+    return min(os.cpu_count() or 1, _MAX_THREADS)
 
 
 def bits_per_weight(weights: Sequence[Weight]) -> float:
@@ -176,6 +168,15 @@ def fitting_context(model: LanguageModel, context: int) -> int:
     return min(context, trained) if trained else context
 
 
+@dataclass(frozen=True)
+class Reference:
+    """The file that an artifact is compared with, and what making it took."""
+
+    path: Path
+    nbytes: int = 0
+    seconds: float = 0.0
+
+
 @contextmanager
 def reference_file(
     source: Source,
@@ -183,14 +184,11 @@ def reference_file(
     final: Path,
     write_reference: WriteReference | None,
     progress: Progress | None,
-) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The file that the artifact is compared with, and what making it took.
-
-    A GGUF source is compared with as it is. Else a temporary file beside the artifact: the disk
-    that it goes to has room for models.
-    """
+) -> Iterator[Reference]:
+    """A GGUF source itself; of anything else a temporary file beside the artifact, as the disk
+    that this goes to has room for models."""
     if source.kind == "gguf":
-        yield source.path, {}
+        yield Reference(source.path)
         return
     if write_reference is None:
         raise SourceError(f"{source.path}: is no GGUF, and nothing to make one of it was given")
@@ -205,69 +203,74 @@ def reference_file(
     if progress is not None:
         progress(f"writing the reference, {format_bytes(needed)} for a while", None)
     with tempfile.TemporaryDirectory(prefix=".edgeopt-", dir=folder) as name:
-        reference = Path(name) / "reference.gguf"
-        reference.touch()
+        path = Path(name) / "reference.gguf"
+        path.touch()
         start = time.perf_counter()
-        nbytes = write_reference(reference)
-        yield reference, {"disk": nbytes, "seconds": time.perf_counter() - start}
+        nbytes = write_reference(path)
+        yield Reference(path, nbytes, time.perf_counter() - start)
 
 
 # ---------------------------------------------------------------------------------------------
 # the document
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a proof is about: tensors before and after, their errors, and the reference made."""
+
+    before: Sequence[Weight] = ()
+    after: Sequence[Weight] = ()
+    errors: Sequence[TensorError] = ()
+    reference: Reference | None = None
+
+
 def assemble(
     verb: str,
     source: Source,
-    plan: Plan | None,
     written: Path,
     final: Path,
     parts: Sequence[Part],
-    errors: Sequence[TensorError],
+    facts: Facts,
     *,
-    weights: Sequence[Weight],
+    plan: Plan | None = None,
     threads: int,
     start: float,
-    spent: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> Proof:
     """The proof that the parts come to. ``start``: when proving began, on the performance clock."""
-    spent = spent or {}
     found = {key: value for part in parts for key, value in part.found.items()}
-    embedder = "embeddings" in found or any(not one["tokens"] for one in found.get("generated", ()))
     checks = tuple(check for part in parts for check in part.checks)
     ran = any(check.name == "runs" and check.passed for check in checks)
-    seconds = {"proving": time.perf_counter() - start}
-    if "seconds" in spent:
-        seconds["writing the reference"] = spent["seconds"]
-    described: dict[str, Any] = {
-        "path": str(source.path),
-        "kind": source.kind,
-        "nbytes": source.nbytes,
-    }
+    embeds = not any(one["tokens"] for one in found.get("generated", ()))
+    made = facts.reference or Reference(written)
     return Proof(
         verb=verb,
-        source=described,
+        source={"path": str(source.path), "kind": source.kind, "nbytes": source.nbytes},
         artifact={
             "path": str(final),
             "format": "gguf",
             "nbytes": written.stat().st_size,
             "sha256": _sha256(written),
             "type": None if plan is None else plan.options.get("type"),
-            "bits_per_weight": bits_per_weight(weights),
-            "types": _by_type(weights, errors),
+            "bits_per_weight": bits_per_weight(facts.after),
+            "types": _by_type(facts.after, facts.errors),
             **found,
-            "seconds": seconds,
-            "proof_disk": spent.get("disk", 0),
+            "seconds": {
+                "proving": time.perf_counter() - start,
+                **({"of that, writing the reference": made.seconds} if made.nbytes else {}),
+            },
+            "proof_disk": made.nbytes,
         },
         plan=plan,
-        changes=_changes(plan, errors, source),
-        coverage=_coverage(weights),
-        fidelity=tuple(_of_tensor(e) for e in _worst(errors)),
+        changes=_changes(plan, facts),
+        coverage=_coverage(facts.after),
+        fidelity=tuple(_of_tensor(error) for error in _worst(facts.errors)),
         samples="the weights themselves, the worst first",
         measurements=(),
         environment=environment(threads=threads),
         verdict=Verdict(checks, tuple(line for part in parts for line in part.unproven)),
-        usage=gguf_usage(final, embedder=embedder) if ran else "",
+        usage=gguf_usage(final, embedder=embeds) if ran else "",
+        notes=tuple(notes),
     )
 
 
@@ -279,13 +282,11 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _changes(
-    plan: Plan | None, errors: Sequence[TensorError], source: Source
-) -> tuple[Change, ...]:
+def _changes(plan: Plan | None, facts: Facts) -> tuple[Change, ...]:
     if plan is None:
         return ()
-    ratios = {error.name: error.sqnr_db for error in errors}
-    before = {weight.name: weight.nbytes for weight in source.weights}
+    ratios = {error.name: error.sqnr_db for error in facts.errors}
+    before = {weight.name: weight.nbytes for weight in facts.before}
     return tuple(
         Change(
             decision,
@@ -325,6 +326,7 @@ def _coverage(weights: Sequence[Weight]) -> dict[str, Any]:
     if not total:
         return {}
     return {
+        "of": "of the weights",
         "share": sum(weight.size for weight in blocks) / total,
         "quantized_tensors": len(blocks),
     }

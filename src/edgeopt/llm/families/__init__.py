@@ -38,8 +38,7 @@ def families() -> tuple[Family, ...]:
 def family_of(config: Mapping[str, Any], path: Path) -> Family:
     """The family that ``config.json`` of the folder ``path`` names under ``architectures``.
 
-    Raises FormatError where it names none, SourceError where edgeopt does not know it or the
-    weights are quantized already.
+    Raises FormatError where it names none, SourceError where edgeopt does not know it.
     """
     named = config.get("architectures")
     if not isinstance(named, list) or not named or not all(isinstance(n, str) for n in named):
@@ -53,14 +52,7 @@ def family_of(config: Mapping[str, Any], path: Path) -> Family:
     if family is None:
         raise SourceError(
             f"{path / 'config.json'}: edgeopt has no family for {', '.join(named)[:200]}; it "
-            f"knows {', '.join(known)}. A new one is one file in edgeopt/llm/families/ and its "
-            "line in FAMILIES there (CONTRIBUTING.md)"
-        )
-    if config.get("quantization_config") is not None:
-        method = config["quantization_config"]
-        method = method.get("quant_method") if isinstance(method, dict) else method
-        raise SourceError(
-            f"{path / 'config.json'}: the weights are quantized already ({str(method)[:60]}); give "
-            "the model as it was before"
+            f"knows {', '.join(known)}. To add one: a file in edgeopt/llm/families/ and its line "
+            "in FAMILIES (CONTRIBUTING.md)"
         )
     return family

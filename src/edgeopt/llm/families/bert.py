@@ -97,9 +97,9 @@ class Bert:
     def notes(self, config: Mapping[str, Any], source: Source) -> tuple[str, ...]:
         names = [_canonical(w.name) for w in source.weights]
         left = sorted({name.split(".")[0] for name in names if re.fullmatch(_HEADS, name)})
-        notes = (
-            [f"{' and '.join(left)} stay behind: GGUF's bert ends at the embedding"] if left else []
-        )
+        notes = []
+        if left:
+            notes.append(f"left behind, as GGUF's bert ends at the embedding: {', '.join(left)}")
         if _pooling(source.path) is None:
             notes.append("no modules.json says how to pool: choose it where the file is run")
         return tuple(notes)

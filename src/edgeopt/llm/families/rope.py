@@ -51,13 +51,16 @@ class Rope:
                 key, f"what edgeopt converts for this architecture is {', '.join(kinds)}"
             )
         longest = config.integer("max_position_embeddings")
+        partial = scaling.number(
+            "partial_rotary_factor", config.number("partial_rotary_factor", 1.0)
+        )
+        if partial > 1:
+            raise scaling.wrong("partial_rotary_factor", f"is {partial:g}, more than all of a head")
         original = "original_max_position_embeddings"
         return cls(
             kind=kind,
             base=scaling.number("rope_theta", config.number("rope_theta", 10000.0)),
-            partial=scaling.number(
-                "partial_rotary_factor", config.number("partial_rotary_factor", 1.0)
-            ),
+            partial=partial,
             context=config.integer(original, scaling.integer(original, longest)),
             stretched=longest,
             scaling=scaling,
@@ -113,7 +116,7 @@ class Rope:
     def longrope_attention(self) -> float:
         """By what longrope multiplies queries and keys: sqrt(1 + ln(factor) / ln(context))."""
         usual = 1.0
-        if self.factor > 1:
+        if self.factor > 1 and self.context > 1:
             usual = math.sqrt(1 + math.log(self.factor) / math.log(self.context))
         return self.scaling.number("attention_factor", usual)
 

@@ -34,7 +34,6 @@ _SPACE = chr(ord(" ") + 256)
 _CLASSES: Mapping[str, str] = {
     "GPT2Tokenizer": "gpt-2",
     "CodeGenTokenizer": "gpt-2",
-    "RobertaTokenizer": "roberta-bpe",
     "Qwen2Tokenizer": "qwen2",
 }
 _ARCHITECTURES: Mapping[str, str] = {"gpt2": "gpt-2", "qwen2": "qwen2", "qwen3": "qwen2"}
@@ -48,13 +47,13 @@ def read_byte_bpe(
     model = files.model
     require_plain(model, path)
     if pre is None:
+        cleans = files.config.get("clean_up_tokenization_spaces")
         pre = recognise(
             steps_of(files.tokenizer, path),
             ignore_merges=model.get("ignore_merges") is True,
-            cleans=files.config.get("clean_up_tokenization_spaces") is True,
+            cleans=cleans if isinstance(cleans, bool) else None,
             path=path,
         )
-        pre = _roberta(files, pre)
     vocabulary = words(mapped(model.get("vocab"), path, "vocab"), n_vocab, path)
     merges = [f"{a} {b}" for a, b in merge_pairs(model, path)]
     return _fields(files, config, vocabulary, merges, pre)
@@ -100,13 +99,6 @@ def _fields(
         "tokenizer.ggml.merges": array("string", merges),
         **special_fields(files, config, vocabulary),
     }
-
-
-def _roberta(files: TokenizerFolder, pre: str) -> str:
-    post = mapped(
-        files.tokenizer.get("post_processor"), files.path("tokenizer.json"), "post_processor"
-    )
-    return "roberta-bpe" if pre == "gpt-2" and post.get("type") == "RobertaProcessing" else pre
 
 
 def require_plain(model: Mapping[str, Any], path: Path) -> None:

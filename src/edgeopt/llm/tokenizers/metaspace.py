@@ -4,6 +4,9 @@ BPE becomes llama.cpp's model ``llama``, which merges whatever two pieces make a
 first. That is what the merges say where they were made from a SentencePiece model: then every way
 to make a piece is a merge, and the ranks give the order. Merges that were trained leave ways out;
 those go into llama.cpp's other BPE, on letters instead of bytes, which knows the merges themselves.
+
+Where a space is put before a text, llama.cpp puts it behind every special token too, and before a
+text that begins with a space; transformers does that for ``legacy`` tokenizers only.
 """
 
 from __future__ import annotations
@@ -55,7 +58,8 @@ def read_metaspace_bpe(
     number = vocabulary.id_of(unknown) if isinstance(unknown, str) else None
     if number is not None:
         vocabulary.types[number] = TokenType.UNKNOWN
-    special = special_fields(files, config, vocabulary, unknown=number)
+    own = {} if number is None else {"unk": number}
+    special = special_fields(files, config, vocabulary, model=own)
     spell_spaces(vocabulary, path)
     if ranks is not None:
         for token_id, rank in ranks.items():
@@ -179,16 +183,21 @@ def read_unigram(
         vocabulary.put(number, text, TokenType.NORMAL, path, float(score))
     for token in files.added_tokens():
         vocabulary.add(token)
+    own = {}
     unknown = model.get("unk_id")
-    number_of = unknown if isinstance(unknown, int) and 0 <= unknown < n_vocab else None
-    if number_of is not None:
-        vocabulary.types[number_of] = TokenType.UNKNOWN
-    special = special_fields(files, config, vocabulary, unknown=number_of)
+    if isinstance(unknown, int) and 0 <= unknown < n_vocab:
+        own["unk"] = unknown
+        vocabulary.types[unknown] = TokenType.UNKNOWN
+    special = special_fields(files, config, vocabulary, model=own)
     charsmap, merges_spaces = _unigram_normalizer(files, path)
-    prefix = any(
-        part.get("type") == "Metaspace" and _metaspace_prefix(part)
-        for part in _parts(files, "pre_tokenizer", "pretokenizers", path)
-    )
+    prefix = False
+    for part in _parts(files, "pre_tokenizer", "pretokenizers", path):
+        if part.get("type") == "WhitespaceSplit":
+            merges_spaces = True
+        elif part.get("type") == "Metaspace" and part.get("replacement") == SPACE:
+            prefix = _metaspace_prefix(part)
+        else:
+            raise _odd("pre_tokenizer", part, path)
     spell_spaces(vocabulary, path)
     return unigram_fields(
         vocabulary,

@@ -193,16 +193,21 @@ for _known in KNOWN:
     _BY_STEPS.setdefault(tuple(map(_canonical, _known.steps)), []).append(_known)
 
 
-def recognise(steps: tuple[str, ...], *, ignore_merges: bool, cleans: bool, path: Path) -> str:
+def recognise(
+    steps: tuple[str, ...], *, ignore_merges: bool, cleans: bool | None, path: Path
+) -> str:
     """llama.cpp's name for these steps.
 
     Where several do the same, the one with the same ``ignore_merges`` (it matters only for tokens
-    that no merges lead to) and then the same cleaning is taken. SourceError where none does.
+    that no merges lead to) and then the same cleaning, where that is known, is taken. SourceError
+    where none does.
     """
     found = _BY_STEPS.get(steps)
     if found is None:
         raise SourceError(_unknown(steps, path))
-    best = min(found, key=lambda k: (k.ignore_merges != ignore_merges, k.cleans != cleans))
+    best = min(
+        found, key=lambda k: (k.ignore_merges != ignore_merges, cleans not in (None, k.cleans))
+    )
     return best.name
 
 

@@ -53,6 +53,8 @@ class SentencePieceModel:
     add_dummy_prefix: bool = True
     remove_extra_whitespaces: bool = True
     escape_whitespaces: bool = True
+    #: bos, eos, pad -> id, below zero where there is none.
+    ends: dict[str, int] = field(default_factory=lambda: {"bos": 1, "eos": 2, "pad": -1})
 
 
 def parse_model(path: Path) -> SentencePieceModel:
@@ -76,6 +78,7 @@ def parse_model(path: Path) -> SentencePieceModel:
     return model
 
 
+_ENDS = {41: "bos", 42: "eos", 43: "pad"}
 _SCORE = struct.Struct("<f")
 #: A short piece as every writer writes it: text, score, perhaps its type.
 _TEXT_TAG, _SCORE_TAG, _TYPE_TAG = 0x0A, 0x15, 0x18
@@ -129,6 +132,8 @@ def _trainer(model: SentencePieceModel, data: bytes, lo: int, hi: int, path: Pat
             model.spaces_behind = bool(value)
         elif number == 35:
             model.byte_fallback = bool(value)
+        elif number in _ENDS:
+            model.ends[_ENDS[number]] = value if value < 1 << 31 else -1
 
 
 def _normalizer(model: SentencePieceModel, data: bytes, lo: int, hi: int, path: Path) -> None:
@@ -158,14 +163,17 @@ def read_sentencepiece(
             "llama.cpp knows BPE and unigram with ▁ before words"
         )
     vocabulary = Vocabulary(n_vocab)
-    unknown = None
+    own: dict[str, int] = {}
     for number, (text, score, kind) in enumerate(model.pieces):
         vocabulary.put(number, text, TokenType(kind), path, score)
         if kind == TokenType.UNKNOWN:
-            unknown = number
+            own["unk"] = number
+    for role, number in model.ends.items():
+        if 0 <= number < n_vocab and vocabulary.types[number] is TokenType.CONTROL:
+            own[role] = number
     for token in files.added_tokens():
         vocabulary.add(token)
-    special = special_fields(files, config, vocabulary, add_bos=True, unknown=unknown)
+    special = special_fields(files, config, vocabulary, add_bos=True, model=own)
     if model.kind == _UNIGRAM:
         if model.byte_fallback:
             raise SourceError(

@@ -41,6 +41,7 @@ class _Template:
     last: str | None = None
     decided: bool = False
     sep: bool | None = None
+    between: str | None = None
 
 
 @dataclass
@@ -56,23 +57,22 @@ def special_fields(
     *,
     add_bos: bool = False,
     add_eos: bool = False,
-    unknown: int | None = None,
+    model: Mapping[str, int] | None = None,
 ) -> dict[str, Field]:
     """``*_token_id`` and ``add_*_token``.
 
-    ``add_bos`` and ``add_eos`` hold where no file says anything; ``unknown`` is the token that the
-    model of the tokenizer names. A token that has no row in the embedding is left out, and what
-    has no token is never put around a text: llama.cpp would end the process.
+    ``add_bos`` and ``add_eos`` hold where no file says anything, and so do the numbers by role
+    (``bos``, ``eos``, ...) that the tokenizer's own ``model`` has; its ``unk`` holds always. A
+    token that has no row in the embedding is left out, and what has no token is never put around a
+    text: llama.cpp would end the process.
     """
-    special = _Special()
+    special = _Special(dict(model or {}))
     for role in _ROLES:
         number = _named(role, files, vocabulary)
         if number is None:
             number = _numbered(config.get(f"{role}_token_id"), vocabulary)
-        if number is not None:
+        if number is not None and not (role == "unk" and role in special.ids):
             special.ids[role] = number
-    if unknown is not None:
-        special.ids["unk"] = unknown
     for role, default in (("bos", add_bos), ("eos", add_eos)):
         flag = files.config.get(f"add_{role}_token")
         special.flags[role] = flag if isinstance(flag, bool) else default
@@ -122,6 +122,9 @@ def _apply(template: _Template, special: _Special, vocabulary: Vocabulary) -> No
         special.ids[role] = number
     if template.sep is not None:
         special.flags["sep"] = template.sep
+        number = None if template.between is None else vocabulary.id_of(template.between)
+        if template.sep and number is not None:
+            special.ids.setdefault("sep", number)
 
 
 def _template(files: TokenizerFolder) -> _Template:
@@ -135,6 +138,7 @@ def _template(files: TokenizerFolder) -> _Template:
         if kind in ("RobertaProcessing", "BertProcessing"):
             found.first, found.last = _pair_head(fields.get("cls")), _pair_head(fields.get("sep"))
             found.decided, found.sep = True, kind == "RobertaProcessing"
+            found.between = found.last
         elif kind == "TemplateProcessing":
             _read_template(fields, files, found)
     return found
@@ -164,9 +168,10 @@ def _read_template(fields: Mapping[str, Any], files: TokenizerFolder, found: _Te
     found.decided = True
     pair = _pieces(fields, "pair", files)
     if "A" in pair and "B" in pair:
-        between = pair.index("B") - pair.index("A") - 1
+        between = pair[pair.index("A") + 1 : pair.index("B")]
         # the end of the first text is one of them, where texts have an end
-        found.sep = between > (1 if last else 0)
+        found.sep = len(between) > (1 if last else 0)
+        found.between = between[-1][1:] if between else None
 
 
 def _pieces(fields: Mapping[str, Any], name: str, files: TokenizerFolder) -> list[str]:

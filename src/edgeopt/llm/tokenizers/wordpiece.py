@@ -1,6 +1,8 @@
 """WordPiece (BERT's): ``tokenizer.json`` or ``vocab.txt``.
 
-GGUF marks what begins a word (``▁play``) where BERT marks what goes on (``##ing``).
+GGUF marks what begins a word (``▁play``) where BERT marks what goes on (``##ing``). llama.cpp's
+lower-casing takes accents off as BERT's does, but for two scripts: it leaves Hangul syllables
+whole, and takes vowel signs off Devanagari.
 """
 
 from __future__ import annotations
