@@ -33,6 +33,9 @@ _NAME_WIDTH = 30
 _SMALLEST_EFFECT = 0.03
 
 
+_HEAP = ("memory_heap", "of it heap, then", format_bytes, "less", "more")
+
+
 def render(proof: Proof, console: Console) -> None:
     """Print ``proof`` on ``console``: what changed, how close it is, the verdict, what next."""
     title = Text(f"edgeopt {proof.verb}", style="bold")
@@ -62,6 +65,9 @@ def render(proof: Proof, console: Console) -> None:
         _line(console, Text(heading, style="bold"))
         for line in proof.usage.splitlines():
             _line(console, Text(f"    {line}"))
+    for data in proof.artifact.get("data", ()):
+        name, size = _name(data), format_bytes(data["nbytes"])
+        _line(console, Text(f"Weights: {name}, {size}; keep it beside {_name(proof.artifact)}"))
     if "plan" in proof.artifact:
         console.print()
         _line(console, Text(f"Plan (what was decided, and why): {proof.artifact['plan']}"))
@@ -107,6 +113,8 @@ def _rows(proof: Proof) -> Iterator[tuple[str, str, str, str]]:
     for metric, label, show, better, worse in (
         ("load", "Load time", _seconds, "faster", "slower"),
         ("memory", "Memory at peak", format_bytes, "less", "more"),
+        # Of a model whose weights are mapped, the peak counts pages that can be dropped.
+        *([_HEAP] if "data" in proof.artifact else []),
     ):
         pair = measured.get(metric, {})
         if len(pair) == 2:
