@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeopt.core import Change, Progress, Proof
+from edgeopt.core import Change, Progress, Proof, Source
 from edgeopt.errors import CaptureError, SourceError, UsageError
 from edgeopt.files.open import open_source
+from edgeopt.verbs.gguf_options import GgufOptions, wants_gguf
 from edgeopt.verbs.graph_source import Prepared, prepare, require_graph
 from edgeopt.verbs.output import external_over
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from edgeopt.verbs.gguf_options import GgufKeywords
+
 __all__ = ["export"]
+
+#: What GGUF stores without quantizing.
+_PLAIN = ("F16", "BF16", "F32")
 
 _HALF = (
     "weights are float16 in the file and float32 in the arithmetic: the runtime casts them once,"
@@ -24,7 +34,7 @@ def export(
     source: str | Path,
     out: str | Path | None = None,
     *,
-    to: str = "onnx",
+    to: str | None = None,
     half: bool = False,
     opset: int | None = None,
     external_data: str | int = "auto",
@@ -37,6 +47,7 @@ def export(
     force: bool = False,
     threads: int = 1,
     progress: Progress | None = None,
+    **gguf: Unpack[GgufKeywords],
 ) -> Proof:
     """Write ``source`` as an ONNX file that plain ONNX Runtime runs, and prove the written file.
 
@@ -51,14 +62,17 @@ def export(
 
     Args:
         source: a model file or folder, recognised by content.
-        out: file to write; default ``NAME-fp32.onnx`` or ``NAME-fp16.onnx`` beside the source.
-        to: ``onnx``.
+        out: file to write; default ``NAME-fp32.onnx``, ``NAME-fp16.onnx`` or ``NAME-F16.gguf``
+            beside the source.
+        to: ``onnx``, or ``gguf``: language models in 16 or 32 bits for llama.cpp.
         half: store weights in float16; the file must then be smaller than the source.
         opset: version of ONNX's operators; default 21, and an ONNX source keeps its own.
         external_data: as in :func:`edgeopt.quantize`.
         min_sqnr: fidelity floor in dB (default 30, with ``half`` 40).
         data, inputs, model, trust_pickle, prefer, force, threads: as in
             :func:`edgeopt.quantize`; ``data`` is only proven on, and gives example inputs.
+        gguf: see :class:`edgeopt.verbs.gguf_options.GgufOptions`; ``type`` is F16, BF16 or F32,
+            by default 16 bits of the kind that the source has.
 
     Returns:
         The proof. Where ``proof.proven`` is false and ``force`` was not given, nothing was kept.
@@ -66,11 +80,14 @@ def export(
     Raises:
         EdgeoptError: bad input or usage (see :mod:`edgeopt.errors`); nothing is written then.
     """
-    if to != "onnx":
-        raise UsageError(f"--to {to}: export writes onnx")
+    if to not in (None, "onnx", "gguf"):
+        raise UsageError(f"--to {to}: export writes onnx and gguf")
     _check_opset(opset)
     over = external_over(external_data)
     opened = open_source(source)
+    options = GgufOptions(**gguf)
+    if wants_gguf(opened, to, out, options):
+        return _to_gguf(opened, out, options, force, progress)
     require_graph(opened, model)
     from edgeopt.graphs.coverage import read_half
     from edgeopt.graphs.external import data_path
@@ -178,3 +195,22 @@ def _nothing(path: Path, changes: Sequence[Change]) -> str:
         else f"{largest.decision.tensor}: {largest.decision.reason}"
     )
     return f"{path}: nothing to store in float16 ({why}); leave out --half"
+
+
+def _to_gguf(
+    source: Source,
+    out: str | Path | None,
+    options: GgufOptions,
+    force: bool,
+    progress: Progress | None,
+) -> Proof:
+    from edgeopt.verbs.quantize_gguf import default_export_type, make_gguf
+
+    kind = (options.type or default_export_type(source)).upper()
+    if kind not in _PLAIN:
+        raise UsageError(
+            f"--type {kind}: export writes {', '.join(_PLAIN)}; for {kind} use edgeopt quantize"
+        )
+    # Decoding what was quantized loses nothing: it may be done unasked.
+    options = dataclasses.replace(options, type=kind, allow_requantize=True)
+    return make_gguf(source, out, options, verb="export", force=force, progress=progress)

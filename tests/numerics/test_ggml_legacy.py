@@ -1,0 +1,125 @@
+"""Q8_0 to Q5_1 against gguf-py's encoders (byte for byte) and ggml's (errors, with importance)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from edgeopt.core.ggml import TYPES_BY_NAME
+from edgeopt.numerics.ggml import encode
+
+LEGACY = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+
+
+def oracle(name: str, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
+    with np.errstate(all="ignore"):
+        coded: NDArray[np.uint8] = quantize(rows, GGMLQuantizationType[name])
+    return coded
+
+
+def same(name: str, rows: NDArray[np.float32]) -> None:
+    # numpy's minimum of zeros of both signs is the one or the other, by the processor.
+    rows = rows + np.float32(0) if name.endswith("_1") else rows
+    ours, theirs = encode(name, rows), oracle(name, rows)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+#: Halves and whole codes of a scale of one: every value is a tie or far from one.
+TIES = [k / 2 for k in range(-16, 17)]
+
+
+@pytest.mark.parametrize("name", LEGACY)
+@pytest.mark.parametrize("spread", [1e-42, 1e-38, 1e-7, 0.02, 1.0, 9e3])
+def test_bytes_are_gguf_pys_at_any_size(name: str, spread: float) -> None:
+    generator = np.random.default_rng(7)
+    rows = (generator.standard_normal((64, 320)) * spread).astype(np.float32)
+    rows[generator.random(rows.shape) < 0.1] = 0
+    same(name, rows)
+
+
+@pytest.mark.parametrize("name", LEGACY)
+def test_bytes_of_half_precision_weights_with_many_ties(name: str) -> None:
+    rows = np.random.default_rng(8).standard_normal((64, 512)).astype(np.float16) * np.float16(0.1)
+    same(name, (rows.astype(np.float32) * 8).round() / 8)
+    np.testing.assert_array_equal(encode(name, rows), oracle(name, rows.astype(np.float32)))
+
+
+@pytest.mark.parametrize("name", LEGACY)
+@settings(max_examples=50, deadline=None)
+@given(
+    st.one_of(
+        arrays(np.float32, (2, 32), elements=st.floats(-65500, 65500, width=32)),
+        arrays(np.float32, (2, 32), elements=st.sampled_from(TIES)),
+        arrays(np.float32, (2, 32), elements=st.sampled_from([0.0, -0.0, 1e-45, -1e-45, 1e-38])),
+        arrays(np.float32, (2, 32), elements=st.sampled_from([-3.0, 3.0, 0.49999997, -0.5, 2.5])),
+    )
+)
+def test_bytes_are_gguf_pys_whatever_the_values(name: str, rows: NDArray[np.float32]) -> None:
+    same(name, rows)
+
+
+@pytest.mark.parametrize("name", LEGACY)
+def test_rows_are_independent(name: str) -> None:
+    rows = np.random.default_rng(9).standard_normal((5, 96)).astype(np.float32)
+    apart = np.concatenate([encode(name, row[None]) for row in rows])
+    np.testing.assert_array_equal(encode(name, rows), apart)
+
+
+def test_no_rows_no_bytes() -> None:
+    assert encode("Q4_0", np.empty((0, 64), np.float32)).shape == (0, 36)
+
+
+@pytest.mark.parametrize(
+    ("name", "largest"), [("Q8_0", 8.5e6), ("Q4_0", -6e5), ("Q5_0", 2e6), ("Q4_1", 1e6)]
+)
+def test_a_scale_past_float16_is_refused_by_value(name: str, largest: float) -> None:
+    rows = np.ones((3, 64), np.float32)
+    rows[1, 40] = largest
+    rows[2, 3] = 2 * largest
+    with pytest.raises(ValueError, match="past float16's 65504; use BF16 or F32") as caught:
+        encode(name, rows)
+    assert f"{largest:.6g}" in str(caught.value)
+
+
+def test_a_minimum_past_float16_is_refused() -> None:
+    rows = np.full((1, 32), -70000, np.float32)
+    with pytest.raises(ValueError, match="-70000"):
+        encode("Q5_1", rows)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("Q8_0", 127), ("Q4_0", 8), ("Q5_0", 16)])
+def test_scales_round_to_float16_as_numpy_does(name: str, steps: int) -> None:
+    """Across float16's range, subnormals and the last value before overflow among them."""
+    bits = np.random.default_rng(10).integers(0x30000000, 0x477FEFFF, 4096, dtype=np.uint32)
+    scales = np.concatenate([bits.view(np.float32), np.float32([65504, 65519.9, 5.9e-8, 2.9e-8])])
+    rows = np.zeros((len(scales), 32), np.float32)
+    rows[:, 3] = scales * np.float32(-steps if name != "Q8_0" else steps)
+    stored = np.ascontiguousarray(encode(name, rows)[:, :2]).view(np.float16)[:, 0]
+    exact = (rows[:, 3] / np.float32(-steps if name != "Q8_0" else steps)).astype(np.float16)
+    np.testing.assert_array_equal(stored.view(np.uint16), exact.view(np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.array([[np.nan] * 32], np.float32), "NaN or Inf"),
+        (np.array([[np.inf] * 32], np.float16), "NaN or Inf"),
+        (np.zeros((2, 33), np.float32), "33 columns are no whole number of Q4_0 blocks of 32"),
+    ],
+)
+def test_what_cannot_be_coded_is_refused(rows: NDArray[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        encode("Q4_0", rows)
+
+
+def test_the_width_is_the_types() -> None:
+    for name in LEGACY:
+        assert encode(name, np.ones((1, 64), np.float32)).shape[1] == TYPES_BY_NAME[name].nbytes * 2
