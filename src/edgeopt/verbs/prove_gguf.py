@@ -233,7 +233,9 @@ def assemble(
     """The proof that the parts come to. ``start``: when proving began, on the performance clock."""
     spent = spent or {}
     found = {key: value for part in parts for key, value in part.found.items()}
-    embedder = "embeddings" in found or any(not one["tokens"] for one in found.get("generated", ()))
+    embedder = "embeddings" in found or any(
+        not one["tokens"] for one in found.get("generated", ())
+    )
     checks = tuple(check for part in parts for check in part.checks)
     ran = any(check.name == "runs" and check.passed for check in checks)
     seconds = {"proving": time.perf_counter() - start}
