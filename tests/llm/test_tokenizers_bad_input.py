@@ -214,6 +214,7 @@ UNKNOWN = piece(b"<unk>", kind=2)
         (b"\x00", "field number 0"),
         (b"\x0a\xff\xff\xff\xff\x0f", "cut short"),
         (b"not a model", "protobuf"),
+        (b"IQ== 0\nIg== 1\n", "tiktoken"),
         (model(piece(b"a", kind=9)), "type 9"),
         (model(piece(b"\xff\xfe")), "not UTF-8"),
         (model(piece(b"a", float("nan"))), "the score nan"),

@@ -39,6 +39,8 @@ __all__ = [
 _LIMIT = 64 << 20
 _UNIGRAM, _BPE = 1, 2
 _KINDS = {_UNIGRAM: "unigram", _BPE: "BPE", 3: "word", 4: "char"}
+#: A line of base64 and a rank.
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\n")
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
@@ -64,6 +66,12 @@ def parse_model(path: Path) -> SentencePieceModel:
         data = stream.read(_LIMIT + 1)
     if len(data) > _LIMIT:
         raise FormatError(path, f"larger than {_LIMIT} bytes, too large for a file of its kind")
+    if _TIKTOKEN.match(data):
+        raise FormatError(
+            path,
+            "is a vocabulary of tiktoken, not of SentencePiece; write tokenizer.json beside it "
+            "with transformers (tokenizer.save_pretrained)",
+        )
     model = SentencePieceModel()
     for number, wire, lo, hi in protobuf.fields(data, 0, len(data), path):
         if wire != protobuf.LENGTH:
