@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from tests import ggml_oracle
 
 from edgeopt.core.ggml import TYPES_BY_NAME
+from edgeopt.files.reading import numpy_dtype
 from edgeopt.numerics.ggml import decode, encode
+from edgeopt.numerics.ggml.widen import widen
 
 LEGACY = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 
@@ -229,3 +231,34 @@ def test_importance_that_is_none_is_refused(bad: float) -> None:
     importance[3] = bad
     with pytest.raises(ValueError, match="importance"):
         encode("Q4_0", np.ones((1, 32), np.float32), importance)
+
+
+# ---------------------------------------------------------------------------------------------
+# what comes in
+
+
+def test_every_float16_is_widened_as_numpy_does() -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    halves = bits[(bits & 0x7C00) != 0x7C00].view(np.float16).reshape(-1, 31)
+    floats, finite = widen(halves)
+    assert finite
+    np.testing.assert_array_equal(floats.view(np.uint32), halves.astype(np.float32).view(np.uint32))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_value_that_is_not_finite_is_found(dtype: str, bad: float) -> None:
+    rows = np.ones((3, 5000), numpy_dtype(dtype))
+    assert widen(rows)[1]
+    rows[2, 4321] = bad
+    assert not widen(rows)[1]
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        encode("Q8_0", rows[:, :4992])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_any_float_type_and_layout_is_coded_as_its_float32(dtype: str) -> None:
+    rows = np.random.default_rng(1).standard_normal((300, 2048)).astype(numpy_dtype(dtype))
+    same = encode("Q4_0", np.ascontiguousarray(rows[::3, 1024:]).astype(np.float32))
+    np.testing.assert_array_equal(encode("Q4_0", rows[::3, 1024:]), same)
+    np.testing.assert_array_equal(encode("Q4_0", rows)[::3, same.shape[1] :], same)
