@@ -68,6 +68,13 @@ _loading = _options(
     ),
     click.option("--trust-pickle", is_flag=True, help="Let the file run the code it carries."),
 )
+_external = click.option(
+    "--external-data",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Weights in OUT.data, which the runtime maps (auto: over 256 MiB).",
+)
 _inputs = _options(
     click.option(
         "--data", metavar="DATA", help=".npz, .npy, folder of .npy, or MODULE:CALLABLE of inputs."
@@ -177,6 +184,7 @@ def inspect(source: str, deep: bool, as_json: bool) -> None:
     flag_value=_SHOW_PLAN,
     help="Replay the plan in FILE; last and without FILE: print the plan, write nothing.",
 )
+@_external
 @_gguf
 @_text
 @click.option(
@@ -229,6 +237,7 @@ def quantize(
 @_inputs
 @_loading
 @_proving
+@_external
 @_gguf
 @_text
 @_force

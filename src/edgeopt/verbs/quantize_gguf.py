@@ -102,7 +102,7 @@ def make_gguf(
         artifact = {**proof.artifact, "seconds": seconds}
         return dataclasses.replace(proof, artifact=artifact)
 
-    return write_proven(path, made, force, make)
+    return write_proven(path, made, force, make, sources=(source.path, *source.files))
 
 
 def default_export_type(source: Source) -> str:

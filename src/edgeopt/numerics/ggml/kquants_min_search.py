@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.numerics.ggml.jit import inlined, kernel
+from edgeopt.numerics.ggml.jit import inlined, kernel, part
 
 __all__ = ["SUPER", "Search", "pack_codes", "search_blocks"]
 
@@ -77,11 +77,11 @@ _SCALE_BEST = 23 * _LANES
 _MIN_BEST = 24 * _LANES
 _LEAST = 25 * _LANES
 _UNIT = 26 * _LANES  #: power of two that lanes were divided by
-_OLD_D = 27 * _LANES
-_OLD_DMIN = 28 * _LANES
-_OLD_SCALE = 29 * _LANES
-_OLD_MIN = 30 * _LANES
-_OLD_LEAST = 31 * _LANES
+_KEPT_D = 27 * _LANES
+_KEPT_DMIN = 28 * _LANES
+_KEPT_SCALE = 29 * _LANES
+_KEPT_MIN = 30 * _LANES
+_KEPT_LEAST = 31 * _LANES
 _PER_W = 32 * _LANES
 _PER_DMIN = 33 * _LANES
 _ROWS = 34 * _LANES
@@ -108,7 +108,7 @@ class Search(NamedTuple):
     polish: int  #: fits from the best fit on
     scales: int  #: whole scales tried either side
     mins: int  #: whole mins tried either side
-    again: int  #: the same after d and dmin were fitted
+    turns: int  #: how often step 3 is done
 
 
 @inlined
@@ -127,7 +127,7 @@ def _half(value: np.float32) -> np.float32:
     return nearest
 
 
-@kernel
+@part
 def _sums(
     x: NDArray[np.float32], w: NDArray[np.float32], lane: NDArray[np.float32], top: np.float32
 ) -> None:
@@ -152,7 +152,7 @@ def _sums(
             lane[_WXQ + t] = wxq
 
 
-@kernel
+@part
 def _errors(
     x: NDArray[np.float32], w: NDArray[np.float32], lane: NDArray[np.float32], top: np.float32
 ) -> None:
@@ -171,7 +171,7 @@ def _errors(
             lane[_ERROR + t] = total
 
 
-@kernel
+@part
 def _set_steps(lane: NDArray[np.float32]) -> None:
     """Shift, step and its inverse from whole scales and mins under trial."""
     for t in range(_LANES):
@@ -181,15 +181,7 @@ def _set_steps(lane: NDArray[np.float32]) -> None:
         lane[_SHIFT + t] = lane[_DMIN + t] * lane[_MIN_TRY + t] + lane[_LOW + t]
 
 
-@kernel
-def _try_best(lane: NDArray[np.float32]) -> None:
-    for t in range(_LANES):
-        lane[_SCALE_TRY + t] = lane[_SCALE_BEST + t]
-        lane[_MIN_TRY + t] = lane[_MIN_BEST + t]
-    _set_steps(lane)
-
-
-@kernel
+@part
 def _load(rows: NDArray[np.float32], begin: int, size: int, tile: NDArray[np.float32]) -> None:
     """Super-blocks from ``begin`` on (after the last, the first), a sub-block in each lane."""
     subs = SUPER // size
@@ -200,7 +192,7 @@ def _load(rows: NDArray[np.float32], begin: int, size: int, tile: NDArray[np.flo
                 tile[k, p * subs + j] = block[j * size + k]
 
 
-@kernel
+@part
 def _prepare(
     x: NDArray[np.float32],
     w: NDArray[np.float32],
@@ -274,7 +266,7 @@ def _prepare(
             lane[_WX + t] += w[k, t] * value
 
 
-@kernel
+@part
 def _keep_better_fit(lane: NDArray[np.float32]) -> None:
     """The scale and min that suit the codes just summed, kept where they beat the best so far."""
     for t in range(_LANES):
@@ -300,7 +292,7 @@ def _keep_better_fit(lane: NDArray[np.float32]) -> None:
         lane[_CURVE + t] = (wqq if above else curve) if better else lane[_CURVE + t]
 
 
-@kernel
+@part
 def _fit(
     x: NDArray[np.float32], w: NDArray[np.float32], lane: NDArray[np.float32], search: Search
 ) -> None:
@@ -311,32 +303,26 @@ def _fit(
         lane[_FIT_SHIFT + t] = _ZERO
         lane[_FIT_WQ + t] = _ZERO
         lane[_CURVE + t] = _ZERO
-        lane[_SHIFT + t] = _ZERO
-    for k in range(search.steps):
+    for k in range(search.steps + search.polish):
         part = _F(k) / _F(search.steps - 1)
         steps = search.top + search.first + (search.last - search.first) * part
+        # By turns the lowest value gets code 0, or the largest the top one.
+        ahead = (search.top - steps) * _F(k % 2)
+        from_best = k >= search.steps
         for t in range(_LANES):
-            span = lane[_SPAN + t]
-            lane[_INVERSE + t] = steps / span if span > _ZERO else _ZERO
-        _sums(x, w, lane, search.top)
-        _keep_better_fit(lane)
-    for _ in range(search.polish):
-        for t in range(_LANES):
-            step = lane[_FIT_STEP + t]
+            step = lane[_FIT_STEP + t] if from_best else lane[_SPAN + t] / steps
             lane[_INVERSE + t] = _ONE / step if step > _ZERO else _ZERO
-            lane[_SHIFT + t] = lane[_FIT_SHIFT + t]
+            lane[_SHIFT + t] = lane[_FIT_SHIFT + t] if from_best else step * ahead
         _sums(x, w, lane, search.top)
         _keep_better_fit(lane)
 
 
-@kernel
+@part
 def _common(
-    lane: NDArray[np.float32],
-    values: int,
-    curves: int,
-    begin: int,
-    end: int,
+    values: NDArray[np.float32],
+    curves: NDArray[np.float32],
     levels: np.float32,
+    unit: np.float32,
     trial: NDArray[np.float32],
 ) -> np.float32:
     """The float16 whose multiples up to ``levels`` lie closest to the values of a super-block.
@@ -344,11 +330,10 @@ def _common(
     -1 where no float16 is large enough.
     """
     largest = _ZERO
-    for t in range(begin, end):
-        largest = max(largest, lane[values + t])
+    for value in values:
+        largest = max(largest, value)
     if not largest > _ZERO:
         return _ZERO
-    unit = lane[_UNIT + begin]
     if not largest * (unit / levels) <= _HALF_MAX:
         return _TOO_LARGE
     for k in range(_TRIALS):
@@ -358,8 +343,8 @@ def _common(
         trial[_T_D + k] = d
         trial[_T_INVERSE + k] = _ONE / d
         trial[_T_ERROR + k] = _ZERO
-    for t in range(begin, end):
-        value, curve = lane[values + t], lane[curves + t]
+    for j in range(len(values)):
+        value, curve = values[j], curves[j]
         for k in range(_TRIALS):
             near = min(_whole(value * trial[_T_INVERSE + k]), levels)
             off = value - near * trial[_T_D + k]
@@ -372,33 +357,31 @@ def _common(
     return found
 
 
-@kernel
+@part
 def _share(
     lane: NDArray[np.float32], begin: int, end: int, levels: np.float32, trial: NDArray[np.float32]
 ) -> bool:
     """Step 2: d and dmin of a super-block, and whole scales by them. False where float16 ends."""
-    d = _common(lane, _FIT_STEP, _CURVE, begin, end, levels, trial)
+    unit = lane[_UNIT + begin]
+    steps, curves = lane[_FIT_STEP + begin : _FIT_STEP + end], lane[_CURVE + begin : _CURVE + end]
+    d = _common(steps, curves, levels, unit, trial)
     for t in range(begin, end):
-        scale = min(_whole(lane[_FIT_STEP + t] / d), levels) if d > _ZERO else _ZERO
-        step = d * scale
-        lane[_D + t] = d
-        lane[_SCALE0 + t] = scale
-        shift = (step * lane[_FIT_WQ + t] - lane[_WX + t]) / lane[_W + t]
+        lane[_SCALE0 + t] = min(_whole(lane[_FIT_STEP + t] / d), levels) if d > _ZERO else _ZERO
+        shift = (d * lane[_SCALE0 + t] * lane[_FIT_WQ + t] - lane[_WX + t]) / lane[_W + t]
         lane[_MIN + t] = max(shift - lane[_LOW + t], _ZERO)
-    dmin = _common(lane, _MIN, _W, begin, end, levels, trial)
-    for t in range(begin, end):
-        lane[_DMIN + t] = dmin
+    mins, weights = lane[_MIN + begin : _MIN + end], lane[_W + begin : _W + end]
+    dmin = _common(mins, weights, levels, unit, trial)
+    lane[_D + begin : _D + end] = d
+    lane[_DMIN + begin : _DMIN + end] = dmin
     return bool(d >= _ZERO and dmin >= _ZERO)
 
 
-@kernel
+@part
 def _settle(
     x: NDArray[np.float32],
     w: NDArray[np.float32],
     lane: NDArray[np.float32],
     search: Search,
-    scales: int,
-    mins: int,
 ) -> None:
     """Step 3: the whole scale and min of each sub-block that leave the least error."""
     levels = search.levels
@@ -406,72 +389,85 @@ def _settle(
         lane[_LEAST + t] = _F(np.inf)
         lane[_PER_W + t] = _ONE / lane[_W + t]
         lane[_PER_DMIN + t] = _ONE / lane[_DMIN + t] if lane[_DMIN + t] > _ZERO else _ZERO
-    for scale in range(-scales, scales + 1):
-        for least in range(-mins, mins + 1):
-            for t in range(_LANES):
-                tried = min(max(lane[_SCALE0 + t] + _F(scale), _ZERO), levels)
-                lane[_SCALE_TRY + t] = tried
-                step = lane[_D + t] * tried
-                shift = (step * lane[_FIT_WQ + t] - lane[_WX + t]) * lane[_PER_W + t]
-                middle = (shift - lane[_LOW + t]) * lane[_PER_DMIN + t]
-                middle = _whole(min(max(middle, _ZERO), levels))
-                lane[_MIN_TRY + t] = min(max(middle + _F(least), _ZERO), levels)
-            _set_steps(lane)
-            _errors(x, w, lane, search.top)
-            for t in range(_LANES):
-                better = lane[_ERROR + t] < lane[_LEAST + t]
-                lane[_LEAST + t] = lane[_ERROR + t] if better else lane[_LEAST + t]
-                lane[_SCALE_BEST + t] = lane[_SCALE_TRY + t] if better else lane[_SCALE_BEST + t]
-                lane[_MIN_BEST + t] = lane[_MIN_TRY + t] if better else lane[_MIN_BEST + t]
+    tries = 2 * search.scales + 1
+    for k in range(tries + 2 * search.mins):
+        # 0, 1, -1, 2, -2 ...: the scale, with the min that suits it; then the min from the best on.
+        other_min = k >= tries
+        number = k - tries + 1 if other_min else k
+        away = _F((number + 1) // 2 * (1 - number % 2 * 2))
+        for t in range(_LANES):
+            moved = min(max(lane[_SCALE0 + t] + away, _ZERO), levels)
+            scale = lane[_SCALE_BEST + t] if other_min else moved
+            shift = (lane[_D + t] * scale * lane[_FIT_WQ + t] - lane[_WX + t]) * lane[_PER_W + t]
+            middle = (shift - lane[_LOW + t]) * lane[_PER_DMIN + t]
+            middle = _whole(min(max(middle, _ZERO), levels))
+            lane[_SCALE_TRY + t] = scale
+            moved = min(max(middle + away, _ZERO), levels)
+            lane[_MIN_TRY + t] = moved if other_min else middle
+        _set_steps(lane)
+        _errors(x, w, lane, search.top)
+        for t in range(_LANES):
+            better = lane[_ERROR + t] < lane[_LEAST + t]
+            lane[_LEAST + t] = lane[_ERROR + t] if better else lane[_LEAST + t]
+            lane[_SCALE_BEST + t] = lane[_SCALE_TRY + t] if better else lane[_SCALE_BEST + t]
+            lane[_MIN_BEST + t] = lane[_MIN_TRY + t] if better else lane[_MIN_BEST + t]
 
 
-@kernel
+@part
+def _keep_better_blocks(lane: NDArray[np.float32], subs: int) -> None:
+    """What step 3 found, where the super-block's error is less than what was kept."""
+    for a in range(0, _LANES, subs):
+        kept = found = 0.0
+        for t in range(a, a + subs):
+            kept += lane[_KEPT_LEAST + t]
+            found += lane[_LEAST + t]
+        if found < kept:
+            for t in range(a, a + subs):
+                lane[_KEPT_LEAST + t] = lane[_LEAST + t]
+                lane[_KEPT_D + t] = lane[_D + t]
+                lane[_KEPT_DMIN + t] = lane[_DMIN + t]
+                lane[_KEPT_SCALE + t] = lane[_SCALE_BEST + t]
+                lane[_KEPT_MIN + t] = lane[_MIN_BEST + t]
+
+
+@part
+def _try_kept(lane: NDArray[np.float32]) -> None:
+    for t in range(_LANES):
+        lane[_D + t] = lane[_KEPT_D + t]
+        lane[_DMIN + t] = lane[_KEPT_DMIN + t]
+        lane[_SCALE_TRY + t] = lane[_KEPT_SCALE + t]
+        lane[_MIN_TRY + t] = lane[_KEPT_MIN + t]
+    _set_steps(lane)
+
+
+@part
 def _refit(
     x: NDArray[np.float32], w: NDArray[np.float32], lane: NDArray[np.float32], search: Search
 ) -> None:
-    """Step 4: d and dmin by least squares over the codes found; then step 3, if that is better."""
-    _try_best(lane)
+    """Step 4: d and dmin by least squares over the codes kept."""
+    _try_kept(lane)
     _sums(x, w, lane, search.top)
     for t in range(_LANES):
-        lane[_OLD_D + t] = lane[_D + t]
-        lane[_OLD_DMIN + t] = lane[_DMIN + t]
-        lane[_OLD_SCALE + t] = lane[_SCALE_BEST + t]
-        lane[_OLD_MIN + t] = lane[_MIN_BEST + t]
-        lane[_OLD_LEAST + t] = lane[_LEAST + t]
-        lane[_SCALE0 + t] = lane[_SCALE_BEST + t]
+        lane[_SCALE0 + t] = lane[_KEPT_SCALE + t]
         lane[_FIT_WQ + t] = lane[_WQ + t]
     subs = SUPER // search.size
     for a in range(0, _LANES, subs):
         dd = dm = mm = dx = mx = 0.0
         for t in range(a, a + subs):
-            scale, least = lane[_SCALE_BEST + t], lane[_MIN_BEST + t]
-            low = lane[_LOW + t]
+            scale, least, low = lane[_KEPT_SCALE + t], lane[_KEPT_MIN + t], lane[_LOW + t]
             dd += scale * scale * lane[_WQQ + t]
             dm += scale * least * lane[_WQ + t]
             mm += least * least * lane[_W + t]
             dx += scale * (lane[_WXQ + t] + low * lane[_WQ + t])
             mx += least * (lane[_WX + t] + low * lane[_W + t])
         determinant = dd * mm - dm * dm
-        if determinant > 1e-6 * dd * mm:
+        if determinant > _FLAT * dd * mm:
             d = (dx * mm - mx * dm) / determinant
             dmin = (dx * dm - mx * dd) / determinant
             unit = lane[_UNIT + a]
             if d > 0.0 and dmin > 0.0:
-                for t in range(a, a + subs):
-                    lane[_D + t] = _half(_F(d * unit)) / unit
-                    lane[_DMIN + t] = _half(_F(dmin * unit)) / unit
-    _settle(x, w, lane, search, search.again, search.again)
-    for a in range(0, _LANES, subs):
-        before = after = 0.0
-        for t in range(a, a + subs):
-            before += lane[_OLD_LEAST + t]
-            after += lane[_LEAST + t]
-        if not after < before:
-            for t in range(a, a + subs):
-                lane[_D + t] = lane[_OLD_D + t]
-                lane[_DMIN + t] = lane[_OLD_DMIN + t]
-                lane[_SCALE_BEST + t] = lane[_OLD_SCALE + t]
-                lane[_MIN_BEST + t] = lane[_OLD_MIN + t]
+                lane[_D + a : _D + a + subs] = _half(_F(d * unit)) / unit
+                lane[_DMIN + a : _DMIN + a + subs] = _half(_F(dmin * unit)) / unit
 
 
 @kernel
@@ -494,7 +490,7 @@ def pack_codes(
                 block[at] = np.uint8(code if up == 0 else block[at] | code)
 
 
-@kernel
+@part
 def _store(
     x: NDArray[np.float32],
     lane: NDArray[np.float32],
@@ -508,7 +504,7 @@ def _store(
     supers: NDArray[np.float32],
 ) -> None:
     """The best scales and mins, and the codes they give, to where the blocks' results go."""
-    _try_best(lane)
+    _try_kept(lane)
     for k in range(len(x)):
         for t in range(_LANES):
             code = _whole((x[k, t] + lane[_SHIFT + t]) * lane[_INVERSE + t])
@@ -518,8 +514,8 @@ def _store(
     for p in range(min(_LANES // subs, len(raw) - begin)):
         for j in range(subs):
             t = p * subs + j
-            scales[j, begin + p] = np.uint8(lane[_SCALE_BEST + t])
-            mins[j, begin + p] = np.uint8(lane[_MIN_BEST + t])
+            scales[j, begin + p] = np.uint8(lane[_KEPT_SCALE + t])
+            mins[j, begin + p] = np.uint8(lane[_KEPT_MIN + t])
             for k in range(len(tile)):
                 codes[j * len(tile) + k] = tile[k, t]
         pack_codes(codes, planes, raw[begin + p])
@@ -570,7 +566,11 @@ def search_blocks(
         for a in range(0, _LANES, subs):
             if not _share(lane, a, a + subs, search.levels, trial):
                 return begin
-        _settle(x, w, lane, search, search.scales, search.mins)
-        _refit(x, w, lane, search)
+        lane[_KEPT_LEAST : _KEPT_LEAST + _LANES] = _F(np.inf)
+        for turn in range(search.turns):
+            if turn:
+                _refit(x, w, lane, search)
+            _settle(x, w, lane, search)
+            _keep_better_blocks(lane, subs)
         _store(x, lane, search, begin, tile, planes, raw, scales, mins, supers)
     return -1
