@@ -94,7 +94,7 @@ def test_quantize_passes_every_option(
 ) -> None:
     options = "-o out.onnx --bits 4 --to onnx --data d.npz --input a:float32[1] --input b:int64[2]"
     options += " --model m:f --trust-pickle --block-size 64 --prefer size --target portable"
-    options += " --plan plan.json --min-sqnr 12.5 --threads 2 --force --json"
+    options += " --plan plan.json --external-data never --min-sqnr 12.5 --threads 2 --force --json"
     assert run(monkeypatch, "quantize", "m.pt", *options.split()) == 0
     (name, args, kwargs) = verbs.calls[0]
     assert (name, args) == ("quantize", ("m.pt",))
@@ -110,6 +110,7 @@ def test_quantize_passes_every_option(
         "prefer": "size",
         "target": "portable",
         "plan": "plan.json",
+        "external_data": "never",
         "min_sqnr": 12.5,
         "threads": 2,
         "force": True,
@@ -140,6 +141,16 @@ def test_quantize_passes_every_option_of_gguf(
         "chunks": 3,
         "context": 64,
     }
+
+
+def test_a_plan_can_be_asked_for_with_every_option() -> None:
+    """Both functions are called with what the command line has."""
+    import inspect
+
+    from edgeopt.verbs.quantize import make_plan, quantize
+
+    takes = set(inspect.signature(quantize).parameters) - {"plan"}
+    assert takes == set(inspect.signature(make_plan).parameters)
 
 
 def test_a_plan_for_gguf_is_a_table(

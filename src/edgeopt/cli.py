@@ -68,6 +68,13 @@ _loading = _options(
     ),
     click.option("--trust-pickle", is_flag=True, help="Let the file run the code it carries."),
 )
+_external = click.option(
+    "--external-data",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Weights in OUT.data, which the runtime maps (auto: over 256 MiB).",
+)
 _inputs = _options(
     click.option(
         "--data", metavar="DATA", help=".npz, .npy, folder of .npy, or MODULE:CALLABLE of inputs."
@@ -97,21 +104,8 @@ _proving = _options(
         help="Threads that the runtime is timed with.",
     ),
 )
-_gguf = _options(
-    click.option(
-        "--type", metavar="TYPE", help="GGUF: preset or type, as Q4_K_M, Q8_0, F16 (any case)."
-    ),
-    click.option(
-        "--pre-tokenizer", metavar="NAME", help="GGUF: the text-splitting rule, if not recognised."
-    ),
-    click.option(
-        "--prove",
-        type=click.Choice(["none", "quick", "full"]),
-        default="quick",
-        show_default=True,
-        help="GGUF: full also compares next-token distributions on --text.",
-    ),
-    click.option("--text", metavar="FILE", help="GGUF: the text that --prove full compares on."),
+_text = _options(
+    click.option("--text", metavar="FILE", help="GGUF: the text that predictions are compared on."),
     click.option(
         "--chunks",
         type=click.IntRange(min=1),
@@ -125,6 +119,21 @@ _gguf = _options(
         default=512,
         show_default=True,
         help="GGUF: tokens in a piece.",
+    ),
+)
+_gguf = _options(
+    click.option(
+        "--type", metavar="TYPE", help="GGUF: preset or type, as Q4_K_M, Q8_0, F16 (any case)."
+    ),
+    click.option(
+        "--pre-tokenizer", metavar="NAME", help="GGUF: the text-splitting rule, if not recognised."
+    ),
+    click.option(
+        "--prove",
+        type=click.Choice(["none", "quick", "full"]),
+        default="quick",
+        show_default=True,
+        help="GGUF: full also compares next-token distributions on --text.",
     ),
 )
 
@@ -175,7 +184,9 @@ def inspect(source: str, deep: bool, as_json: bool) -> None:
     flag_value=_SHOW_PLAN,
     help="Replay the plan in FILE; last and without FILE: print the plan, write nothing.",
 )
+@_external
 @_gguf
+@_text
 @click.option(
     "--tensor-type",
     "tensor_types",
@@ -226,7 +237,9 @@ def quantize(
 @_inputs
 @_loading
 @_proving
+@_external
 @_gguf
+@_text
 @_force
 @_json
 def export(source: str, as_json: bool, **options: Any) -> None:
@@ -245,9 +258,13 @@ def export(source: str, as_json: bool, **options: Any) -> None:
 @_inputs
 @_loading
 @_proving
+@_text
 @_json
 def verify(source: str, artifact: str, as_json: bool, **options: Any) -> None:
-    """Compare ARTIFACT with SOURCE: size, fidelity, latency, memory. Exit code 3 if it fails."""
+    """Compare ARTIFACT with SOURCE: size, fidelity, latency, memory. Exit code 3 if it fails.
+
+    A GGUF ARTIFACT is compared with its folder or another GGUF, tensor by tensor; with --text also
+    by what both predict: perplexity, KL divergence, same top."""
     from edgeopt.verbs.verify import verify as run
 
     with _progress() as progress:

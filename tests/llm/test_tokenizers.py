@@ -253,6 +253,46 @@ def test_sentencepiece_told_by_tokenizer_json_alone(
                 assert vocab.encode(text, special=True) == expected
 
 
+def test_a_space_put_before_the_text_by_the_normalizer(
+    pieces: dict[str, Path], tmp_path: Path
+) -> None:
+    """As transformers 4 wrote LLaMA's: there a space is put even where one is."""
+    transformers = pytest.importorskip("transformers")
+    made = transformers.LlamaTokenizer.from_pretrained(pieces["bpe"])
+    spec = json.loads(made.backend_tokenizer.to_str())
+    spec["normalizer"] = {
+        "type": "Sequence",
+        "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ],
+    }
+    spec["pre_tokenizer"] = None
+    write(tmp_path, "tokenizer.json", spec)
+    with loaded(read(tmp_path, 1100)) as vocab:
+        same_ids(vocab, tokenizers.Tokenizer.from_str(json.dumps(spec)), TEXTS)
+
+
+def test_sentencepieces_own_scores_are_preferred(pieces: dict[str, Path], tmp_path: Path) -> None:
+    """Both files in one folder, as most models have them."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.GemmaTokenizer.from_pretrained(
+        pieces["bpe-no-prefix"], bos_token="<s>", eos_token="</s>"
+    )
+    theirs.add_tokens(["<new>"], special_tokens=True)
+    theirs.save_pretrained(tmp_path)
+    copy = tmp_path / "tokenizer.model"
+    copy.write_bytes(pieces["bpe-no-prefix"].joinpath("tokenizer.model").read_bytes())
+    fields = read(tmp_path, 1100)
+    model = sentencepiece(tmp_path)
+    scores = fields["tokenizer.ggml.scores"].value
+    assert scores[900] == model.get_score(900) < 0
+    with loaded(fields) as vocab:
+        for text in (*TEXTS, "a<new>b", "a</s>\n<table>"):
+            expected = theirs.encode(text, add_special_tokens=False)
+            assert vocab.encode(text) == expected, (text, list(map(vocab.text, expected)))
+
+
 def test_trained_merges_over_letters(tmp_path: Path) -> None:
     """BPE with ▁ and byte fallback whose merges no scores stand for."""
     lines = wikitext(500)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 pytest.importorskip("numba")
 
+import itertools
+
 from tests import ggml_oracle
 
 from edgeopt.core.ggml import TYPES_BY_NAME
@@ -121,7 +123,7 @@ def test_any_split_and_any_threads_give_the_same_bytes(name: str, weighted: bool
     encode = ENCODERS[name]
     whole = encode(rows, importance)
     splits = [0, 1, 2, 7, 20, 33]
-    parts = [rows[lo:hi] for lo, hi in zip(splits, splits[1:], strict=False)]
+    parts = [rows[lo:hi] for lo, hi in itertools.pairwise(splits)]
     with ThreadPoolExecutor(3) as pool:
         coded = list(pool.map(lambda part: encode(part, importance), parts))
     assert (np.concatenate(coded) == whole).all()

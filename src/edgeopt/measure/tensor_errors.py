@@ -125,8 +125,10 @@ def _error(weight: Weight, sums: Sequence[_Sums]) -> TensorError:
     worst, rows = math.inf, (0, weight.shape[0] if weight.shape else 1)
     for part in sums:
         ratio = _decibels(max(part.signal, mean * part.count), part.noise)
-        if not ratio >= worst:  # NaN is the worst of all
+        if ratio < worst or math.isnan(ratio):
             worst, rows = ratio, part.rows
+        if math.isnan(ratio):  # the worst of all
+            break
     return TensorError(
         weight.name,
         _GGML_NAMES.get(weight.dtype, weight.dtype),

@@ -78,6 +78,12 @@ class DivergenceMeter:
         table = np.concatenate(self._parts)
         return float(np.exp(table[:, 0].mean())), float(np.exp(table[:, 1].mean()))
 
+    @property
+    def divergences(self) -> NDArray[np.float64]:
+        """KL divergence of every prediction so far, ``[n]``, in the order they were added: two
+        meters that saw the same base can be compared prediction by prediction."""
+        return np.concatenate([np.empty((0, 5)), *self._parts])[:, 2]
+
     def result(self) -> Divergence:
         """Every statistic. ValueError where nothing was added."""
         if not self._parts:

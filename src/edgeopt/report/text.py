@@ -44,6 +44,9 @@ _SAID = {"tensors": "worst tensor: ", "runs": "", "next tokens": "", "embeddings
 _SMALLEST_EFFECT = 0.03
 
 
+_HEAP = ("memory_heap", "of it heap, then", format_bytes, "less", "more")
+
+
 def render(proof: Proof, console: Console) -> None:
     """Print ``proof`` on ``console``: what changed, how close it is, the verdict, what next."""
     title = Text(f"edgeopt {proof.verb}", style="bold")
@@ -77,6 +80,9 @@ def render(proof: Proof, console: Console) -> None:
         line(console, Text(heading, style="bold"))
         for code in proof.usage.splitlines():
             line(console, Text(f"    {code}"))
+    for data in proof.artifact.get("data", ()):
+        name, size = _name(data), format_bytes(data["nbytes"])
+        line(console, Text(f"Weights: {name}, {size}; keep it beside {_name(proof.artifact)}"))
     if "plan" in proof.artifact:
         console.print()
         line(console, Text(f"Plan (what was decided, and why): {proof.artifact['plan']}"))
@@ -124,6 +130,8 @@ def _rows(proof: Proof) -> Iterator[tuple[str, str, str, str]]:
     for metric, label, show, better, worse in (
         ("load", "Load time", seconds, "faster", "slower"),
         ("memory", "Memory at peak", format_bytes, "less", "more"),
+        # Of a model whose weights are mapped, the peak counts pages that can be dropped.
+        *([_HEAP] if "data" in proof.artifact else []),
     ):
         pair = measured.get(metric, {})
         if len(pair) == 2:

@@ -12,6 +12,7 @@ from edgeopt.errors import CaptureError, SourceError, UsageError
 from edgeopt.files.open import open_source
 from edgeopt.verbs.gguf_options import GgufOptions, wants_gguf
 from edgeopt.verbs.graph_source import Prepared, prepare, require_graph
+from edgeopt.verbs.output import external_over
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -36,6 +37,7 @@ def export(
     to: str | None = None,
     half: bool = False,
     opset: int | None = None,
+    external_data: str | int = "auto",
     data: str | None = None,
     inputs: Sequence[str] = (),
     model: str | None = None,
@@ -47,7 +49,7 @@ def export(
     progress: Progress | None = None,
     **gguf: Unpack[GgufKeywords],
 ) -> Proof:
-    """Write ``source`` as one ONNX file that plain ONNX Runtime runs, and prove the written file.
+    """Write ``source`` as an ONNX file that plain ONNX Runtime runs, and prove the written file.
 
     Constants are folded and batch normalisation goes into the convolution before it; otherwise
     the graph is the source's. The bytes depend on the source and the options alone (and on the
@@ -65,6 +67,7 @@ def export(
         to: ``onnx``, or ``gguf``: language models in 16 or 32 bits for llama.cpp.
         half: store weights in float16; the file must then be smaller than the source.
         opset: version of ONNX's operators; default 21, and an ONNX source keeps its own.
+        external_data: as in :func:`edgeopt.quantize`.
         min_sqnr: fidelity floor in dB (default 30, with ``half`` 40).
         data, inputs, model, trust_pickle, prefer, force, threads: as in
             :func:`edgeopt.quantize`; ``data`` is only proven on, and gives example inputs.
@@ -80,12 +83,14 @@ def export(
     if to not in (None, "onnx", "gguf"):
         raise UsageError(f"--to {to}: export writes onnx and gguf")
     _check_opset(opset)
+    over = external_over(external_data)
     opened = open_source(source)
     options = GgufOptions(**gguf)
     if wants_gguf(opened, to, out, options):
         return _to_gguf(opened, out, options, force, progress)
     require_graph(opened, model)
     from edgeopt.graphs.coverage import read_half
+    from edgeopt.graphs.external import data_path
     from edgeopt.graphs.half import halve
     from edgeopt.verbs.graph_base import fold_base
     from edgeopt.verbs.graph_build import write_model
@@ -115,7 +120,8 @@ def export(
             changes: tuple[Change, ...] = halve(made) if half else ()
             if half and all(change.decision.kept for change in changes):
                 raise SourceError(_nothing(opened.path, changes))
-            write_model(made, temporary, metadata_of(sha256, None, options_of(half, opset)))
+            metadata = metadata_of(sha256, None, options_of(half, opset))
+            write_model(made, temporary, metadata, over)
             coverage = read_half(temporary, base.float_bytes).to_json() if half else {}
             return prove_graph(
                 "export",
@@ -134,7 +140,14 @@ def export(
                 progress=progress,
             )
 
-        return write_proven(path, None, force, make)
+        return write_proven(
+            path,
+            None,
+            force,
+            make,
+            data=None if over is None else data_path(path),
+            sources=(opened.path, *opened.files),
+        )
 
 
 def options_of(half: bool, opset: int | None) -> Mapping[str, Any]:

@@ -53,6 +53,7 @@ from edgeopt.verbs.gguf_runs import (
 
 __all__ = [
     "Facts",
+    "Reference",
     "assemble",
     "bits_per_weight",
     "default_threads",

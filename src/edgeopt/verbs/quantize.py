@@ -14,7 +14,7 @@ from edgeopt.verbs.graph_base import Asked, Base, open_base
 from edgeopt.verbs.graph_build import build
 from edgeopt.verbs.graph_plan import make_graph_plan
 from edgeopt.verbs.graph_source import Prepared, has_graph, prepare, require_graph
-from edgeopt.verbs.output import scratch
+from edgeopt.verbs.output import external_over, scratch
 from edgeopt.verbs.replay import asked_by, fitting_plan, read_plan, require_sound
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def quantize(
     prefer: str = "balanced",
     target: str = "here",
     plan: str | Path | None = None,
+    external_data: str | int = "auto",
     min_sqnr: float | None = None,
     force: bool = False,
     threads: int = 1,
@@ -66,6 +67,9 @@ def quantize(
         prefer: ``balanced``, ``speed``, ``size`` or ``memory``.
         target: ``here`` times choices on this machine, ``portable`` makes none of them.
         plan: a plan file to replay: same source, same plan, same bytes.
+        external_data: ``auto`` writes an ONNX model with more than 256 MiB of weights as two
+            files, ``OUT`` and ``OUT.data`` beside it, which the runtime maps; ``always`` and
+            ``never``; or a number of bytes in place of the 256 MiB.
         min_sqnr: fidelity floor in dB (default 20 at 8 bits, 8 at 4).
         force: keep the artifact although the proof failed.
         threads: of the runtime, while timing.
@@ -79,6 +83,7 @@ def quantize(
         EdgeoptError: bad input or usage (see :mod:`edgeopt.errors`); nothing is written then.
     """
     asked = Asked(bits or 8, prefer, target, block_size, min_sqnr, threads)
+    over = external_over(external_data)
     opened = open_source(source)
     options = GgufOptions(**gguf)
     if wants_gguf(opened, to, out, options):
@@ -100,6 +105,7 @@ def quantize(
             opened, out, asked=asked, plan=read_plan(plan), force=force, progress=progress
         )
     from edgeopt.graphs.coverage import read_coverage
+    from edgeopt.graphs.external import data_path
     from edgeopt.graphs.transform import CodeCache
     from edgeopt.verbs.output import artifact_path, metadata_of, write_proven
     from edgeopt.verbs.proving import prove_graph
@@ -129,6 +135,7 @@ def quantize(
                 temporary,
                 cache=cache,
                 metadata=metadata,
+                external_over=over,
                 measure=True,
                 progress=progress,
             )
@@ -151,7 +158,14 @@ def quantize(
                 progress=progress,
             )
 
-        return write_proven(path, made, force, make)
+        return write_proven(
+            path,
+            made,
+            force,
+            make,
+            data=None if over is None else data_path(path),
+            sources=(opened.path, *opened.files),
+        )
 
 
 def make_plan(
@@ -171,10 +185,11 @@ def make_plan(
     progress: Progress | None = None,
     out: str | Path | None = None,
     force: bool = False,
+    external_data: str | int = "auto",
     **gguf: Unpack[GgufKeywords],
 ) -> Plan:
-    """The plan that :func:`quantize` would carry out; nothing is written (``out`` and ``force``
-    are taken so that both can be called alike)."""
+    """The plan that :func:`quantize` would carry out; nothing is written (``out``, ``force``
+    and ``external_data`` are taken so that both can be called alike)."""
     asked = Asked(bits or 8, prefer, target, block_size, min_sqnr, threads)
     opened = open_source(source)
     options = GgufOptions(**gguf)

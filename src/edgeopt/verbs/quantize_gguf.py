@@ -20,7 +20,7 @@ from edgeopt.verbs.gguf_options import GgufOptions
 from edgeopt.verbs.output import write_proven
 from edgeopt.verbs.prove_gguf import prove_gguf
 
-__all__ = ["DEFAULT_TYPE", "default_export_type", "gguf_plan", "make_gguf"]
+__all__ = ["DEFAULT_TYPE", "default_export_type", "gguf_plan", "make_gguf", "write_reference"]
 
 #: By bits asked for; None: nothing was asked.
 DEFAULT_TYPE = {None: "Q4_K_M", 4: "Q4_K_M", 8: "Q8_0"}
@@ -80,8 +80,8 @@ def make_gguf(
         )
         converted = time.monotonic() - began
 
-        def write_reference(reference: Path) -> int:
-            return _write_reference(source, model, reference, progress)
+        def write(reference: Path) -> int:
+            return write_reference(source, model, reference, progress)
 
         proof = prove_gguf(
             verb,
@@ -94,7 +94,7 @@ def make_gguf(
             text=None if options.text is None else Path(options.text),
             chunks=options.chunks,
             context=options.context,
-            write_reference=write_reference,
+            write_reference=write,
             threads=threads,
             progress=progress,
         )
@@ -102,7 +102,7 @@ def make_gguf(
         artifact = {**proof.artifact, "seconds": seconds}
         return dataclasses.replace(proof, artifact=artifact)
 
-    return write_proven(path, made, force, make)
+    return write_proven(path, made, force, make, sources=(source.path, *source.files))
 
 
 def default_export_type(source: Source) -> str:
@@ -140,7 +140,7 @@ def _require_room(path: Path, nbytes: int) -> None:
         )
 
 
-def _write_reference(
+def write_reference(
     source: Source, model: LanguageModel, path: Path, progress: Progress | None
 ) -> int:
     """The source in 16 bits (or as it is, where it is GGUF), for the full proof."""

@@ -19,6 +19,9 @@ from edgeopt.llm.tokenizers.wordpiece import read_wordpiece
 
 __all__ = ["read_tokenizer"]
 
+#: Families whose tokenizer is also that of models with more: ``<image_soft_token>`` of gemma 3
+#: has a row in the checkpoints that see only.
+_SHARED = frozenset({"gemma3"})
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model")
 
 
@@ -44,7 +47,7 @@ def read_tokenizer(
     """
     if pre is not None:
         pre = checked_name(pre)
-    files = TokenizerFolder(folder)
+    files = TokenizerFolder(folder, n_vocab if architecture in _SHARED else None)
     fields = _model_fields(files, config, architecture, n_vocab, pre)
     return {**fields, **chat_fields(files)}
 

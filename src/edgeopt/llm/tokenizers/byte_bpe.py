@@ -5,7 +5,7 @@ GGUF: model ``gpt2``, tokens in the alphabet that stands for bytes, merges as ``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def read_byte_bpe(
             cleans=cleans if isinstance(cleans, bool) else None,
             path=path,
         )
-    vocabulary = words(mapped(model.get("vocab"), path, "vocab"), n_vocab, path)
+    vocabulary = words(files, mapped(model.get("vocab"), path, "vocab"), n_vocab, path)
     merges = [f"{a} {b}" for a, b in merge_pairs(model, path)]
     return _fields(files, config, vocabulary, merges, pre)
 
@@ -75,7 +75,7 @@ def read_slow_byte_bpe(
             f"the class {one_line(files.tokenizer_class, 60)!r}; give --pre-tokenizer NAME, or "
             "write tokenizer.json with tokenizer.save_pretrained"
         )
-    vocabulary = words(read_json(path, limit=MAX_JSON), n_vocab, path)
+    vocabulary = words(files, read_json(path, limit=MAX_JSON), n_vocab, path)
     lines = read_lines(merges_path)
     if lines and lines[0].startswith("#version"):
         lines = lines[1:]
@@ -111,24 +111,25 @@ def require_plain(model: Mapping[str, Any], path: Path) -> None:
             )
 
 
-def words(vocab: Mapping[str, Any], n_vocab: int, path: Path) -> Vocabulary:
+def words(files: TokenizerFolder, vocab: Mapping[str, Any], n_vocab: int, path: Path) -> Vocabulary:
     """A vocabulary of ordinary tokens from ``{text: id}``."""
     if not vocab:
         raise FormatError(path, "holds no tokens", field="vocab")
     vocabulary = Vocabulary(n_vocab)
-    for text, number in vocab.items():
-        vocabulary.put(numbered(number, path, f"vocab {text!r}"), text, TokenType.NORMAL, path)
+    for text, value in vocab.items():
+        number = numbered(value, path, f"vocab {text!r}")
+        if files.reaches(number):
+            vocabulary.put(number, text, TokenType.NORMAL, path)
     return vocabulary
 
 
-def merge_pairs(model: Mapping[str, Any], path: Path) -> list[tuple[str, str]]:
+def merge_pairs(model: Mapping[str, Any], path: Path) -> Iterator[tuple[str, str]]:
     """The merges of a BPE model, best first, a space inside a side encoded."""
     return _pairs(listed(model.get("merges"), path, "merges"), path)
 
 
-def _pairs(entries: Iterable[Any], path: Path) -> list[tuple[str, str]]:
+def _pairs(entries: Iterable[Any], path: Path) -> Iterator[tuple[str, str]]:
     """Merges as ``"a b"`` or as ``[a, b]``."""
-    pairs = []
     for rank, entry in enumerate(entries):
         if isinstance(entry, str):
             # a side may be the space itself, or begin with one
@@ -146,5 +147,4 @@ def _pairs(entries: Iterable[Any], path: Path) -> list[tuple[str, str]]:
             )
         if " " in a or " " in b:
             a, b = a.replace(" ", _SPACE), b.replace(" ", _SPACE)
-        pairs.append((a, b))
-    return pairs
+        yield a, b

@@ -44,10 +44,14 @@ class AddedToken:
 
 
 class TokenizerFolder:
-    """What lies in the folder; a file that is not there reads as empty."""
+    """What lies in the folder; a file that is not there reads as empty.
 
-    def __init__(self, folder: Path) -> None:
+    Added tokens numbered ``rows`` or more are left out, where that is given.
+    """
+
+    def __init__(self, folder: Path, rows: int | None = None) -> None:
         self.folder = folder
+        self._rows = rows
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -91,7 +95,11 @@ class TokenizerFolder:
         found = {token.id: token for token in self._oldest()}
         found.update((token.id, token) for token in self._decoder())
         found.update((token.id, token) for token in self._listed())
-        return [found[number] for number in sorted(found)]
+        return [found[number] for number in sorted(found) if self.reaches(number)]
+
+    def reaches(self, number: int) -> bool:
+        """Whether the model has a row for this token, or is expected to have one."""
+        return self._rows is None or number < self._rows
 
     def _oldest(self) -> Iterator[AddedToken]:
         path = self.path("added_tokens.json")

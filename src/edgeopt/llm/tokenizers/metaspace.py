@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,10 @@ def read_metaspace_bpe(
     model = files.model
     require_plain(model, path)
     prefix = _prefix(files, path)
-    vocabulary = words(mapped(model.get("vocab"), path, "vocab"), n_vocab, path)
+    vocabulary = words(files, mapped(model.get("vocab"), path, "vocab"), n_vocab, path)
     added = files.added_tokens()
     skipped = {token.id for token in added}
-    merges = merge_pairs(model, path)
-    ranks = _ranks(vocabulary, merges, skipped)
+    ranks = _ranks(vocabulary, merge_pairs(model, path), skipped)
     for token in added:
         vocabulary.add(token)
     require_bytes(vocabulary, path)
@@ -81,13 +80,13 @@ def read_metaspace_bpe(
         "tokenizer.ggml.model": string("gpt2"),
         "tokenizer.ggml.pre": string(_LETTERS_PRE),
         **vocabulary.fields(scores=False),
-        "tokenizer.ggml.merges": array("string", [f"{a} {b}" for a, b in merges]),
+        "tokenizer.ggml.merges": array("string", [f"{a} {b}" for a, b in merge_pairs(model, path)]),
         **special,
     }
 
 
 def _ranks(
-    vocabulary: Vocabulary, merges: list[tuple[str, str]], skipped: set[int]
+    vocabulary: Vocabulary, merges: Iterable[tuple[str, str]], skipped: set[int]
 ) -> dict[int, int] | None:
     """The rank of every token that merges make; None where pairs alone would not do.
 

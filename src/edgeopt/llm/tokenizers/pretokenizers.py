@@ -52,6 +52,10 @@ _O200K = (
     f"|{_UP_TO_3}|{_CASED_TAIL}"
 )
 _TEKKEN = f"{_START}{_UPPER}*{_LOWER}+|{_START}{_UPPER}+{_LOWER}*|{_DIGIT}|{_CASED_TAIL}"
+_JAIS2_TAIL = (
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)"
+    r"|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}"
+)
 _BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 _CJK = "[一-龥぀-ゟ゠-ヿ]+"
 _DEEPSEEK3 = (
@@ -131,6 +135,15 @@ KNOWN: tuple[Known, ...] = (
             r"|\s+(?!\S)|\s+",
         ),
     ),
+    Known(
+        "exaone-moe",
+        (
+            rf"{_CONTRACTIONS}|{_START}(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+            r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
+        ),
+        cleans=True,
+    ),
+    Known("jais-2", (f"{_CONTRACTIONS}|{_WORD}|{_UP_TO_3}|{_JAIS2_TAIL}",), cleans=True),
     Known("bloom", (_BLOOM,), cleans=True),
     Known("poro-chat", (_BLOOM,)),
     Known("viking", (_BLOOM, _DIGIT)),

@@ -9,6 +9,7 @@ Format: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_mo
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Mapping
@@ -38,6 +39,8 @@ __all__ = [
 _LIMIT = 64 << 20
 _UNIGRAM, _BPE = 1, 2
 _KINDS = {_UNIGRAM: "unigram", _BPE: "BPE", 3: "word", 4: "char"}
+#: A line of base64 and a rank.
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\n")
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
@@ -63,6 +66,12 @@ def parse_model(path: Path) -> SentencePieceModel:
         data = stream.read(_LIMIT + 1)
     if len(data) > _LIMIT:
         raise FormatError(path, f"larger than {_LIMIT} bytes, too large for a file of its kind")
+    if _TIKTOKEN.match(data):
+        raise FormatError(
+            path,
+            "is a vocabulary of tiktoken, not of SentencePiece; write tokenizer.json beside it "
+            "with transformers (tokenizer.save_pretrained)",
+        )
     model = SentencePieceModel()
     for number, wire, lo, hi in protobuf.fields(data, 0, len(data), path):
         if wire != protobuf.LENGTH:
@@ -79,6 +88,7 @@ def parse_model(path: Path) -> SentencePieceModel:
 
 
 _ENDS = {41: "bos", 42: "eos", 43: "pad"}
+_TYPES = {int(kind): kind for kind in TokenType}
 _SCORE = struct.Struct("<f")
 #: A short piece as every writer writes it: text, score, perhaps its type.
 _TEXT_TAG, _SCORE_TAG, _TYPE_TAG = 0x0A, 0x15, 0x18
@@ -114,8 +124,10 @@ def _long_piece(data: bytes, lo: int, hi: int, path: Path) -> tuple[str, float, 
 def _checked_piece(
     raw: bytes, score: float, kind: int, offset: int, path: Path
 ) -> tuple[str, float, int]:
-    if not 1 <= kind <= max(TokenType):
+    if kind not in _TYPES:
         raise FormatError(path, f"type {kind}, 1 to 6 are known", field="piece", offset=offset)
+    if not math.isfinite(score):
+        raise FormatError(path, f"the score {score} is no number", field="piece", offset=offset)
     try:
         return raw.decode(), score, kind
     except UnicodeDecodeError as error:
@@ -165,7 +177,7 @@ def read_sentencepiece(
     vocabulary = Vocabulary(n_vocab)
     own: dict[str, int] = {}
     for number, (text, score, kind) in enumerate(model.pieces):
-        vocabulary.put(number, text, TokenType(kind), path, score)
+        vocabulary.put(number, text, _TYPES[kind], path, score)
         if kind == TokenType.UNKNOWN:
             own["unk"] = number
     for role, number in model.ends.items():

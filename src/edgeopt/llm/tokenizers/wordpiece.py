@@ -22,6 +22,9 @@ from edgeopt.llm.tokenizers.vocabulary import SPACE, TokenType, Vocabulary
 __all__ = ["read_wordpiece"]
 
 _PREFIX = "##"
+_BOS, _EOS, _SEP, _UNK = (
+    f"tokenizer.ggml.{role}_token_id" for role in ("bos", "eos", "seperator", "unknown")
+)
 
 
 def read_wordpiece(
@@ -41,8 +44,10 @@ def read_wordpiece(
         if number is not None:
             vocabulary.types[number] = TokenType.CONTROL
     special = special_fields(files, config, vocabulary, add_bos=True, add_eos=True)
-    for key in ("bos_token_id", "seperator_token_id", "unknown_token_id"):
-        if f"tokenizer.ggml.{key}" not in special:
+    if _EOS in special:
+        special.setdefault(_SEP, special[_EOS])
+    for key in (_BOS, _SEP, _UNK):
+        if key not in special:
             raise SourceError(
                 f"{path}: llama.cpp's WordPiece needs {key}, and no token of the vocabulary is "
                 "named as such: name cls_token, sep_token and unk_token in tokenizer_config.json"
@@ -82,7 +87,7 @@ def _fast(files: TokenizerFolder, n_vocab: int, path: Path) -> tuple[Vocabulary,
             f"{path}: parts of a word begin with {one_line(repr(prefix), 40)}; llama.cpp knows "
             f"{_PREFIX!r} only"
         )
-    vocabulary = words(mapped(model.get("vocab"), path, "vocab"), n_vocab, path)
+    vocabulary = words(files, mapped(model.get("vocab"), path, "vocab"), n_vocab, path)
     normalizer = mapped(files.tokenizer.get("normalizer"), path, "normalizer")
     if normalizer.get("type") != "BertNormalizer":
         kind = normalizer.get("type", "none at all")

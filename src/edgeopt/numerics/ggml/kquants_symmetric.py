@@ -32,24 +32,32 @@ _HALF_MAX = 65504
 #: No code of a nonzero scale stands for less than float16's smallest step; under half of it all
 #: are 0.
 _SMALLEST = np.float32(2.0**-25)
+_ROUND = np.float32(12582912.0)
+#: Super-blocks whose codes are held before they are packed: they stay in the cache.
+_CHUNK = 512
 
 
 @dataclass(frozen=True)
 class _Type:
     """Numbers of a type, and how it is searched.
 
-    ``codes`` and ``subs`` are the magnitudes of the lowest code and ``s``. ``windows`` and
-    ``grids``: see :func:`search_block`. ``blend`` are the weights of a value's squared error:
-    without importance ``1 + blend[0] x^2 / mean(x^2)``; with importance ``i``
-    ``i (blend[1] + blend[2] sqrt(2 + x^2 / mean(x^2))) / mean(i) + blend[3]``.
+    ``codes`` and ``subs`` are the magnitudes of the lowest code and ``s``. ``windows`` (without
+    importance, and with it) and ``grids``: see :func:`search_block`.
+
+    ``blend`` makes the weight of a value ``x`` from ``r = x^2 / mean(x^2)`` of its super-block:
+    ``1 + blend[0] r``, and with an importance ``i``, relative to the mean importance of the row,
+    ``i (blend[1] + blend[2] sqrt(2 + r)) + blend[3]``. ggml's own weights are ``x^2`` without
+    importance; with it ``i`` for Q6_K and ``i sqrt(2 mean(x^2) + x^2)`` for Q3_K.
     """
 
     name: str
     codes: int
     subs: int
     windows: Floats
+    weighted_windows: Floats
     grids: Floats
     blend: Floats
+    pack: Callable[[NDArray[np.uint16], NDArray[np.int8], _Bytes, _Bytes], None]
 
     @property
     def limit(self) -> int:
@@ -57,34 +65,96 @@ class _Type:
         return _HALF_MAX * self.subs * self.codes
 
 
-def _windows(below: NDArray[np.floating], above: NDArray[np.floating]) -> Floats:
-    return np.concatenate([-below, above]).astype(np.float32)
+def _windows(below: list[float], above: list[float]) -> Floats:
+    return np.array([-code for code in below] + above, np.float32)
 
 
+def _grids(lowest: int, spread: float) -> Floats:
+    """Four ``s`` from the lowest one up, within ``spread`` of it."""
+    return (-lowest / np.linspace(1, spread, 4)).astype(np.float32)
+
+
+@kernel
+def _pack_q6_k(
+    halves: NDArray[np.uint16], subs: NDArray[np.int8], codes: _Bytes, out: _Bytes
+) -> None:
+    """Low 4 bits of the codes, high 2 bits, sub-scales, scale."""
+    for k in range(len(out)):
+        for h in range(2):
+            for i in range(32):
+                c0 = codes[k, h * 128 + i]
+                c1 = codes[k, h * 128 + 32 + i]
+                c2 = codes[k, h * 128 + 64 + i]
+                c3 = codes[k, h * 128 + 96 + i]
+                out[k, h * 64 + i] = np.uint8((c0 & 15) | (c2 << 4))
+                out[k, h * 64 + 32 + i] = np.uint8((c1 & 15) | (c3 << 4))
+                high = (c0 >> 4) | (c1 >> 4 << 2) | (c2 >> 4 << 4) | (c3 >> 4 << 6)
+                out[k, 128 + h * 32 + i] = np.uint8(high)
+        for j in range(16):
+            out[k, 192 + j] = np.uint8(subs[k, j])
+        out[k, 208] = np.uint8(halves[k])
+        out[k, 209] = np.uint8(halves[k] >> 8)
+
+
+@kernel
+def _pack_q3_k(
+    halves: NDArray[np.uint16], subs: NDArray[np.int8], codes: _Bytes, out: _Bytes
+) -> None:
+    """High bit of the codes, low 2 bits, sub-scales in 6 bits from 0, scale."""
+    for k in range(len(out)):
+        for i in range(32):
+            bits = 0
+            for h in range(8):
+                bits |= (codes[k, h * 32 + i] >> 2) << h
+            out[k, i] = np.uint8(bits)
+        for h in range(2):
+            for i in range(32):
+                low = 0
+                for part in range(4):
+                    low |= (codes[k, h * 128 + part * 32 + i] & 3) << (2 * part)
+                out[k, 32 + h * 32 + i] = np.uint8(low)
+        for j in range(8):
+            below = subs[k, j] + 32
+            above = subs[k, 8 + j] + 32
+            out[k, 96 + j] = np.uint8((below & 15) | ((above & 15) << 4))
+        for j in range(4):
+            top = 0
+            for part in range(4):
+                top |= ((subs[k, part * 4 + j] + 32) >> 4) << (2 * part)
+            out[k, 104 + j] = np.uint8(top)
+        out[k, 108] = np.uint8(halves[k])
+        out[k, 109] = np.uint8(halves[k] >> 8)
+
+
+_Q6_WINDOWS = _windows([26, 28, 30, 32], [25, 27, 29, 31])
 _Q6_K = _Type(
     "Q6_K",
     32,
     128,
-    _windows(np.arange(29.75, 33.5, 0.5), np.arange(28.75, 32.5, 0.5)),
-    (-128 / np.linspace(1, 1.25, 8)).astype(np.float32),
-    np.array([1.5, 1, 0, 0.1], np.float32),
+    _Q6_WINDOWS,
+    _Q6_WINDOWS,
+    _grids(128, 1.05),
+    np.array([0.75, 1, 0, 0.2], np.float32),
+    _pack_q6_k,
 )
 _Q3_K = _Type(
     "Q3_K",
     4,
     32,
-    _windows(np.arange(2.7, 5.1, 0.2), np.arange(2.2, 4.6, 0.2)),
-    (-32 / np.linspace(1, 1.4, 12)).astype(np.float32),
-    np.array([1.5, 0.3, 1, 0.4], np.float32),
+    _windows([3.8, 4.3], [2.9, 3.4]),
+    _windows([3, 3.5, 4, 4.5, 5, 5.5], [2.5, 3, 3.5, 4, 4.5, 5]),
+    _grids(32, 1.1),
+    np.array([0.5, 0.5, 1, 0.5], np.float32),
+    _pack_q3_k,
 )
 
 
 @kernel
-def _load(row: Floats, x: Floats) -> tuple[np.float32, np.float32]:
+def _load(blocks: Floats, block: int, x: Floats) -> tuple[np.float32, np.float32]:
     """Transpose a super-block; its largest magnitude and the mean of its squares."""
     for j in range(16):
         for i in range(16):
-            x[i * 16 + j] = row[j * 16 + i]
+            x[i * 16 + j] = blocks[block, j * 16 + i]
     largest = _ZERO
     total = _ZERO
     for j in range(16):
@@ -100,7 +170,7 @@ def _load(row: Floats, x: Floats) -> tuple[np.float32, np.float32]:
 
 @kernel
 def _weigh(
-    x: Floats, importance: Floats, mean_square: np.float32, blend: Floats, w: Floats
+    x: Floats, importance: Floats, block: int, mean_square: np.float32, blend: Floats, w: Floats
 ) -> None:
     """The weight of every value's squared error, transposed like ``x``."""
     squares = _ONE / mean_square
@@ -108,137 +178,123 @@ def _weigh(
         for i in range(256):
             w[i] = _ONE + blend[0] * (squares * x[i]) * x[i]
         return
-    for j in range(16):
-        for i in range(16):
-            w[i * 16 + j] = importance[j * 16 + i]
+    for i in range(16):
+        for j in range(16):
+            w[i * 16 + j] = importance[block, j * 16 + i]
     for i in range(256):
         rule = blend[1] + blend[2] * np.sqrt(_TWO + squares * x[i] * x[i])
         w[i] = w[i] * rule + blend[3]
 
 
 @kernel
+def _code(
+    blocks: Floats,
+    block: int,
+    d: np.float32,
+    subs: Floats,
+    low: np.float32,
+    high: np.float32,
+    inverse: Floats,
+    codes: _Bytes,
+    at: int,
+) -> None:
+    """The nearest codes, counted from the lowest. ``inverse`` is a working array ``[256]``."""
+    for j in range(16):
+        scale = d * subs[j]
+        inverse[j * 16 : j * 16 + 16] = _ONE / scale if scale != _ZERO else _ZERO
+    for i in range(256):
+        code = max(low, min(high, blocks[block, i] * inverse[i]))
+        codes[at, i] = np.uint8(np.int32(((code + _ROUND) - _ROUND) - low))
+
+
+@kernel
 def _search(
-    rows: Floats,
+    blocks: Floats,
+    first: int,
     importance: Floats,
-    limit: np.float32,
-    codes: Range,
-    subs: Range,
+    ranges: tuple[Range, Range],
     windows: Floats,
     grids: Floats,
     blend: Floats,
-    found: tuple[NDArray[np.uint16], NDArray[np.int8], NDArray[np.uint8]],
+    halves: NDArray[np.uint16],
+    subs: NDArray[np.int8],
+    codes: _Bytes,
 ) -> None:
-    """Scale (float16's bits), sub-scales and codes (from 0) of every super-block."""
-    half, sub, code = found
+    """Scale (float16's bits), sub-scales and codes (from 0) of some super-blocks."""
     tries = len(windows)
     x = np.empty(256, np.float32)
     w = np.empty(256, np.float32)
-    q = np.empty(256, np.float32)
     chosen = np.empty(16, np.float32)
-    kept = (
-        np.empty((tries, 16), np.float32),
-        np.empty((tries, 16), np.float32),
-        np.empty((tries, 16), np.float32),
-    )
-    lanes = (
-        np.empty(16, np.float32),
-        np.empty(16, np.float32),
-        np.empty(16, np.float32),
-        np.empty(16, np.float32),
-        np.empty(16, np.float32),
-        np.empty(16, np.float32),
-    )
-    blocks = rows.shape[1] // 256
-    for r in range(rows.shape[0]):
-        for b in range(blocks):
-            at = b * 256
-            largest, mean_square = _load(rows[r, at : at + 256], x)
-            if largest < _SMALLEST or largest > limit:
-                half[r, b] = 0
-                sub[r, b] = 0
-                code[r, b] = np.uint8(-codes[0])
-                continue
-            _weigh(x, importance[at : at + 256], mean_square, blend, w)
-            d = search_block(x, w, codes, subs, windows, grids, kept, lanes, chosen, q)
-            half[r, b] = half_bits(d)
-            for j in range(16):
-                sub[r, b, j] = np.int8(chosen[j])
-                for i in range(16):
-                    code[r, b, j * 16 + i] = np.uint8(q[i * 16 + j] - codes[0])
+    along = np.empty((tries, 16), np.float32)
+    square = np.empty((tries, 16), np.float32)
+    free = np.empty((tries, 16), np.float32)
+    start = np.empty(16, np.float32)
+    gains = np.empty(16, np.float32)
+    tried = np.empty(16, np.float32)
+    around = max(1, len(importance))
+    for k in range(len(halves)):
+        block = first + k
+        largest, mean_square = _load(blocks, block, x)
+        d = _ZERO
+        for j in range(16):
+            chosen[j] = _ZERO
+        if largest > _SMALLEST:
+            _weigh(x, importance, block % around, mean_square, blend, w)
+            d = search_block(
+                x,
+                w,
+                ranges[0],
+                ranges[1],
+                windows,
+                grids,
+                along,
+                square,
+                free,
+                start,
+                gains,
+                tried,
+                chosen,
+            )
+        halves[k] = half_bits(d)
+        for j in range(16):
+            subs[k, j] = np.int8(chosen[j])
+        _code(blocks, block, d, chosen, ranges[0][0], ranges[0][1], w, codes, k)
 
 
-def _encode(
-    kind: _Type,
-    rows: Floats,
-    importance: Floats | None,
-    pack: Callable[[_Bytes, NDArray[np.int8], NDArray[np.uint16], _Bytes], None],
-) -> _Bytes:
+def _encode(kind: _Type, rows: Floats, importance: Floats | None) -> _Bytes:
     n, columns = rows.shape
-    blocks = columns // 256
-    out = np.empty((n, TYPES_BY_NAME[kind.name].row_bytes(columns)), np.uint8)
+    size = TYPES_BY_NAME[kind.name].nbytes
+    out = np.empty((n * columns // 256, size), np.uint8)
     if not out.size:
-        return out
+        return out.reshape(n, -1)
     largest = float(max(rows.max(), -rows.min()))
     if largest > kind.limit:
         raise ValueError(
             f"a weight of {largest:.6g} is past {kind.name}'s {kind.limit}; use BF16 or F32"
         )
-    relative = np.empty(0, np.float32)
+    relative = np.empty((0, 256), np.float32)
     if importance is not None:
         mean = float(importance.mean(dtype=np.float64))
         if not np.isfinite(mean) or importance.min() < 0:
             raise ValueError("importance holds a negative, NaN or infinite value")
         if mean > 0:
-            relative = (importance / mean).astype(np.float32)
-    halves = np.empty((n, blocks), np.uint16)
-    subs = np.empty((n, blocks, 16), np.int8)
-    codes = np.empty((n, blocks, 256), np.uint8)
-    _search(
-        rows,
-        relative,
-        _F32(kind.limit),
+            relative = (importance / mean).astype(np.float32).reshape(-1, 256)
+    windows = kind.weighted_windows if len(relative) else kind.windows
+    blocks = rows.reshape(-1, 256)
+    ranges = (
         (_F32(-kind.codes), _F32(kind.codes - 1)),
         (_F32(-kind.subs), _F32(kind.subs - 1)),
-        kind.windows,
-        kind.grids,
-        kind.blend,
-        (halves, subs, codes),
     )
-    pack(
-        codes.reshape(-1, 256),
-        subs.reshape(-1, 16),
-        halves.reshape(-1),
-        out.reshape(n * blocks, -1),
-    )
-    return out
-
-
-def _pack_q6_k(
-    codes: _Bytes, subs: NDArray[np.int8], halves: NDArray[np.uint16], out: _Bytes
-) -> None:
-    """Low 4 bits, high 2 bits, sub-scales, scale."""
-    quarters = codes.reshape(-1, 2, 4, 32)
-    low = out[:, :128].reshape(-1, 2, 2, 32)
-    np.bitwise_or(quarters[:, :, :2] & 15, quarters[:, :, 2:] << 4, out=low)
-    high = (quarters >> 4) << np.array([0, 2, 4, 6], np.uint8)[:, None]
-    out[:, 128:192] = np.bitwise_or.reduce(high, axis=2).reshape(-1, 64)
-    out[:, 192:208] = subs.view(np.uint8)
-    out[:, 208:] = halves.astype("<u2").view(np.uint8).reshape(-1, 2)
-
-
-def _pack_q3_k(
-    codes: _Bytes, subs: NDArray[np.int8], halves: NDArray[np.uint16], out: _Bytes
-) -> None:
-    """High bit (set for codes from 0 up), low 2 bits, sub-scales in 6 bits, scale."""
-    bits = (codes >> 2).reshape(-1, 8, 32) << np.arange(8, dtype=np.uint8)[:, None]
-    out[:, :32] = np.bitwise_or.reduce(bits, axis=1)
-    low = (codes & 3).reshape(-1, 2, 4, 32) << np.array([0, 2, 4, 6], np.uint8)[:, None]
-    out[:, 32:96] = np.bitwise_or.reduce(low, axis=2).reshape(-1, 64)
-    six = (subs + 32).astype(np.uint8)
-    out[:, 96:104] = (six[:, :8] & 15) | (six[:, 8:] << 4)
-    top = (six >> 4).reshape(-1, 4, 4) << np.array([0, 2, 4, 6], np.uint8)[:, None]
-    out[:, 104:108] = np.bitwise_or.reduce(top, axis=1)
-    out[:, 108:] = halves.astype("<u2").view(np.uint8).reshape(-1, 2)
+    some = min(_CHUNK, len(out))
+    halves = np.empty(some, np.uint16)
+    subs = np.empty((some, 16), np.int8)
+    codes = np.empty((some, 256), np.uint8)
+    for first in range(0, len(out), some):
+        count = min(some, len(out) - first)
+        found = halves[:count], subs[:count], codes[:count]
+        _search(blocks, first, relative, ranges, windows, kind.grids, kind.blend, *found)
+        kind.pack(*found, out[first : first + count])
+    return out.reshape(n, -1)
 
 
 def encode_q6_k(rows: Floats, importance: Floats | None = None) -> _Bytes:
@@ -254,9 +310,9 @@ def encode_q6_k(rows: Floats, importance: Floats | None = None) -> _Bytes:
     Raises:
         ValueError: a weight is past what the float16 scale can reach, or importance is no weight.
     """
-    return _encode(_Q6_K, rows, importance, _pack_q6_k)
+    return _encode(_Q6_K, rows, importance)
 
 
 def encode_q3_k(rows: Floats, importance: Floats | None = None) -> _Bytes:
     """3-bit codes, 6-bit sub-scales: 110 bytes for 256 values. See :func:`encode_q6_k`."""
-    return _encode(_Q3_K, rows, importance, _pack_q3_k)
+    return _encode(_Q3_K, rows, importance)

@@ -11,8 +11,8 @@ and the 16 ``s``:
    those codes under any scale ``e`` as ``const - e (2 a - e b)``.
 2. Several ``d`` are tried; each rounds the best scale of every kept try to its own grid of ``s``,
    and is judged by the sums alone, without a pass over the values.
-3. The neighbours of every ``s`` are judged by their true error with codes chosen anew, ``d`` is
-   fitted to what was chosen, and the neighbours are judged once more.
+3. The neighbours of every ``s`` are judged with codes chosen anew, and ``d`` is fitted to what
+   was chosen. The codes that are stored are the nearest under that ``d``.
 
 Values lie transposed, ``x[i * 16 + j]`` being value ``i`` of sub-block ``j``: the 16 sub-blocks
 stand side by side in vector lanes, and every sum runs in a fixed order.
@@ -28,8 +28,6 @@ from edgeopt.numerics.ggml.jit import inlined, kernel
 __all__ = ["Floats", "Range", "half_bits", "search_block"]
 
 Floats = NDArray[np.float32]
-_Kept = tuple[Floats, Floats, Floats]
-_Lanes = tuple[Floats, Floats, Floats, Floats, Floats, Floats]
 Range = tuple[np.float32, np.float32]
 
 _F32 = np.float32
@@ -69,60 +67,83 @@ def half_bits(value: np.float32) -> np.uint16:
 
 
 @kernel
-def _sums(
-    x: Floats,
-    w: Floats,
-    inverse: Floats,
-    low: np.float32,
-    high: np.float32,
-    along: Floats,
-    square: Floats,
-) -> None:
-    """``along = sum(w x q)`` and ``square = sum(w q q)`` of the codes at ``inverse`` scales."""
-    for j in range(16):
-        reciprocal = inverse[j]
-        a = _ZERO
-        b = _ZERO
-        for i in range(16):
-            value = x[i * 16 + j]
-            code = (max(low, min(high, value * reciprocal)) + _ROUND) - _ROUND
-            weighted = w[i * 16 + j] * code
-            a += weighted * value
-            b += weighted * code
-        along[j] = a
-        square[j] = b
-
-
-@kernel
-def _peaks(x: Floats, reciprocal: Floats) -> None:
-    """One over every sub-block's value of the largest magnitude; 0 for none."""
+def _peaks(x: Floats, reciprocals: Floats, gains: Floats, scales: Floats) -> None:
+    """One over every sub-block's value of the largest magnitude, 0 where there is none."""
     for j in range(16):
         peak = _ZERO
         for i in range(16):
             value = x[i * 16 + j]
             peak = value if abs(value) > abs(peak) else peak
-        reciprocal[j] = _ONE / peak if abs(peak) > _TINY else _ZERO
+        reciprocals[j] = _ONE / peak if abs(peak) > _TINY else _ZERO
+        gains[j] = _ZERO
+        scales[j] = _ZERO
 
 
 @kernel
-def _grid(
-    kept: _Kept, d: np.float32, low: np.float32, high: np.float32, gains: Floats, subs: Floats
+def _try_window(
+    x: Floats,
+    w: Floats,
+    window: np.float32,
+    low: np.float32,
+    high: np.float32,
+    peaks: Floats,
+    along: Floats,
+    square: Floats,
+    free: Floats,
+    c: int,
+    gains: Floats,
+    scales: Floats,
+) -> None:
+    """Keep the two sums and the best scale of the codes that put the largest value at ``window``.
+
+    ``gains`` and ``scales`` follow the best try so far.
+    """
+    for j in range(16):
+        inverse = window * peaks[j]
+        a = _ZERO
+        b = _ZERO
+        for i in range(16):
+            value = x[i * 16 + j]
+            code = (max(low, min(high, value * inverse)) + _ROUND) - _ROUND
+            weighted = w[i * 16 + j] * code
+            a += weighted * value
+            b += weighted * code
+        scale = a / max(b, _TINY)
+        gain = scale * a
+        along[c, j] = a
+        square[c, j] = b
+        free[c, j] = scale
+        before = gains[j]
+        best = scales[j]
+        gains[j] = max(gain, before)
+        scales[j] = scale if gain > before else best
+
+
+@kernel
+def _try_grid(
+    along: Floats,
+    square: Floats,
+    free: Floats,
+    d: np.float32,
+    lowest: np.float32,
+    highest: np.float32,
+    gains: Floats,
+    subs: Floats,
 ) -> np.float32:
     """Best ``s`` of every sub-block for one ``d`` by the kept sums; their gain together."""
-    along, square, free = kept
     inverse = _ONE / d
     for j in range(16):
         gains[j] = _ZERO
         subs[j] = _ZERO
     for c in range(len(along)):
         for j in range(16):
-            s = (max(low, min(high, free[c, j] * inverse)) + _ROUND) - _ROUND
+            s = (max(lowest, min(highest, free[c, j] * inverse)) + _ROUND) - _ROUND
             scale = s * d
             gain = scale * (along[c, j] + along[c, j] - scale * square[c, j])
             before = gains[j]
-            chosen = subs[j]
+            best = subs[j]
             gains[j] = max(gain, before)
-            subs[j] = s if gain > before else chosen
+            subs[j] = s if gain > before else best
     total: np.float32 = _ZERO
     for j in range(16):
         total += gains[j]
@@ -130,51 +151,44 @@ def _grid(
 
 
 @kernel
-def _neighbours(
+def _try_step(
     x: Floats,
     w: Floats,
-    codes: Range,
-    subs: Range,
+    move: np.float32,
+    low: np.float32,
+    high: np.float32,
+    lowest: np.float32,
+    highest: np.float32,
     d: np.float32,
-    chosen: Floats,
-    lanes: _Lanes,
-) -> np.float32:
-    """Move every ``s`` to its neighbour with the least error; the ``d`` that fits the codes best.
-
-    An ``s`` with no gain becomes 0.
-    """
-    start, tried, inverse, along, square, gains = lanes
-    lowest, highest = subs
+    start: Floats,
+    subs: Floats,
+    gains: Floats,
+    along: Floats,
+    square: Floats,
+) -> None:
+    """Judge ``start + move`` of every sub-block with codes chosen for it; keep it where it wins."""
     for j in range(16):
-        start[j] = chosen[j]
-        chosen[j] = _ZERO
-        gains[j] = _ZERO
-    upper = _ZERO
-    lower = _ZERO
-    for step in range(3):
-        move = _F32(step - 1)
-        for j in range(16):
-            s = max(lowest, min(highest, start[j] + move))
-            scale = s * d
-            tried[j] = s
-            inverse[j] = _ONE / scale if scale != _ZERO else _ZERO
-        _sums(x, w, inverse, codes[0], codes[1], along, square)
-        for j in range(16):
-            scale = tried[j] * d
-            gain = scale * (along[j] + along[j] - scale * square[j])
-            before = gains[j]
-            kept = chosen[j]
-            gains[j] = max(gain, before)
-            chosen[j] = tried[j] if gain > before else kept
-    for j in range(16):
-        scale = chosen[j] * d
-        inverse[j] = _ONE / scale if scale != _ZERO else _ZERO
-    _sums(x, w, inverse, codes[0], codes[1], along, square)
-    for j in range(16):
-        upper += chosen[j] * along[j]
-        lower += chosen[j] * chosen[j] * square[j]
-    fitted: np.float32 = _half(upper / max(lower, _TINY))
-    return fitted
+        s = max(lowest, min(highest, start[j] + move))
+        scale = s * d
+        inverse = _ONE / scale if scale != _ZERO else _ZERO
+        a = _ZERO
+        b = _ZERO
+        for i in range(16):
+            value = x[i * 16 + j]
+            code = (max(low, min(high, value * inverse)) + _ROUND) - _ROUND
+            weighted = w[i * 16 + j] * code
+            a += weighted * value
+            b += weighted * code
+        gain = scale * (a + a - scale * b)
+        before = gains[j]
+        best = subs[j]
+        kept_along = along[0, j]
+        kept_square = square[0, j]
+        more = gain > before
+        gains[j] = gain if more else before
+        subs[j] = s if more else best
+        along[0, j] = a if more else kept_along
+        square[0, j] = b if more else kept_square
 
 
 @kernel
@@ -185,12 +199,15 @@ def search_block(
     subs: Range,
     windows: Floats,
     grids: Floats,
-    kept: _Kept,
-    lanes: _Lanes,
+    along: Floats,
+    square: Floats,
+    free: Floats,
+    start: Floats,
+    gains: Floats,
+    tried: Floats,
     chosen: Floats,
-    q: Floats,
 ) -> np.float32:
-    """Choose a super-block's scale, sub-scales and codes.
+    """Choose a super-block's scale and sub-scales.
 
     Args:
         x: the values, transposed (see above), none past what ``d`` can reach.
@@ -200,57 +217,59 @@ def search_block(
         windows: the codes that a sub-block's largest magnitude is tried at, before they are cut to
             the range of codes.
         grids: the ``s`` that the largest scale is tried at.
-        kept: three working arrays ``[len(windows), 16]``.
-        lanes: six working arrays ``[16]``.
+        along, square, free: working arrays ``[len(windows), 16]``.
+        start, gains, tried: working arrays ``[16]``.
         chosen: takes the 16 ``s``.
-        q: takes the codes, transposed.
 
     Returns:
-        ``d``, a float16's value; 0 where all codes are 0.
+        ``d``, a float16's value; 0 where every ``s`` is 0.
     """
     low, high = codes
-    along, square, free = kept
-    peaks, tried, inverse, scales, _, gains = lanes
-    _peaks(x, peaks)
-    for j in range(16):
-        chosen[j] = _ZERO
-        gains[j] = _ZERO
-        scales[j] = _ZERO
+    lowest, highest = subs
+    _peaks(x, start, gains, tried)
     for c in range(len(windows)):
-        for j in range(16):
-            inverse[j] = windows[c] * peaks[j]
-        _sums(x, w, inverse, low, high, along[c], square[c])
-        for j in range(16):
-            scale = along[c, j] / max(square[c, j], _TINY)
-            gain = scale * along[c, j]
-            free[c, j] = scale
-            before = gains[j]
-            best = scales[j]
-            gains[j] = max(gain, before)
-            scales[j] = scale if gain > before else best
+        _try_window(x, w, windows[c], low, high, start, along, square, free, c, gains, tried)
     largest = _ZERO
     for j in range(16):
-        largest = scales[j] if abs(scales[j]) > abs(largest) else largest
+        largest = tried[j] if abs(tried[j]) > abs(largest) else largest
+        chosen[j] = _ZERO
     d: np.float32 = _ZERO
     most = _ZERO
     for k in range(len(grids)):
         step = _half(largest / grids[k])
         if step != _ZERO:
-            gain = _grid(kept, step, subs[0], subs[1], gains, tried)
+            gain = _try_grid(along, square, free, step, lowest, highest, gains, tried)
             if gain > most:
                 most = gain
                 d = step
-                chosen[:] = tried
-    if d != _ZERO:
-        fitted = _neighbours(x, w, codes, subs, d, chosen, lanes)
-        if fitted != _ZERO:
-            d = fitted
-            _neighbours(x, w, codes, subs, d, chosen, lanes)
+                for j in range(16):
+                    chosen[j] = tried[j]
     for j in range(16):
-        scale = d * chosen[j]
-        inverse[j] = _ONE / scale if scale != _ZERO else _ZERO
-    for i in range(16):
-        for j in range(16):
-            code = max(low, min(high, x[i * 16 + j] * inverse[j]))
-            q[i * 16 + j] = (code + _ROUND) - _ROUND
-    return d
+        start[j] = chosen[j]
+        chosen[j] = _ZERO
+        gains[j] = _ZERO
+        along[0, j] = _ZERO
+        square[0, j] = _ZERO
+    for move in range(-1, 2):
+        _try_step(
+            x,
+            w,
+            _F32(move),
+            low,
+            high,
+            lowest,
+            highest,
+            d,
+            start,
+            chosen,
+            gains,
+            along,
+            square,
+        )
+    upper = _ZERO
+    lower = _ZERO
+    for j in range(16):
+        upper += chosen[j] * along[0, j]
+        lower += chosen[j] * chosen[j] * square[0, j]
+    fitted = _half(upper / max(lower, _TINY))
+    return fitted if fitted != _ZERO else d
