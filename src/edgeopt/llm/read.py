@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -56,14 +57,14 @@ def _from_folder(source: Source, pre_tokenizer: str | None) -> LanguageModel:
     _require_floats(source, config)
     family = family_of(config, folder)
     tensors = family.tensors(config, source)
+    vocabulary = next((t.shape[0] for t in tensors if t.name == "token_embd.weight"), 0)
+    tokenizer = read_tokenizer(folder, config, family.name, vocabulary, pre=pre_tokenizer)
     metadata = {
         "general.architecture": string(family.name),
         "general.type": string("model"),
-        "general.name": string(_name(config, source.path)),
+        "general.name": string(_name(source.path, family.name, tokenizer)),
         **family.metadata(config, folder),
     }
-    vocabulary = next((t.shape[0] for t in tensors if t.name == "token_embd.weight"), 0)
-    tokenizer = read_tokenizer(folder, config, family.name, vocabulary, pre=pre_tokenizer)
     notes = family.notes(config, source)
     return LanguageModel(family.name, {**metadata, **tokenizer}, tensors, notes)
 
@@ -79,9 +80,23 @@ def _require_floats(source: Source, config: Mapping[str, Any]) -> None:
         )
 
 
-def _name(config: Mapping[str, Any], path: Path) -> str:
-    """A name for people. The folder's own: what the configuration remembers is often a path."""
-    return path.resolve().name
+#: llama.cpp strips spaces after Phi-3's special tokens if the model's name says Phi-3, and then
+#: requires these.
+_PHI3 = re.compile("phi-?3", re.IGNORECASE)
+_PHI3_TOKENS = frozenset({"<s>", "</s>", "<unk>", "<|endoftext|>"})
+
+
+def _name(path: Path, architecture: str, tokenizer: Mapping[str, Field]) -> str:
+    """A name for people: the folder's own, as what the configuration remembers is often a path."""
+    name = path.resolve().name
+    if architecture == "phi3":
+        tokens = tokenizer.get("tokenizer.ggml.tokens")
+        special = tokens is not None and set(tokens.value) >= _PHI3_TOKENS
+        if special and not _PHI3.search(name):
+            return f"Phi-3 {name}"
+        if not special:
+            return _PHI3.sub("phi", name)
+    return name
 
 
 # ---------------------------------------------------------------------------------------------

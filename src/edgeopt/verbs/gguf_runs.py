@@ -25,13 +25,13 @@ __all__ = ["check_predictions", "check_runs", "is_embedder", "missing_llama", "r
 #: (bits a weight at least, mean KL divergence at most, mean cosine of embeddings at least): what a
 #: working model of that size stays within by far. A sieve for broken files, no mark of quality.
 _LIMITS: Sequence[tuple[float, float, float]] = (
-    (12.0, 0.01, 0.999),
-    (8.0, 0.05, 0.99),
-    (6.0, 0.2, 0.98),
-    (5.0, 0.5, 0.95),
-    (4.0, 1.0, 0.90),
-    (3.0, 2.0, 0.80),
-    (0.0, 4.0, 0.60),
+    (12.0, 0.02, 0.999),
+    (8.0, 0.1, 0.99),
+    (6.0, 0.3, 0.98),
+    (5.0, 0.6, 0.95),
+    (4.0, 1.5, 0.90),
+    (3.0, 3.0, 0.80),
+    (0.0, 6.0, 0.60),
 )
 
 _PROMPTS = ("The capital of France is", "1, 2, 3, 4,")

@@ -99,7 +99,7 @@ def verify_gguf(
                 label=text.name,
                 chunks=chunks,
                 context=context,
-                bits=bits_per_weight(after.tensors),
+                bits=min(bits_per_weight(model.tensors) for model in (before, after)),
                 threads=threads,
                 progress=progress,
             )
