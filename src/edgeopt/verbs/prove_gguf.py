@@ -58,6 +58,7 @@ __all__ = [
     "bits_per_weight",
     "default_threads",
     "fitting_context",
+    "nominal_bits",
     "prove_gguf",
     "reference_file",
 ]
@@ -145,7 +146,7 @@ def prove_gguf(
             label=text.name,
             chunks=chunks,
             context=context,
-            bits=bits_per_weight(stored),
+            bits=nominal_bits(stored),
             threads=threads,
             progress=progress,
         )
@@ -161,6 +162,12 @@ def bits_per_weight(weights: Sequence[Weight]) -> float:
     """Bits that a weight takes on average, scales included."""
     values = sum(weight.size for weight in weights)
     return 8 * sum(weight.nbytes for weight in weights) / values if values else 0.0
+
+
+def nominal_bits(weights: Sequence[Weight]) -> float:
+    """Bits a weight without the token tables, which are kept finer: what predictions go by."""
+    body = [w for w in weights if not w.name.startswith(("token_embd", "output"))]
+    return bits_per_weight(body or weights)
 
 
 def fitting_context(model: LanguageModel, context: int) -> int:

@@ -17,9 +17,9 @@ from edgeopt.verbs.prove_gguf import (
     Facts,
     Reference,
     assemble,
-    bits_per_weight,
     default_threads,
     fitting_context,
+    nominal_bits,
     reference_file,
 )
 from edgeopt.verbs.quantize_gguf import write_reference
@@ -99,7 +99,7 @@ def verify_gguf(
                 label=text.name,
                 chunks=chunks,
                 context=context,
-                bits=min(bits_per_weight(model.tensors) for model in (before, after)),
+                bits=min(nominal_bits(model.tensors) for model in (before, after)),
                 threads=threads,
                 progress=progress,
             )
