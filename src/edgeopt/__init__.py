@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgeopt.errors import EdgeoptError
     from edgeopt.files.weights import load_weights
     from edgeopt.verbs.export import export
+    from edgeopt.verbs.imatrix import imatrix
     from edgeopt.verbs.inspect import inspect
     from edgeopt.verbs.quantize import quantize
     from edgeopt.verbs.verify import verify
@@ -28,6 +29,7 @@ __all__ = [
     "Source",
     "__version__",
     "export",
+    "imatrix",
     "inspect",
     "load_weights",
     "quantize",
@@ -40,6 +42,7 @@ _WHERE = {
     "Proof": "edgeopt.core",
     "Source": "edgeopt.core",
     "export": "edgeopt.verbs.export",
+    "imatrix": "edgeopt.verbs.imatrix",
     "inspect": "edgeopt.verbs.inspect",
     "load_weights": "edgeopt.files.weights",
     "quantize": "edgeopt.verbs.quantize",

@@ -68,6 +68,13 @@ _loading = _options(
     ),
     click.option("--trust-pickle", is_flag=True, help="Let the file run the code it carries."),
 )
+_external = click.option(
+    "--external-data",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Weights in OUT.data, which the runtime maps (auto: over 256 MiB).",
+)
 _inputs = _options(
     click.option(
         "--data", metavar="DATA", help=".npz, .npy, folder of .npy, or MODULE:CALLABLE of inputs."
@@ -97,6 +104,38 @@ _proving = _options(
         help="Threads that the runtime is timed with.",
     ),
 )
+_text = _options(
+    click.option("--text", metavar="FILE", help="GGUF: the text that predictions are compared on."),
+    click.option(
+        "--chunks",
+        type=click.IntRange(min=1),
+        default=8,
+        show_default=True,
+        help="GGUF: pieces of the text.",
+    ),
+    click.option(
+        "--context",
+        type=click.IntRange(min=8),
+        default=512,
+        show_default=True,
+        help="GGUF: tokens in a piece.",
+    ),
+)
+_gguf = _options(
+    click.option(
+        "--type", metavar="TYPE", help="GGUF: preset or type, as Q4_K_M, Q8_0, F16 (any case)."
+    ),
+    click.option(
+        "--pre-tokenizer", metavar="NAME", help="GGUF: the text-splitting rule, if not recognised."
+    ),
+    click.option(
+        "--prove",
+        type=click.Choice(["none", "quick", "full"]),
+        default="quick",
+        show_default=True,
+        help="GGUF: full also compares next-token distributions on --text.",
+    ),
+)
 
 
 @cli.command(short_help="Say why a model file is so big, and what would make it smaller.")
@@ -122,10 +161,10 @@ def inspect(source: str, deep: bool, as_json: bool) -> None:
 @click.argument("source", metavar="SOURCE")
 @_out
 @click.option(
-    "--bits", type=click.Choice(["8", "4"]), default="8", show_default=True, help="Weight bits."
+    "--bits", type=click.Choice(["8", "4"]), help="Weight bits  [default: 8; GGUF: see --type]."
 )
 @click.option(
-    "--to", type=click.Choice(["onnx", "safetensors"]), help="Format (default: by source)."
+    "--to", type=click.Choice(["onnx", "safetensors", "gguf"]), help="Format (default: by source)."
 )
 @_inputs
 @_loading
@@ -145,36 +184,67 @@ def inspect(source: str, deep: bool, as_json: bool) -> None:
     flag_value=_SHOW_PLAN,
     help="Replay the plan in FILE; last and without FILE: print the plan, write nothing.",
 )
+@_external
+@_gguf
+@_text
+@click.option(
+    "--tensor-type",
+    "tensor_types",
+    metavar="REGEX=TYPE",
+    multiple=True,
+    help="GGUF: the type of tensors whose name matches; first match wins; repeatable.",
+)
+@click.option("--imatrix", metavar="FILE", help="GGUF: weigh errors by an importance matrix.")
+@click.option(
+    "--allow-requantize", is_flag=True, help="GGUF: quantize again what is in few bits already."
+)
 @_force
 @_json
-def quantize(source: str, plan: str | None, as_json: bool, bits: str, **options: Any) -> None:
+def quantize(
+    source: str, plan: str | None, as_json: bool, bits: str | None, **options: Any
+) -> None:
     """Quantize SOURCE to 8 or 4 bits, and prove the written file against it: size, fidelity on
-    held-out samples, latency, memory. Exit code 3 when the proof fails."""
+    held-out samples, latency, memory. Exit code 3 when the proof fails.
+
+    Language models become GGUF with --to gguf or --type, in one pass from a Hugging Face folder
+    (or another GGUF), with llama.cpp's own mix of types."""
     from edgeopt.verbs import quantize as verb
 
+    asked = int(bits) if bits else None
     if plan == _SHOW_PLAN:
         with _progress() as progress:
-            made = verb.make_plan(source, bits=int(bits), progress=progress, **options)
-        _print(made.to_json())
+            made = verb.make_plan(source, bits=asked, progress=progress, **options)
+        if made.options.get("to") == "gguf" and not as_json:
+            from edgeopt.report.plan_text import render
+
+            render(made, _console())
+        else:
+            _print(made.to_json())
         return
     with _progress() as progress:
-        proof = verb.quantize(source, bits=int(bits), plan=plan, progress=progress, **options)
+        proof = verb.quantize(source, bits=asked, plan=plan, progress=progress, **options)
     _show(proof, as_json)
 
 
-@cli.command(short_help="Write a model as ONNX without quantizing, and prove it.")
+@cli.command(short_help="Write a model as ONNX or GGUF without quantizing, and prove it.")
 @click.argument("source", metavar="SOURCE")
 @_out
-@click.option("--to", type=click.Choice(["onnx"]), default="onnx", show_default=True)
+@click.option(
+    "--to", type=click.Choice(["onnx", "gguf"]), help="Format  [default: onnx, of a GGUF gguf]."
+)
 @click.option("--half", is_flag=True, help="Store weights in FP16, FP32 where it would overflow.")
 @click.option("--opset", type=click.IntRange(min=17), metavar="N", help="ONNX opset version.")
 @_inputs
 @_loading
 @_proving
+@_external
+@_gguf
+@_text
 @_force
 @_json
 def export(source: str, as_json: bool, **options: Any) -> None:
-    """Write SOURCE as an ONNX file that plain ONNX Runtime runs, proven like a quantized one."""
+    """Write SOURCE as an ONNX file that plain ONNX Runtime runs, or as GGUF in F16, BF16 or F32
+    for llama.cpp; proven like a quantized one."""
     from edgeopt.verbs.export import export as run
 
     with _progress() as progress:
@@ -188,14 +258,47 @@ def export(source: str, as_json: bool, **options: Any) -> None:
 @_inputs
 @_loading
 @_proving
+@_text
 @_json
 def verify(source: str, artifact: str, as_json: bool, **options: Any) -> None:
-    """Compare ARTIFACT with SOURCE: size, fidelity, latency, memory. Exit code 3 if it fails."""
+    """Compare ARTIFACT with SOURCE: size, fidelity, latency, memory. Exit code 3 if it fails.
+
+    A GGUF ARTIFACT is compared with its folder or another GGUF, tensor by tensor; with --text also
+    by what both predict: perplexity, KL divergence, same top."""
     from edgeopt.verbs.verify import verify as run
 
     with _progress() as progress:
         proof = run(source, artifact, progress=progress, **options)
     _show(proof, as_json)
+
+
+@cli.command(short_help="Make an importance matrix for quantizing a language model.")
+@click.argument("folder", metavar="FOLDER")
+@click.option("--text", metavar="FILE", required=True, help="UTF-8 text to read.")
+@click.option("-o", "--out", metavar="OUT", help="File to write (default: beside FOLDER).")
+@click.option(
+    "--chunks", type=click.IntRange(min=1), metavar="N", help="Pieces to read (default: all)."
+)
+@click.option(
+    "--context",
+    type=click.IntRange(min=16),
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="Tokens in a piece.",
+)
+@_json
+def imatrix(folder: str, text: str, as_json: bool, **options: Any) -> None:
+    """Run the language model in FOLDER over a text, and write how strongly each input column of
+    its matrices is driven: quantize --imatrix OUT spends its bits where that is strongest."""
+    from edgeopt.verbs.imatrix import imatrix as run
+
+    with _progress() as progress:
+        made = run(folder, text, progress=progress, **options)
+    if as_json:
+        _print(made.to_json())
+    else:
+        click.echo(made)
 
 
 # ---------------------------------------------------------------------------------------------

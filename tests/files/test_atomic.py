@@ -393,3 +393,61 @@ def test_a_file_system_that_cannot_sync_a_folder(tmp_path, monkeypatch):
     with writing(tmp_path / "x") as temporary:
         temporary.write_bytes(b"1")
     assert (tmp_path / "x").read_bytes() == b"1"
+
+
+# ---------------------------------------------------------------------------------------------
+# files that name one another
+
+
+def test_named_temporaries_are_called_as_they_will_be(tmp_path):
+    data, main = tmp_path / "m.onnx.data", tmp_path / "m.onnx"
+    main.write_bytes(b"old")
+    main.chmod(0o604)
+    with writing_group([data, main], named=True) as temporaries:
+        assert [t.name for t in temporaries] == ["m.onnx.data", "m.onnx"]
+        (folder,) = {t.parent for t in temporaries}
+        assert folder.parent == tmp_path and folder.name.startswith(".")
+        for temporary in temporaries:
+            temporary.write_bytes(temporary.name.encode())
+        (folder / "left by somebody").write_bytes(b"")
+    assert listing(tmp_path) == ["m.onnx", "m.onnx.data"]
+    assert (main.read_bytes(), data.read_bytes()) == (b"m.onnx", b"m.onnx.data")
+    assert main.stat().st_mode & 0o777 == 0o604
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError(errno.ENOSPC, "full")])
+def test_named_temporaries_go_whatever_happens(tmp_path, error):
+    (tmp_path / "a").write_bytes(b"old")
+    paths = [tmp_path / "a.data", tmp_path / "a"]
+    expected = OutputError if isinstance(error, OSError) else error
+    with pytest.raises(expected), writing_group(paths, named=True) as temporaries:
+        temporaries[0].write_bytes(b"half")
+        raise error
+    assert listing(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_an_error_about_a_named_temporary_is_the_outputs(tmp_path):
+    with (
+        pytest.raises(OutputError, match=r"/m: the folder does not exist"),
+        writing_group([tmp_path / "m"], named=True) as (temporary,),
+    ):
+        temporary.unlink()
+        temporary.read_bytes()
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_sidecar_whose_rename_fails_keeps_one_name(tmp_path, monkeypatch, old):
+    """A second name left behind would make readers refuse the file, as one with hard links."""
+    sidecar, main = tmp_path / "a.data", tmp_path / "a"
+    if old:
+        sidecar.write_bytes(b"old")
+
+    def fails(temporary, target, overwrite):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(atomic, "_take_name", fails)
+    with pytest.raises(OutputError, match="write error"), writing_group([sidecar, main]):
+        pass
+    assert listing(tmp_path) == (["a.data"] if old else [])
+    assert not old or (sidecar.read_bytes(), sidecar.stat().st_nlink) == (b"old", 1)

@@ -26,7 +26,7 @@ from tests.graphs.nets import (
 )
 
 from edgeopt.errors import FormatError
-from edgeopt.graphs.fold import constant_array, fold, load_model, set_constant
+from edgeopt.graphs.fold import _merge_equal, constant_array, fold, load_model, set_constant
 
 
 def folded(made: Any) -> Any:
@@ -500,3 +500,43 @@ def test_float16_and_double_weights_keep_their_type(tmp_path: Path) -> None:
         onnx.save(made, path)
         after = to_proto(fold(load_model(path)))
         assert arrays(after)["w"].dtype == dtype and arrays(after)["w"].shape == (40, 30)
+
+
+def test_equal_initializers_become_one_by_their_bytes() -> None:
+    rng = np.random.default_rng(0)
+    long = rng.standard_normal(100_000).astype(np.float32)
+    middle = long.copy()
+    middle[50_000] += 1
+    arrays = {
+        "a": long,
+        "b": long.copy(),
+        "c": middle,
+        "zero": np.float32([0.0]),
+        "minus": np.float32([-0.0]),
+        "nan": np.float32([np.nan]),
+        "nan2": np.float32([np.nan]),
+        "int": np.int32([0]),
+        "empty": np.zeros((0, 3), np.float32),
+        "empty2": np.zeros((0, 3), np.float32),
+    }
+    nodes = [
+        helper.make_node("Add", ["x", name], [f"y{i}"])
+        for i, name in enumerate(arrays)
+        if arrays[name].dtype == np.float32
+    ]
+    nodes.append(helper.make_node("Cast", ["int"], ["y7"], to=TensorProto.FLOAT))
+    before = {f"y{i}": array for i, array in enumerate(arrays.values())}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, None) for i in range(10)],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    ids = [helper.make_opsetid("", 21)]
+    model = ir.from_proto(helper.make_model(graph, opset_imports=ids, ir_version=10))
+    _merge_equal(model.graph)
+    assert set(model.graph.initializers) == {"a", "c", "zero", "minus", "nan", "int", "empty"}
+    for left in model.graph:
+        array = left.inputs[-1].const_value.numpy()
+        assert array.tobytes() == before[left.outputs[0].name].tobytes()

@@ -4,6 +4,9 @@ The bytes go to a temporary file in the same folder; when they are complete they
 disk and the file takes its name by a rename, which the file system does in one step. Whatever goes
 wrong before that (an exception, Ctrl-C, SIGTERM, a full disk) leaves what was there before; a
 kill -9 or a power cut can leave the hidden temporary file behind, never half a file under the name.
+
+Files that name one another (an ONNX model its data file) are written under their own names, in a
+hidden folder: :func:`writing_group` with ``named``.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import signal
 import stat
 import threading
@@ -109,6 +113,7 @@ def writing_group(
     *,
     overwrite: bool = True,
     source_paths: Iterable[Path] = (),
+    named: bool = False,
 ) -> Iterator[tuple[Path, ...]]:
     """Like :func:`writing` for a file with sidecars: all take their names, or none does.
 
@@ -117,6 +122,10 @@ def writing_group(
     in one step: a power cut right between two renames can leave new sidecars beside the old main
     file.) A temporary file that the block removes is a sidecar that was not needed, and its name
     is left as it was.
+
+    With ``named``, the temporary files have their final names, in a temporary folder inside the
+    main file's: what the files say of one another is true already. All paths must be of one
+    folder then.
     """
     sources = tuple(source_paths)
     targets = tuple(checked_output(path, sources) for path in paths)
@@ -126,9 +135,13 @@ def writing_group(
     if len(set(targets)) != len(targets):
         raise OutputError(f"{os.fspath(paths[-1])}: two outputs have this name; give each its own")
     with ExitStack() as stack:
-        stack.enter_context(_output_errors(targets[-1]))
+        hidden = _hidden(targets[-1], "") if named else None
+        stack.enter_context(_output_errors(targets[-1], hidden))
         stack.enter_context(_termination_raises())
-        temporaries = tuple(_create(target, stack) for target in targets)
+        if hidden is not None:
+            stack.callback(_remove_folder, hidden)
+            hidden.mkdir()
+        temporaries = tuple(_create(target, stack, hidden) for target in targets)
         yield temporaries
         pairs = [(t, target) for t, target in zip(temporaries, targets, strict=True) if t.exists()]
         for temporary, target in pairs:
@@ -136,15 +149,25 @@ def writing_group(
         _publish(pairs, overwrite)
 
 
-def _create(target: Path, stack: ExitStack) -> Path:
-    """An empty temporary file beside ``target``; the umask applies, as to any new file."""
+def _hidden(target: Path, suffix: str) -> Path:
+    """A name beside ``target`` that nobody has."""
     # The name is cut so that it fits wherever the target's own name does.
     stem = os.fsencode(target.stem)[:64].decode(errors="ignore")
-    temporary = target.with_name(f".{stem}.{secrets.token_hex(6)}.tmp{target.suffix[:16]}")
+    return target.with_name(f".{stem}.{secrets.token_hex(6)}.tmp{suffix}")
+
+
+def _create(target: Path, stack: ExitStack, folder: Path | None) -> Path:
+    """An empty temporary file for ``target``; the umask applies, as to any new file."""
+    temporary = folder / target.name if folder else _hidden(target, target.suffix[:16])
     # Before the file is made: an interrupt in between must find it removed.
     stack.callback(_remove, temporary)
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
     return temporary
+
+
+def _remove_folder(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        shutil.rmtree(path)
 
 
 def _remove(path: Path) -> None:
@@ -213,6 +236,8 @@ def _restore(target: Path, aside: Path | None) -> None:
         _remove(target)
     else:
         aside.replace(target)
+        # Where both are names of one file still, a rename does nothing.
+        _remove(aside)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -228,17 +253,19 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
+def _output_errors(path: Path, hidden: Path | None = None) -> Iterator[None]:
     """Turn what the operating system says about writing ``path`` into a one-line OutputError.
 
-    An OSError about a file elsewhere (read by the block, say) passes as it is.
+    An OSError about a file elsewhere (read by the block, say) passes as it is; ``hidden`` is a
+    folder whose files are temporary ones.
     """
     try:
         yield
     except OSError as error:
         folder = path.absolute().parent
         named = Path(error.filename).absolute() if isinstance(error.filename, str) else None
-        elsewhere = named is not None and folder not in (named, named.parent)
+        here = {folder, hidden}
+        elsewhere = named is not None and not here & {named, named.parent}
         if error.errno not in _REASONS or elsewhere:
             raise
         raise OutputError(f"{path}: {_REASONS[error.errno]}") from error

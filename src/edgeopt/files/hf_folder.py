@@ -19,7 +19,14 @@ from edgeopt.files import safetensors
 from edgeopt.files.reading import is_plain_name, read_head, read_json, read_json_list, reading
 from edgeopt.files.sniff import FormatModule
 
-__all__ = ["CONFIG_KEYS", "TOKENIZER_FILES", "describe", "matches"]
+__all__ = [
+    "CONFIG_KEYS",
+    "TOKENIZER_FILES",
+    "SentenceTransformers",
+    "describe",
+    "matches",
+    "sentence_transformers",
+]
 
 #: What of ``config.json`` is repeated in ``details["config"]``, where it is there.
 CONFIG_KEYS = (
@@ -111,7 +118,7 @@ def describe(path: Path) -> Source:
 
     Raises SourceError where weights or configuration are missing, FormatError for broken files.
     """
-    bert = _sentence_transformers(path) if (path / "modules.json").is_file() else None
+    bert = sentence_transformers(path) if (path / "modules.json").is_file() else None
     root = path / bert.transformer if bert else path
     if not (root / "config.json").is_file():
         raise SourceError(f"{root}: has no config.json, which says what the weights are")
@@ -232,7 +239,10 @@ def _torch_shards(index: Path) -> Source:
 
 
 @dataclass(frozen=True)
-class _SentenceTransformers:
+class SentenceTransformers:
+    """What ``modules.json`` lists: types in order, the transformer's folder, dense heads' folders,
+    all folders, and how the tokens' vectors become one."""
+
     modules: tuple[str, ...]
     transformer: str
     heads: tuple[str, ...]
@@ -254,7 +264,8 @@ class _SentenceTransformers:
         }
 
 
-def _sentence_transformers(folder: Path) -> _SentenceTransformers:
+def sentence_transformers(folder: Path) -> SentenceTransformers:
+    """The modules of a folder that has ``modules.json``. FormatError or SourceError."""
     listed = read_json_list(folder / "modules.json")
     types, paths = [], []
     for entry in listed:
@@ -275,7 +286,7 @@ def _sentence_transformers(folder: Path) -> _SentenceTransformers:
     root = folder / places["Transformer"]
     limits = root / "sentence_bert_config.json"
     limit = read_json(limits).get("max_seq_length") if limits.is_file() else None
-    return _SentenceTransformers(
+    return SentenceTransformers(
         modules=tuple(types),
         transformer=places["Transformer"],
         heads=tuple(p for t, p in zip(types, paths, strict=True) if t == "Dense"),
@@ -307,7 +318,7 @@ def _pooling(config: Mapping[str, Any]) -> str | None:
 # the folder's files
 
 
-def _describes(name: str, bert: _SentenceTransformers | None) -> bool:
+def _describes(name: str, bert: SentenceTransformers | None) -> bool:
     """Whether a file (relative name) is configuration that the model cannot do without."""
     parts = PurePosixPath(name)
     places = {"."} | {place or "." for place in (bert.paths if bert else ())}

@@ -48,6 +48,11 @@ _FREE_BYTES = 4096
 _SHARED_BYTES = 4096
 
 
+#: Bytes at either end of a tensor that tell most of them apart, and of a comparison's steps.
+_LOOK = 256
+_PART = 16 << 20
+
+
 def load_model(path: Path) -> ir.Model:
     """Read an ONNX file; external data stays mapped. FormatError where it cannot be parsed."""
     from google.protobuf.message import DecodeError
@@ -95,10 +100,45 @@ def fold(model: ir.Model) -> ir.Model:
     _drop_training_nodes(model.graph)
     _fold_constants(model)
     _fold_batch_norms(model.graph)
-    common.DeduplicateInitializersPass(size_limit=1 << 40)(model)
+    _merge_equal(model.graph)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)
     return model
+
+
+def _merge_equal(graph: ir.Graph) -> None:
+    """Equal initializers become the first of them.
+
+    onnx-ir's own pass holds the bytes of all of them at once; here a tensor is read in full only
+    where another of its dtype and shape begins and ends as it does.
+    """
+    alike: dict[tuple[Any, ...], list[ir.Value]] = {}
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype == ir.DataType.STRING:
+            continue
+        if value.is_graph_input() or value.is_graph_output():
+            continue
+        raw = _raw(value)
+        ends = raw[:_LOOK].tobytes(), raw[-_LOOK:].tobytes()
+        found = alike.setdefault((tensor.dtype, tuple(tensor.shape), *ends), [])
+        kept = next((other for other in found if _same(_raw(other), raw)), None)
+        if kept is None:
+            found.append(value)
+        else:
+            value.replace_all_uses_with(kept)
+            del graph.initializers[value.name or ""]
+
+
+def _raw(value: ir.Value) -> NDArray[np.uint8]:
+    assert value.const_value is not None
+    return np.ascontiguousarray(value.const_value.numpy()).reshape(-1).view(np.uint8)
+
+
+def _same(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
+    """Bytes, not numbers: 0 and -0 differ, a NaN is itself."""
+    parts = range(0, a.size, _PART)
+    return all(np.array_equal(a[lo : lo + _PART], b[lo : lo + _PART]) for lo in parts)
 
 
 def _drop_training_nodes(graph: ir.Graph) -> None:

@@ -20,12 +20,14 @@ class LanguageModel:
     depend on the types. ``tensors`` have GGUF's names (``blk.0.attn_q.weight``) and shapes (rows
     first), in the order they will stand in the file; their ``rows`` give the values as GGUF wants
     them (permuted, transposed, shifted) in any float dtype, straight from the mapped source, in
-    memory bounded by the rows asked for.
+    memory bounded by the rows asked for. ``notes`` are what somebody who uses the file should
+    know: what of the source stays behind, and where llama.cpp's arithmetic is another.
     """
 
     architecture: str
     metadata: Mapping[str, Field]
     tensors: tuple[Weight, ...]
+    notes: tuple[str, ...] = ()
 
     def number(self, key: str, default: int = 0) -> int:
         """An integer of the architecture's metadata: ``block_count``, ``attention.head_count``."""

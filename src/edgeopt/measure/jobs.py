@@ -100,7 +100,8 @@ def solo(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> di
     """One file alone: seconds to create its session, and memory after that and a few runs."""
     first = feeds.load(folder, 0)
     preload()
-    _warm_pages(Path(job["path"]))
+    for file in job.get("files", [job["path"]]):
+        _warm_pages(Path(file))
     gc.collect()
     meter = MemoryMeter()
     start = time.perf_counter()

@@ -47,7 +47,8 @@ class PairResult:
 
     ``failure`` is None, or why the artifact could not be loaded, run and compared; there are no
     fidelity and no latency then. ``slower`` is true only when two fresh workers agree.
-    ``inputs`` and ``outputs`` are the artifact's own. ``unproven`` names what could not be
+    ``inputs`` and ``outputs`` are the artifact's own, ``files`` its file and those of its external
+    data. ``unproven`` names what could not be
     measured, and why; ``notes`` what a reader should know.
     """
 
@@ -58,6 +59,7 @@ class PairResult:
     samples: int = 0
     inputs: tuple[InputSpec, ...] = ()
     outputs: tuple[InputSpec, ...] = ()
+    files: tuple[Path, ...] = ()
     unproven: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -102,9 +104,10 @@ def measure_pair(
     source, artifact = source.resolve(), artifact.resolve()
     if threads < 1:
         raise UsageError(f"{threads} threads; use 1 or more")
-    sizes = (
-        _measurement("source", "file", "B", {}, [[_nbytes(source)]]),
-        _measurement("artifact", "file", "B", {}, [[_nbytes(artifact)]]),
+    files = {"source": _files(source), "artifact": _files(artifact)}
+    sizes = tuple(
+        _measurement(subject, "file", "B", {}, [[sum(f.stat().st_size for f in files[subject])]])
+        for subject in _SUBJECTS
     )
     job = {
         "kind": "pair",
@@ -118,7 +121,12 @@ def measure_pair(
     with workplace(feeds) as place:
         first = _result(place.run(job, progress=progress))
         if isinstance(first, str):
-            return PairResult(measurements=sizes, failure=first, samples=place.feeds.count)
+            return PairResult(
+                measurements=sizes,
+                failure=first,
+                samples=place.feeds.count,
+                files=files["artifact"],
+            )
         timings = [first]
         notes, unproven = [], []
         if _is_slower(first):
@@ -130,7 +138,8 @@ def measure_pair(
         confirmed = len(timings) == 2 and _is_slower(timings[1])
         if len(timings) == 2 and not confirmed:
             notes.append("one worker found the artifact slower, a second did not: not held up")
-        alone, problems = _alone(place, job, progress)
+        pages = {subject: list(map(str, files[subject])) for subject in _SUBJECTS}
+        alone, problems = _alone(place, {**job, "files": pages}, progress)
     unproven.extend(problems)
     unproven.extend(
         f"output {name}: the source gives NaN or Inf" for name in first["source_not_finite"]
@@ -143,22 +152,23 @@ def measure_pair(
         samples=place.feeds.count,
         inputs=tuple(_spec(values) for values in first["inputs"]),
         outputs=tuple(_spec(values) for values in first["outputs"]),
+        files=files["artifact"],
         unproven=tuple(unproven),
         notes=tuple(notes),
     )
 
 
-def _nbytes(path: Path) -> int:
-    """Bytes of the model file and of the files of external data that its tensors name.
+def _files(path: Path) -> tuple[Path, ...]:
+    """The model file and the files of external data that its tensors name.
 
-    Of a file that is no ONNX model, its own: that it does not load is for the loader to say.
+    Of a file that is no ONNX model, itself: that it does not load is for the loader to say.
     """
     if not path.is_file():
         raise SourceError(f"{path}: no such file; give the path of an ONNX file")
     try:
-        return describe(path).nbytes
+        return describe(path).files
     except SourceError:
-        return path.stat().st_size
+        return (path,)
 
 
 def _result(outcome: Outcome) -> Mapping[str, Any] | str:
@@ -218,6 +228,7 @@ def _alone(
                     "kind": "solo",
                     "subject": subject,
                     "path": job[subject],
+                    "files": job["files"][subject],
                     "threads": job["threads"],
                     "runs": _MEMORY_RUNS,
                 }

@@ -1,8 +1,8 @@
 """A worker: ``python -m edgeopt.measure.worker JOB.json``, started by :mod:`.process`.
 
-It loads numpy and ONNX Runtime, does one job, says the result on its pipe and is gone. It never
-holds torch, the exporter or anything else whose memory or threads would be measured with the
-model.
+It loads numpy and the runtime that the job needs, does one job, says the result on its pipe and
+is gone. It never holds torch, the exporter or anything else whose memory or threads would be
+measured with the model.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from typing import IO, Any
 
 from edgeopt.errors import EdgeoptError
 from edgeopt.measure.jobs import JOBS
+from edgeopt.measure.llm_jobs import LLM_JOBS
 from edgeopt.measure.process import Feeds
 
 __all__ = ["Voice", "main"]
+
+_ALL_JOBS = {**JOBS, **LLM_JOBS}
 
 #: Seconds between two progress lines: each wakes the parent, which shares the machine's cores.
 _QUIET = 0.2
@@ -64,7 +67,7 @@ def main(job: Path, pipe: IO[bytes]) -> None:
     feeds = Feeds(document["feeds"]["count"], tuple(document["feeds"]["names"]))
     voice = Voice(pipe, job.with_suffix(".mark"))
     try:
-        result = JOBS[document["kind"]](document, feeds, job.parent, voice)
+        result = _ALL_JOBS[document["kind"]](document, feeds, job.parent, voice)
     except EdgeoptError as error:
         voice.say(
             {

@@ -19,6 +19,8 @@ from rich.text import Text
 
 from edgeopt.core import Change, Check, Fidelity, Measurement, Proof, format_bytes
 from edgeopt.numerics.statistics import Interval, median, paired_interval
+from edgeopt.report.gguf_text import render_cost, render_findings
+from edgeopt.report.parts import decibels, line, paragraph, seconds
 
 __all__ = ["render"]
 
@@ -28,25 +30,40 @@ _MOST_OUTPUTS = 12
 
 _NAME_WIDTH = 30
 
+_USAGE_HEADINGS = {
+    "onnx": "Run it, with numpy and onnxruntime alone:",
+    "gguf": "Run it, with llama-cpp-python alone:",
+    "safetensors": "Read the weights:",
+}
+
+#: Checks of a GGUF file that the verdict's sentence repeats, and how.
+_SAID = {"tensors": "worst tensor: ", "runs": "", "next tokens": "", "embeddings": ""}
+
 #: A difference in speed below this is not claimed, however narrow its interval: two runs of one
 #: and the same file differ by as much (placement in memory, frequency).
 _SMALLEST_EFFECT = 0.03
+
+
+_HEAP = ("memory_heap", "of it heap, then", format_bytes, "less", "more")
 
 
 def render(proof: Proof, console: Console) -> None:
     """Print ``proof`` on ``console``: what changed, how close it is, the verdict, what next."""
     title = Text(f"edgeopt {proof.verb}", style="bold")
     title.append(f"  {_name(proof.source)} -> {_name(proof.artifact)}", style="default not bold")
-    _line(console, title)
+    line(console, title)
     console.print()
     console.print(_changes_table(proof))
     if conditions := _conditions(proof):
-        _paragraph(console, conditions, style="dim")
-    if proof.fidelity:
+        paragraph(console, conditions, style="dim")
+    gguf = proof.artifact.get("format") == "gguf"
+    if gguf:
+        render_findings(proof.artifact, proof.fidelity, console)
+    elif proof.fidelity:
         console.print()
-        _line(console, Text(f"How close to the source, on {proof.samples}", style="bold"))
+        line(console, Text(f"How close to the source, on {proof.samples}", style="bold"))
         console.print(_fidelity_table(proof.fidelity))
-        _paragraph(
+        paragraph(
             console,
             "SQNR: signal to quantization noise, in dB; 20 dB is an error of a tenth of the "
             "signal, 40 dB of a hundredth.",
@@ -54,17 +71,21 @@ def render(proof: Proof, console: Console) -> None:
         )
     console.print()
     _verdict(proof, console)
+    if gguf:
+        render_cost(proof.artifact, console)
     _kept(proof.changes, console)
     if proof.usage:
         console.print()
-        runs = proof.artifact.get("format", "onnx") == "onnx"
-        heading = "Run it, with numpy and onnxruntime alone:" if runs else "Read the weights:"
-        _line(console, Text(heading, style="bold"))
-        for line in proof.usage.splitlines():
-            _line(console, Text(f"    {line}"))
+        heading = _USAGE_HEADINGS[proof.artifact.get("format", "onnx")]
+        line(console, Text(heading, style="bold"))
+        for code in proof.usage.splitlines():
+            line(console, Text(f"    {code}"))
+    for data in proof.artifact.get("data", ()):
+        name, size = _name(data), format_bytes(data["nbytes"])
+        line(console, Text(f"Weights: {name}, {size}; keep it beside {_name(proof.artifact)}"))
     if "plan" in proof.artifact:
         console.print()
-        _line(console, Text(f"Plan (what was decided, and why): {proof.artifact['plan']}"))
+        line(console, Text(f"Plan (what was decided, and why): {proof.artifact['plan']}"))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -94,19 +115,23 @@ def _rows(proof: Proof) -> Iterator[tuple[str, str, str, str]]:
     if "share" in proof.coverage:
         label = f"Weights {proof.coverage.get('stored', 'quantized')}"
         yield label, "", _percent(proof.coverage["share"]), _of_bytes(proof.coverage)
+    if proof.artifact.get("bits_per_weight"):
+        yield "Bits a weight", "", f"{proof.artifact['bits_per_weight']:.2f}", ""
     measured = _by_metric(proof.measurements)
     latency = measured.get("latency", {})
     if len(latency) == 2:
         ratio = paired_interval(latency["source"].values, latency["artifact"].values)
         yield (
             "Latency, p50",
-            _seconds(_p50(latency["source"])),
-            _seconds(_p50(latency["artifact"])),
+            seconds(_p50(latency["source"])),
+            seconds(_p50(latency["artifact"])),
             _speed(ratio) if ratio else "",
         )
     for metric, label, show, better, worse in (
-        ("load", "Load time", _seconds, "faster", "slower"),
+        ("load", "Load time", seconds, "faster", "slower"),
         ("memory", "Memory at peak", format_bytes, "less", "more"),
+        # Of a model whose weights are mapped, the peak counts pages that can be dropped.
+        *([_HEAP] if "data" in proof.artifact else []),
     ):
         pair = measured.get(metric, {})
         if len(pair) == 2:
@@ -154,7 +179,7 @@ def _of_bytes(coverage: Mapping[str, Any]) -> str:
         total = coverage["source_bytes"]
         done = max(0, total - coverage["kept_bytes"])
         return f"{format_bytes(done)} of {format_bytes(total)} of float weights"
-    return "of the float weights' bytes"
+    return str(coverage.get("of", "of the float weights' bytes"))
 
 
 def _p50(measurement: Measurement) -> float:
@@ -208,7 +233,7 @@ def _fidelity_table(outputs: Sequence[Fidelity]) -> Table:
     for output in outputs[:_MOST_OUTPUTS]:
         table.add_row(
             Text(_short(output.output, _NAME_WIDTH)),
-            _db(output.sqnr_db),
+            decibels(output.sqnr_db),
             "-" if math.isnan(output.cosine) else f"{output.cosine:.5f}",
             "-" if output.top1 is None else _percent(output.top1),
             "-" if math.isnan(output.max_abs) else f"{output.max_abs:.3g}",
@@ -218,35 +243,29 @@ def _fidelity_table(outputs: Sequence[Fidelity]) -> Table:
     return table
 
 
-def _db(value: float) -> str:
-    if math.isnan(value):
-        return "-"
-    if math.isinf(value):
-        return "identical" if value > 0 else "no signal"
-    return f"{value:.1f} dB"
-
-
 # ---------------------------------------------------------------------------------------------
 # what it comes to
 
 
 def _verdict(proof: Proof, console: Console) -> None:
     failed = [check for check in proof.verdict.checks if not check.passed]
-    if not failed:
+    if proof.verdict.unproven and not proof.verdict.checks:
+        paragraph(console, Text("NOT CHECKED", style="bold yellow"))
+    elif not failed:
         headline = Text("PROVEN", style="bold green")
         headline.append(f"  {_sentence(proof)}", style="default not bold")
-        _paragraph(console, headline)
+        paragraph(console, headline)
     else:
         headline = Text("NOT PROVEN", style="bold red")
         names = ", ".join(check.name for check in failed)
         headline.append(f"  failed: {names}", style="default not bold")
-        _paragraph(console, headline)
+        paragraph(console, headline)
         for check in failed:
             _failure(check, console)
-    for line in proof.verdict.unproven:
-        _paragraph(console, Text(f"Not checked: {line}", style="yellow"))
+    for missing in proof.verdict.unproven:
+        paragraph(console, Text(f"Not checked: {missing}", style="yellow"))
     for note in proof.notes:
-        _paragraph(console, Text(f"Note: {note}"))
+        paragraph(console, Text(f"Note: {note}"))
 
 
 def _sentence(proof: Proof) -> str:
@@ -267,7 +286,10 @@ def _sentence(proof: Proof) -> str:
     fidelity = next((c for c in proof.verdict.checks if c.name == "fidelity"), None)
     if fidelity is not None:
         said.append(f"worst output {fidelity.found}, asked: {fidelity.limit}")
-    elif any(check.name == "same integers" for check in proof.verdict.checks):
+    for check in proof.verdict.checks:
+        if check.name in _SAID:
+            said.append(f"{_SAID[check.name]}{check.found}")
+    if fidelity is None and any(check.name == "same integers" for check in proof.verdict.checks):
         said.append("the same answers")
     return ("; ".join(said) or "every check passed") + "."
 
@@ -292,7 +314,7 @@ def _kept(changes: Sequence[Change], console: Console) -> None:
     kept = [change for group in groups.values() for change in group]
     total = format_bytes(sum(change.after for change in kept))
     console.print()
-    _line(console, Text(f"Kept as they were: {_count(kept)}, {total}", style="bold"))
+    line(console, Text(f"Kept as they were: {_count(kept)}, {total}", style="bold"))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("", justify="right", no_wrap=True)
@@ -303,7 +325,7 @@ def _kept(changes: Sequence[Change], console: Console) -> None:
     console.print(table)
     rest = sum(len(group) for _, group in ranked[_MOST_GROUPS:])
     if rest:
-        _line(console, Text(f"and {rest} more for other reasons: see the plan"))
+        line(console, Text(f"and {rest} more for other reasons: see the plan"))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -327,20 +349,3 @@ def _percent(share: float) -> str:
     if 99.95 <= value < 100.0:
         return "> 99.9 %"
     return f"{value:.1f} %" if 0 < value < 100 else f"{value:.0f} %"
-
-
-def _seconds(value: float) -> str:
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if value >= scale:
-            number = value / scale
-            return f"{number:.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
-    return f"{value * 1e9:.0f} ns"
-
-
-def _line(console: Console, text: Text) -> None:
-    """A line that stays one line: paths and code are copied from it."""
-    console.print(text, soft_wrap=True)
-
-
-def _paragraph(console: Console, text: Text | str, style: str = "") -> None:
-    console.print(Text(text, style=style) if isinstance(text, str) else text)

@@ -1,4 +1,4 @@
-"""Five lines of Python that run an artifact: numpy and plain ONNX Runtime, nothing of edgeopt."""
+"""Five lines of Python that run an artifact: its plain runtime, nothing of edgeopt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgeopt.core import InputSpec
 
-__all__ = ["usage_lines"]
+__all__ = ["gguf_usage", "usage_lines"]
 
 #: What a free dimension is shown as, where no real input tells: batch 1, a short sequence, and
 #: for images (rank 4, channels first) the size that most models were trained at.
@@ -40,6 +40,26 @@ def usage_lines(
             f"session = onnxruntime.InferenceSession({str(artifact)!r})",
             f"inputs = {{{arrays}}}  # {_comment(kinds)}",
             f"outputs = session.run(None, inputs)  # {_comment(results)}",
+        )
+    )
+
+
+def gguf_usage(artifact: Path, *, embedder: bool) -> str:
+    """Valid Python that runs a GGUF ``artifact`` with llama-cpp-python."""
+    if embedder:
+        return "\n".join(
+            (
+                "from llama_cpp import Llama",
+                f"model = Llama({str(artifact)!r}, embedding=True, verbose=False)",
+                "print(model.embed('The capital of France is Paris.', normalize=True)[:4])",
+            )
+        )
+    return "\n".join(
+        (
+            "from llama_cpp import Llama",
+            f"model = Llama({str(artifact)!r}, verbose=False)",
+            "answer = model('The capital of France is', max_tokens=16)",
+            "print(answer['choices'][0]['text'])",
         )
     )
 

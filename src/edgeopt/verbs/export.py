@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeopt.core import Change, Progress, Proof
+from edgeopt.core import Change, Progress, Proof, Source
 from edgeopt.errors import CaptureError, SourceError, UsageError
 from edgeopt.files.open import open_source
+from edgeopt.verbs.gguf_options import GgufOptions, wants_gguf
 from edgeopt.verbs.graph_source import Prepared, prepare, require_graph
+from edgeopt.verbs.output import external_over
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from edgeopt.verbs.gguf_options import GgufKeywords
 
 __all__ = ["export"]
+
+#: What GGUF stores without quantizing.
+_PLAIN = ("F16", "BF16", "F32")
 
 _HALF = (
     "weights are float16 in the file and float32 in the arithmetic: the runtime casts them once,"
@@ -23,9 +34,10 @@ def export(
     source: str | Path,
     out: str | Path | None = None,
     *,
-    to: str = "onnx",
+    to: str | None = None,
     half: bool = False,
     opset: int | None = None,
+    external_data: str | int = "auto",
     data: str | None = None,
     inputs: Sequence[str] = (),
     model: str | None = None,
@@ -35,8 +47,9 @@ def export(
     force: bool = False,
     threads: int = 1,
     progress: Progress | None = None,
+    **gguf: Unpack[GgufKeywords],
 ) -> Proof:
-    """Write ``source`` as one ONNX file that plain ONNX Runtime runs, and prove the written file.
+    """Write ``source`` as an ONNX file that plain ONNX Runtime runs, and prove the written file.
 
     Constants are folded and batch normalisation goes into the convolution before it; otherwise
     the graph is the source's. The bytes depend on the source and the options alone (and on the
@@ -49,13 +62,17 @@ def export(
 
     Args:
         source: a model file or folder, recognised by content.
-        out: file to write; default ``NAME-fp32.onnx`` or ``NAME-fp16.onnx`` beside the source.
-        to: ``onnx``.
+        out: file to write; default ``NAME-fp32.onnx``, ``NAME-fp16.onnx`` or ``NAME-F16.gguf``
+            beside the source.
+        to: ``onnx``, or ``gguf``: language models in 16 or 32 bits for llama.cpp.
         half: store weights in float16; the file must then be smaller than the source.
         opset: version of ONNX's operators; default 21, and an ONNX source keeps its own.
+        external_data: as in :func:`edgeopt.quantize`.
         min_sqnr: fidelity floor in dB (default 30, with ``half`` 40).
         data, inputs, model, trust_pickle, prefer, force, threads: as in
             :func:`edgeopt.quantize`; ``data`` is only proven on, and gives example inputs.
+        gguf: see :class:`edgeopt.verbs.gguf_options.GgufOptions`; ``type`` is F16, BF16 or F32,
+            by default 16 bits of the kind that the source has.
 
     Returns:
         The proof. Where ``proof.proven`` is false and ``force`` was not given, nothing was kept.
@@ -63,12 +80,17 @@ def export(
     Raises:
         EdgeoptError: bad input or usage (see :mod:`edgeopt.errors`); nothing is written then.
     """
-    if to != "onnx":
-        raise UsageError(f"--to {to}: export writes onnx")
+    if to not in (None, "onnx", "gguf"):
+        raise UsageError(f"--to {to}: export writes onnx and gguf")
     _check_opset(opset)
+    over = external_over(external_data)
     opened = open_source(source)
+    options = GgufOptions(**gguf)
+    if wants_gguf(opened, to, out, options):
+        return _to_gguf(opened, out, options, force, progress)
     require_graph(opened, model)
     from edgeopt.graphs.coverage import read_half
+    from edgeopt.graphs.external import data_path
     from edgeopt.graphs.half import halve
     from edgeopt.verbs.graph_base import fold_base
     from edgeopt.verbs.graph_build import write_model
@@ -98,7 +120,8 @@ def export(
             changes: tuple[Change, ...] = halve(made) if half else ()
             if half and all(change.decision.kept for change in changes):
                 raise SourceError(_nothing(opened.path, changes))
-            write_model(made, temporary, metadata_of(sha256, None, options_of(half, opset)))
+            metadata = metadata_of(sha256, None, options_of(half, opset))
+            write_model(made, temporary, metadata, over)
             coverage = read_half(temporary, base.float_bytes).to_json() if half else {}
             return prove_graph(
                 "export",
@@ -117,7 +140,14 @@ def export(
                 progress=progress,
             )
 
-        return write_proven(path, None, force, make)
+        return write_proven(
+            path,
+            None,
+            force,
+            make,
+            data=None if over is None else data_path(path),
+            sources=(opened.path, *opened.files),
+        )
 
 
 def options_of(half: bool, opset: int | None) -> Mapping[str, Any]:
@@ -165,3 +195,22 @@ def _nothing(path: Path, changes: Sequence[Change]) -> str:
         else f"{largest.decision.tensor}: {largest.decision.reason}"
     )
     return f"{path}: nothing to store in float16 ({why}); leave out --half"
+
+
+def _to_gguf(
+    source: Source,
+    out: str | Path | None,
+    options: GgufOptions,
+    force: bool,
+    progress: Progress | None,
+) -> Proof:
+    from edgeopt.verbs.quantize_gguf import default_export_type, make_gguf
+
+    kind = (options.type or default_export_type(source)).upper()
+    if kind not in _PLAIN:
+        raise UsageError(
+            f"--type {kind}: export writes {', '.join(_PLAIN)}; for {kind} use edgeopt quantize"
+        )
+    # Decoding what was quantized loses nothing: it may be done unasked.
+    options = dataclasses.replace(options, type=kind, allow_requantize=True)
+    return make_gguf(source, out, options, verb="export", force=force, progress=progress)

@@ -12,10 +12,10 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
 
-from edgeopt.core import Change, Plan, Progress, format_bytes
-from edgeopt.errors import OutputError, UsageError
+from edgeopt.core import Change, Plan, Progress
+from edgeopt.errors import UsageError
 from edgeopt.graphs import static
-from edgeopt.graphs.capture.limits import EXTERNAL_OVER
+from edgeopt.graphs.external import OVER, save
 from edgeopt.graphs.forms import Placing
 from edgeopt.graphs.outliers import split_outliers
 from edgeopt.graphs.transform import CodeCache, apply_decisions
@@ -41,12 +41,13 @@ def build(
     *,
     cache: CodeCache | None = None,
     metadata: Mapping[str, str] | None = None,
+    external_over: int | None = OVER,
     measure: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Change, ...]:
     """Write the artifact that the plan describes; one Change a tensor that was changed."""
     model, changes = rewrite(base, plan, cache=cache, measure=measure, progress=progress)
-    write_model(model, path, metadata)
+    write_model(model, path, metadata, external_over)
     return changes
 
 
@@ -84,17 +85,18 @@ def sign(model: ir.Model, metadata: Mapping[str, str] | None) -> None:
     model.metadata_props.update(metadata or {})
 
 
-def write_model(model: ir.Model, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """One file, weights inside. OutputError where they are more than one ONNX file can hold."""
+def write_model(
+    model: ir.Model,
+    path: Path,
+    metadata: Mapping[str, str] | None = None,
+    external_over: int | None = OVER,
+) -> None:
+    """Write a model, signed; its large weights beside it if they all are over that many bytes.
+
+    OutputError where what stays inside is more than one ONNX file can hold.
+    """
     sign(model, metadata)
-    nbytes = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
-    if nbytes > EXTERNAL_OVER:
-        raise OutputError(
-            f"the file would be {format_bytes(nbytes)}, and one ONNX file ends at 2 GB; use fewer"
-            " bits: edgeopt quantize, with --bits 4 if it must be"
-        )
-    # What was still mapped from the base is read now.
-    ir.save(ir.external_data.load_to_model(model), path)
+    save(model, path, external_over)
 
 
 def place_static(base: Base, plan: Plan) -> tuple[ir.Model, tuple[Change, ...]]:

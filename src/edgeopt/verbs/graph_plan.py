@@ -17,6 +17,7 @@ import numpy as np
 
 from edgeopt.core import Choice, Plan, Progress
 from edgeopt.errors import UsageError
+from edgeopt.graphs.external import files_nbytes
 from edgeopt.graphs.forms import FORMS
 from edgeopt.graphs.outliers import find_outliers
 from edgeopt.graphs.planning import Recipe, decide, recipes
@@ -123,7 +124,7 @@ class _Planner:
         return self._written[key]
 
     def nbytes(self, plan: Plan) -> int:
-        return self.file(plan).stat().st_size
+        return files_nbytes(self.file(plan))
 
     def score(self, plan: Plan) -> float:
         """SQNR (dB) of the worst output on the trial inputs."""

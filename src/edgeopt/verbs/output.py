@@ -6,16 +6,24 @@ import dataclasses
 import errno
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from edgeopt.core import Plan, Proof, Source
-from edgeopt.errors import OutputError
+from edgeopt.errors import OutputError, UsageError
 from edgeopt.files.atomic import checked_output, writing_group
 
-__all__ = ["artifact_path", "metadata_of", "plan_path", "scratch", "write_proven"]
+__all__ = [
+    "artifact_path",
+    "default_path",
+    "external_over",
+    "metadata_of",
+    "plan_path",
+    "scratch",
+    "write_proven",
+]
 
 
 #: What can go wrong with a temporary file that is not the program's fault.
@@ -46,11 +54,30 @@ def artifact_path(source: Source, out: str | Path | None, tag: str, suffix: str)
 
     Raises OutputError where it cannot be written, before any work is done.
     """
-    if out is None:
-        path = source.path.absolute()
-        stem = path.name if path.is_dir() else path.name.removesuffix(path.suffix)
-        out = path.parent / f"{stem}-{tag}{suffix}"
-    return checked_output(out, [source.path, *source.files])
+    asked = default_path(source, tag, suffix) if out is None else out
+    return checked_output(asked, [source.path, *source.files])
+
+
+def default_path(source: Source, tag: str, suffix: str) -> Path:
+    """The name that an artifact gets where nobody gives it one."""
+    path = source.path.absolute()
+    stem = path.name if path.is_dir() else path.name.removesuffix(path.suffix)
+    return path.parent / f"{stem}-{tag}{suffix}"
+
+
+def external_over(asked: str | int) -> int | None:
+    """Bytes of weights over which they go to a file beside the model; None: never.
+
+    ``asked`` is ``auto``, ``always``, ``never`` or the bytes; UsageError for anything else.
+    """
+    from edgeopt.graphs.external import OVER
+
+    known = {"auto": OVER, "always": 0, "never": None}
+    if isinstance(asked, str) and asked in known:
+        return known[asked]
+    if isinstance(asked, int) and asked >= 0:
+        return asked
+    raise UsageError(f"--external-data {asked}: not one of {', '.join(known)}")
 
 
 def plan_path(artifact: Path) -> Path:
@@ -81,21 +108,29 @@ def write_proven(
     plan: Plan | None,
     force: bool,
     make: Callable[[Path], Proof],
+    *,
+    data: Path | None = None,
+    sources: Iterable[Path] = (),
 ) -> Proof:
-    """Write the artifact (and its plan beside it) under temporary names, prove it, and keep it.
+    """Write the artifact (and its plan beside it) in a temporary place, prove it, and keep it.
 
-    ``make`` writes the file it is given and returns the proof of it. An artifact that fails is
-    kept under the asked name only with ``force``; an existing file there stays otherwise.
+    ``make`` writes the file it is given, and returns the proof of it; ``data`` is the file beside
+    the artifact that it may write too, as a file of that name beside the one it was given. An
+    artifact that fails is kept under the asked name only with ``force``; existing files stay
+    otherwise. Raises OutputError where one of them would replace one of ``sources``.
     """
-    targets = [out] if plan is None else [plan_path(out), out]
+    beside = [] if data is None else [data]
+    targets = [*beside, *([] if plan is None else [plan_path(out)]), out]
     proof: Proof | None = None
     try:
-        with writing_group(targets) as temporary:
+        with writing_group(targets, source_paths=sources, named=True) as temporary:
+            for unused in temporary[: len(beside)]:
+                unused.unlink()  # until it is written
             proof = make(temporary[-1])
             if plan is not None:
                 text = json.dumps(plan.to_json(), indent=1)
-                temporary[0].write_text(text + "\n", encoding="utf-8")
-                artifact = {**proof.artifact, "plan": str(targets[0])}
+                temporary[-2].write_text(text + "\n", encoding="utf-8")
+                artifact = {**proof.artifact, "plan": str(targets[-2])}
                 proof = dataclasses.replace(proof, artifact=artifact)
             if not proof.proven and not force:
                 raise _NotProven

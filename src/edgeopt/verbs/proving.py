@@ -82,6 +82,7 @@ def prove_graph(
             "format": "onnx",
             "nbytes": nbytes,
             "sha256": _sha256(written),
+            **_data(pair.files, final),
             "inputs": [_spec(s) for s in pair.inputs],
             "outputs": [_spec(s) for s in pair.outputs],
         },
@@ -100,6 +101,19 @@ def prove_graph(
 
 def _spec(spec: Any) -> dict[str, Any]:
     return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+
+
+def _data(files: Sequence[Path], final: Path) -> dict[str, Any]:
+    """The files of external data that belong to an artifact, if it has any."""
+    data = [
+        {
+            "path": str(final.parent / file.relative_to(files[0].parent)),
+            "nbytes": file.stat().st_size,
+            "sha256": _sha256(file),
+        }
+        for file in files[1:]
+    ]
+    return {"data": data} if data else {}
 
 
 def _sha256(path: Path) -> str:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edgeopt.core import Plan, Progress, Proof, Source
 from edgeopt.errors import SourceError
 from edgeopt.files.open import open_source
+from edgeopt.verbs.gguf_options import GgufOptions, wants_gguf
 from edgeopt.verbs.graph_base import Asked, Base, open_base
 from edgeopt.verbs.graph_build import build
 from edgeopt.verbs.graph_plan import make_graph_plan
 from edgeopt.verbs.graph_source import Prepared, has_graph, prepare, require_graph
-from edgeopt.verbs.output import scratch
+from edgeopt.verbs.output import external_over, scratch
 from edgeopt.verbs.replay import asked_by, fitting_plan, read_plan, require_sound
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from edgeopt.verbs.gguf_options import GgufKeywords
 
 __all__ = ["FOUR_BIT_OPSET", "make_plan", "quantize"]
 
@@ -26,7 +32,7 @@ def quantize(
     source: str | Path,
     out: str | Path | None = None,
     *,
-    bits: int = 8,
+    bits: int | None = None,
     to: str | None = None,
     data: str | None = None,
     inputs: Sequence[str] = (),
@@ -36,18 +42,22 @@ def quantize(
     prefer: str = "balanced",
     target: str = "here",
     plan: str | Path | None = None,
+    external_data: str | int = "auto",
     min_sqnr: float | None = None,
     force: bool = False,
     threads: int = 1,
     progress: Progress | None = None,
+    **gguf: Unpack[GgufKeywords],
 ) -> Proof:
     """Quantize ``source``, write the artifact, and prove the written file.
 
     Args:
         source: a model file or folder, recognised by content.
-        out: file to write; default ``NAME-int8.onnx`` (or ``.safetensors``) beside the source.
-        bits: 8 or 4, of the weights.
-        to: ``onnx`` (sources with a graph) or ``safetensors`` (weights alone); default: by source.
+        out: file to write; default ``NAME-int8.onnx`` (or ``.safetensors``, ``NAME-Q4_K_M.gguf``)
+            beside the source.
+        bits: 8 or 4, of the weights; default 8 (for GGUF ``Q4_K_M``).
+        to: ``onnx`` (sources with a graph), ``safetensors`` (weights alone) or ``gguf`` (language
+            models and BERT in Hugging Face folders, and other GGUF files); default: by source.
         data: sample inputs (see :mod:`edgeopt.data.samples`); three quarters calibrate, the rest
             is held out for the proof.
         inputs: shapes as ``name:float32[1,3,224,224]``, where nothing else tells them.
@@ -57,9 +67,14 @@ def quantize(
         prefer: ``balanced``, ``speed``, ``size`` or ``memory``.
         target: ``here`` times choices on this machine, ``portable`` makes none of them.
         plan: a plan file to replay: same source, same plan, same bytes.
+        external_data: ``auto`` writes an ONNX model with more than 256 MiB of weights as two
+            files, ``OUT`` and ``OUT.data`` beside it, which the runtime maps; ``always`` and
+            ``never``; or a number of bytes in place of the 256 MiB.
         min_sqnr: fidelity floor in dB (default 20 at 8 bits, 8 at 4).
         force: keep the artifact although the proof failed.
         threads: of the runtime, while timing.
+        gguf: what only GGUF knows: ``type``, ``tensor_types``, ``imatrix`` and more, see
+            :class:`edgeopt.verbs.gguf_options.GgufOptions`.
 
     Returns:
         The proof. Where ``proof.proven`` is false and ``force`` was not given, nothing was kept.
@@ -67,8 +82,22 @@ def quantize(
     Raises:
         EdgeoptError: bad input or usage (see :mod:`edgeopt.errors`); nothing is written then.
     """
-    asked = Asked(bits, prefer, target, block_size, min_sqnr, threads)
+    asked = Asked(bits or 8, prefer, target, block_size, min_sqnr, threads)
+    over = external_over(external_data)
     opened = open_source(source)
+    options = GgufOptions(**gguf)
+    if wants_gguf(opened, to, out, options):
+        from edgeopt.verbs.quantize_gguf import make_gguf
+
+        return make_gguf(
+            opened,
+            out,
+            options,
+            bits=bits,
+            plan=read_plan(plan),
+            force=force,
+            progress=progress,
+        )
     if _weights_only(opened, to, model):
         from edgeopt.verbs.quantize_weights import quantize_weights
 
@@ -76,6 +105,7 @@ def quantize(
             opened, out, asked=asked, plan=read_plan(plan), force=force, progress=progress
         )
     from edgeopt.graphs.coverage import read_coverage
+    from edgeopt.graphs.external import data_path
     from edgeopt.graphs.transform import CodeCache
     from edgeopt.verbs.output import artifact_path, metadata_of, write_proven
     from edgeopt.verbs.proving import prove_graph
@@ -105,6 +135,7 @@ def quantize(
                 temporary,
                 cache=cache,
                 metadata=metadata,
+                external_over=over,
                 measure=True,
                 progress=progress,
             )
@@ -127,13 +158,20 @@ def quantize(
                 progress=progress,
             )
 
-        return write_proven(path, made, force, make)
+        return write_proven(
+            path,
+            made,
+            force,
+            make,
+            data=None if over is None else data_path(path),
+            sources=(opened.path, *opened.files),
+        )
 
 
 def make_plan(
     source: str | Path,
     *,
-    bits: int = 8,
+    bits: int | None = None,
     to: str | None = None,
     data: str | None = None,
     inputs: Sequence[str] = (),
@@ -145,15 +183,24 @@ def make_plan(
     min_sqnr: float | None = None,
     threads: int = 1,
     progress: Progress | None = None,
-    **ignored: Any,
+    out: str | Path | None = None,
+    force: bool = False,
+    external_data: str | int = "auto",
+    **gguf: Unpack[GgufKeywords],
 ) -> Plan:
-    """The plan that :func:`quantize` would carry out; nothing is written."""
-    asked = Asked(bits, prefer, target, block_size, min_sqnr, threads)
+    """The plan that :func:`quantize` would carry out; nothing is written (``out``, ``force``
+    and ``external_data`` are taken so that both can be called alike)."""
+    asked = Asked(bits or 8, prefer, target, block_size, min_sqnr, threads)
     opened = open_source(source)
+    options = GgufOptions(**gguf)
+    if wants_gguf(opened, to, out, options):
+        from edgeopt.verbs.quantize_gguf import gguf_plan
+
+        return gguf_plan(opened, options, bits)
     if _weights_only(opened, to, model):
         from edgeopt.verbs.quantize_weights import plan_weights
 
-        return plan_weights(opened, bits=bits, block_size=block_size, options=asked.options())
+        return plan_weights(opened, bits=asked.bits, block_size=block_size, options=asked.options())
     from edgeopt.graphs.transform import CodeCache
 
     with scratch() as workdir:

@@ -36,14 +36,19 @@ def verify(
     min_sqnr: float | None = None,
     prefer: str = "balanced",
     threads: int = 1,
+    text: str | Path | None = None,
+    chunks: int = 8,
+    context: int = 512,
     progress: Progress | None = None,
 ) -> Proof:
     """Prove ``artifact`` against ``source``; nothing is written and neither file is touched.
 
-    ``artifact`` is an ONNX file, of edgeopt or of anybody, or a safetensors file of packed
-    weights. An artifact that carries edgeopt's metadata is held to the floor of its own bits and
+    ``artifact`` is an ONNX file, of edgeopt or of anybody, a safetensors file of packed weights,
+    or GGUF. An artifact that carries edgeopt's metadata is held to the floor of its own bits and
     to what it was made to be good at; a stranger's to the floor of the bits that its operators
-    show. The other arguments are those of :func:`edgeopt.quantize`.
+    show. A GGUF file is held against its Hugging Face folder or another GGUF of the same model,
+    and with ``text``, a file, next-token distributions are compared over ``chunks`` of ``context``
+    tokens. The other arguments are those of :func:`edgeopt.quantize`.
 
     Raises:
         EdgeoptError: a source or an artifact that cannot be used (see :mod:`edgeopt.errors`).
@@ -51,6 +56,20 @@ def verify(
     opened, made = open_source(source), open_source(artifact)
     if opened.path.resolve() == made.path.resolve():
         raise UsageError(f"{made.path}: is the source itself; give the artifact made from it")
+    if made.kind == "gguf":
+        from edgeopt.verbs.verify_gguf import verify_gguf
+
+        return verify_gguf(
+            opened,
+            made,
+            text=None if text is None else Path(text),
+            chunks=chunks,
+            context=context,
+            min_sqnr=min_sqnr,
+            progress=progress,
+        )
+    if text is not None:
+        raise UsageError(f"--text is for GGUF artifacts; {made.path} is {made.kind}")
     if progress is not None:
         progress("reading", None)
     sha256 = opened.sha256()
@@ -58,7 +77,7 @@ def verify(
         return verify_weights(opened, made, sha256, min_sqnr, threads)
     if made.kind != "onnx":
         raise SourceError(
-            f"{made.path}: is {made.kind}; verify takes an ONNX file or packed safetensors"
+            f"{made.path}: is {made.kind}; verify takes an ONNX file, packed safetensors or GGUF"
         )
     if not has_graph(opened, model):
         raise UsageError(

@@ -20,7 +20,7 @@ from edgeopt.graphs.capture.plain import derive
 from edgeopt.graphs.capture.pooling import SentenceModel, head_of, transformer_folder
 from edgeopt.graphs.capture.reasons import one_line
 
-__all__ = ["load_folder"]
+__all__ = ["load_folder", "pretrained"]
 
 #: Encoder-decoder models of which the encoder alone is captured, by the name of their main input.
 _HALVES = "captured is the encoder alone: a decoder needs a loop around it"
@@ -38,20 +38,12 @@ def load_folder(
     ``trust`` allows code that the folder carries to run; without it nothing but classes of the
     transformers package is used. Raises UnsafeError, SourceError or CaptureError.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise MissingExtraError("transformers", "torch", "a Hugging Face folder") from None
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     inside = transformer_folder(folder)
-    model = _model(transformers, inside, trust)
+    model = pretrained(inside, trust)
     notes: list[str] = []
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
         notes.append(_HALVES)
-    model = model.float().eval()
     fixed: dict[str, Any] = {}
     if "use_cache" in inspect.signature(model.forward).parameters:
         fixed["use_cache"] = False
@@ -79,6 +71,22 @@ def load_folder(
         recurrent=any(isinstance(m, nn.RNNBase) for m in model.modules()),
         notes=notes,
     )
+
+
+def pretrained(folder: Path, trust: bool = False) -> Any:
+    """The model of the class that ``config.json`` names, in evaluation mode and float32.
+
+    Raises UnsafeError where the folder brings its own code and ``trust`` is not given, SourceError
+    where transformers has no such class, cannot load it or misses weights.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise MissingExtraError("transformers", "torch", "a Hugging Face folder") from None
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return _model(transformers, folder, trust).float().eval()
 
 
 def _given_inputs(

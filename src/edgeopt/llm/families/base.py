@@ -1,4 +1,4 @@
-"""What a family is, and the few ways in which tensors differ between the two formats."""
+"""What a family is: one architecture of GGUF, and the Hugging Face classes that it stands for."""
 
 from __future__ import annotations
 
@@ -21,10 +21,23 @@ class Family(Protocol):
     architectures: tuple[str, ...]
 
     def metadata(self, config: Mapping[str, Any], folder: Path) -> dict[str, Field]:
-        """The architecture's own keys, without ``general.*`` and the tokenizer's."""
+        """The architecture's own keys, without ``general.*`` and the tokenizer's.
+
+        ``folder`` is where ``config.json`` lies. FormatError names a key that is missing or holds
+        another type of value; SourceError what llama.cpp's architecture cannot express.
+        """
         ...
 
     def tensors(self, config: Mapping[str, Any], source: Source) -> tuple[Weight, ...]:
-        """Every tensor under its GGUF name. SourceError where one is missing or has another shape
-        than the configuration says, naming both."""
+        """Every tensor under its GGUF name, in the order in which they stand in the file:
+        embeddings, what the rotations need, block after block, the last norm, the output.
+
+        SourceError where one is missing, unknown, or of another shape than the configuration
+        says, naming both.
+        """
+        ...
+
+    def notes(self, config: Mapping[str, Any], source: Source) -> tuple[str, ...]:
+        """What a user should know of this conversion: where llama.cpp computes differently, and
+        what of the folder stays behind. One sentence each; most models have none."""
         ...

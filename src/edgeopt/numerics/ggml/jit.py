@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 from numba import njit
 
-__all__ = ["inlined", "kernel"]
+__all__ = ["inlined", "kernel", "part"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -24,6 +24,16 @@ def kernel(function: _F) -> _F:
     except RuntimeError:
         # Nowhere to keep it: neither the package's folder nor the user's cache can be written.
         return cast(_F, njit(**options)(function))
+
+
+def part(function: _F) -> _F:
+    """Compile a function that kernels call, together with the first that does.
+
+    It has no entry from Python, which would take longer to compile than most parts: called from
+    Python it crashes the process, so keep it private to its module.
+    """
+    options = {"nogil": True, "error_model": "numpy"}
+    return cast(_F, njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(function))
 
 
 def inlined(function: _F) -> _F:

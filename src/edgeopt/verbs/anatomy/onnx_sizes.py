@@ -94,7 +94,7 @@ def rewritten_sizes(source: Source) -> Iterator[tuple[str, int]]:
     if nbytes is not None:
         yield "FP16", nbytes
     for bits in (8, 4):
-        nbytes = _quantized_bytes(raised(), bits)
+        nbytes = _quantized_bytes(raised(), source, bits)
         if nbytes is not None:
             yield f"INT{bits}", nbytes
 
@@ -135,10 +135,10 @@ def _half_bytes(model: ir.Model, source: Source) -> int | None:
     require_finite(source.path, model.graph)
     if all(change.decision.kept for change in halve(model)):
         return None
-    return _nbytes(model, metadata_of(_ANY_SHA256, None, options_of(True, None)))
+    return _nbytes(model, source, "fp16", metadata_of(_ANY_SHA256, None, options_of(True, None)))
 
 
-def _quantized_bytes(model: ir.Model, bits: int) -> int | None:
+def _quantized_bytes(model: ir.Model, source: Source, bits: int) -> int | None:
     """Rewritten as the portable recipe says, codes all zero."""
     from edgeopt.graphs.planning import decide, recipes
     from edgeopt.graphs.sites import find_sites
@@ -162,13 +162,13 @@ def _quantized_bytes(model: ir.Model, bits: int) -> int | None:
         return None
     apply_decisions(model, changing, recipe.placing, cache=BlankCodes(), measure=False)
     plan = Plan(_ANY_SHA256, asked.options(), decisions)
-    return _nbytes(model, metadata_of(_ANY_SHA256, plan, plan.options))
+    return _nbytes(model, source, f"int{bits}", metadata_of(_ANY_SHA256, plan, plan.options))
 
 
-def _nbytes(model: ir.Model, metadata: dict[str, str]) -> int:
-    import onnx_ir as ir
-
+def _nbytes(model: ir.Model, source: Source, tag: str, metadata: dict[str, str]) -> int:
+    from edgeopt.graphs.external import written_nbytes
     from edgeopt.verbs.graph_build import sign
+    from edgeopt.verbs.output import default_path
 
     sign(model, metadata)
-    return int(ir.to_proto(ir.external_data.load_to_model(model)).ByteSize())
+    return written_nbytes(model, default_path(source, tag, ".onnx").name)

@@ -1,9 +1,9 @@
 """How large the model would be in other forms, from shapes alone.
 
 What edgeopt writes as safetensors is predicted to the byte, by the code that lays it out. So is
-the ONNX that it writes from an ONNX source, up to the size that is worth reading; elsewhere nobody
-knows the graph before capture: estimates, marked so. GGUF types are counted as llama.cpp lays
-tensors out (block sizes of ggml-common.h), its type mixes approximated.
+the ONNX that it writes from an ONNX source, up to the size that is worth reading, and every GGUF
+file of a model whose family is known; elsewhere nobody knows the graph before capture: estimates,
+marked so.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgeopt.core import DTYPE_BITS, Affine, Source, Weight
-from edgeopt.core.ggml import TYPES
+from edgeopt.core import Affine, Source, Weight
+from edgeopt.core.ggml import TYPES_BY_NAME
 from edgeopt.errors import SourceError
 from edgeopt.verbs.anatomy import commands
+from edgeopt.verbs.anatomy.gguf_sizes import gguf_sizes
 from edgeopt.verbs.anatomy.onnx_sizes import onnx_sizes
 
 __all__ = ["Prediction", "predictions"]
 
 _DICT_KINDS = ("torch-state-dict", "torch-checkpoint", "safetensors")
-_CAUSAL = ("ForCausalLM", "LMHeadModel")
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,16 @@ def predictions(
     ``deep``: a large ONNX file is read whole too, so that its sizes are exact.
     """
     weights = _distinct(source, copies)
-    if not any(weight.is_float or _is_ggml(weight) for weight in weights):
+    if not any(weight.is_float or weight.dtype in TYPES_BY_NAME for weight in weights):
         return ()
     made = [] if source.details.get("quantized") else [*_safetensors(source)]
     if source.kind != "gguf" and not source.details.get("quantized"):
         made += _onnx(source, weights, deep)
-    if source.kind == "gguf" or _is_causal(source):
-        made += _gguf(source, weights)
+    if source.kind in ("gguf", "hf-folder"):
+        made += [
+            Prediction(name, "GGUF", nbytes, True, command)
+            for name, nbytes, command in gguf_sizes(source)
+        ]
     return tuple(made)
 
 
@@ -68,10 +71,6 @@ def _distinct(source: Source, copies: frozenset[str]) -> tuple[Weight, ...]:
             seen.add(place)
         kept.append(weight)
     return tuple(kept)
-
-
-def _is_causal(source: Source) -> bool:
-    return str(source.details.get("architecture") or "").endswith(_CAUSAL)
 
 
 def _is_matrix(weight: Weight) -> bool:
@@ -160,72 +159,3 @@ def _graph_bytes(source: Source, weights: Sequence[Weight]) -> int:
     if source.kind == "onnx":
         return max(0, source.nbytes - sum(weight.nbytes for weight in source.weights))
     return 700 * len(weights)
-
-
-# ---------------------------------------------------------------------------------------------
-# GGUF
-
-_GGML = {kind.name: kind for kind in TYPES.values()}
-
-#: What takes the place of a type whose block does not divide the columns.
-_FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0", "Q5_0": "F16", "Q4_0": "F16", "Q8_0": "F16"}
-
-#: preset -> (type of most matrices, type of the output matrix or a tied embedding)
-_PRESETS = {
-    "F16": ("F16", "F16"),
-    "Q8_0": ("Q8_0", "Q8_0"),
-    "Q4_0": ("Q4_0", "Q6_K"),
-    "Q4_K_M": ("Q4_K", "Q6_K"),
-}
-_OUTPUT = ("lm_head.weight", "output.weight")
-_TABLE = ("embed_tokens.weight", "token_embd.weight", "wte.weight")
-
-
-def _is_ggml(weight: Weight) -> bool:
-    """A GGUF block type (``Q4_K``), not a plain dtype."""
-    return weight.dtype not in DTYPE_BITS and weight.dtype[:1].isupper()
-
-
-def _gguf(source: Source, weights: Sequence[Weight]) -> Iterator[Prediction]:
-    names = [weight.name for weight in weights]
-    tied = not any(name.endswith(_OUTPUT) for name in names)
-    values = [weight for weight in weights if weight.role == "weight"]
-    for preset, (base, output) in _PRESETS.items():
-        total = 0
-        for weight in values:
-            kind = base
-            if len(weight.shape) < 2 or "norm" in weight.name:
-                kind = "F32"
-            elif weight.name.endswith(_OUTPUT) or (tied and weight.name.endswith(_TABLE)):
-                kind = output
-            elif preset == "Q4_K_M" and weight.name.endswith(_RAISED):
-                kind = "Q4_K_M more"
-            total += _stored(weight, kind)
-        yield Prediction(
-            preset,
-            "GGUF",
-            total + _vocabulary_bytes(source),
-            False,
-            None,
-            "by llama.cpp's tools",
-        )
-
-
-#: Q4_K_M gives these Q6_K in about half of the layers.
-_RAISED = ("v_proj.weight", "down_proj.weight", "attn_v.weight", "ffn_down.weight")
-
-
-def _stored(weight: Weight, kind: str) -> int:
-    if kind == "Q4_K_M more":
-        return (_stored(weight, "Q4_K") + _stored(weight, "Q6_K")) // 2
-    columns = weight.shape[-1] if weight.shape else 1
-    while columns % _GGML[kind].block:
-        kind = _FALLBACK[kind]
-    return _GGML[kind].tensor_bytes((weight.size // columns if columns else 0, columns))
-
-
-def _vocabulary_bytes(source: Source) -> int:
-    """Metadata: of a GGUF file as it is; else the tokenizer's, less what JSON adds (about half)."""
-    if source.kind == "gguf":
-        return max(0, source.nbytes - sum(weight.nbytes for weight in source.weights))
-    return int(sum(source.details.get("tokenizer", {}).values())) // 2

@@ -1,0 +1,140 @@
+"""Whatever holds a language model becomes a :class:`~edgeopt.llm.model.LanguageModel`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgeopt.core import Array, Source, Weight
+from edgeopt.core.ggml import PLAIN_TYPES
+from edgeopt.errors import SourceError
+from edgeopt.files.gguf import read_header
+from edgeopt.files.gguf_write import Field, fields_of, string
+from edgeopt.files.reading import read_json
+from edgeopt.llm.families import family_of
+from edgeopt.llm.model import LanguageModel
+from edgeopt.llm.tokenizers import read_tokenizer
+from edgeopt.numerics.ggml import decode, decodes
+
+__all__ = ["read_model"]
+
+#: Metadata that describes the types of the tensors: written anew with them.
+_OF_TYPES = frozenset({"general.file_type", "general.quantization_version"})
+
+
+def read_model(source: Source, *, pre_tokenizer: str | None = None) -> LanguageModel:
+    """The model in a Hugging Face folder or a GGUF file, without reading a weight.
+
+    ``pre_tokenizer`` names llama.cpp's rule for splitting text, where ``tokenizer.json`` has one
+    that is not known.
+
+    Raises SourceError where the source is of another kind, the architecture is not known, or
+    tensors, configuration and tokenizer do not fit one another.
+    """
+    if source.kind == "hf-folder":
+        return _from_folder(source, pre_tokenizer)
+    if source.kind == "gguf":
+        return _from_gguf(source)
+    raise SourceError(
+        f"{source.path}: is of kind {source.kind}; GGUF is made from a Hugging Face folder "
+        "(config.json, weights, tokenizer) or from another GGUF file"
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# from a folder
+
+
+def _from_folder(source: Source, pre_tokenizer: str | None) -> LanguageModel:
+    folder = source.path
+    sentence = source.details.get("sentence_transformers")
+    if sentence:
+        folder = folder / sentence["transformer"]
+    config = read_json(folder / "config.json")
+    _require_floats(source, config)
+    family = family_of(config, folder)
+    tensors = family.tensors(config, source)
+    vocabulary = next((t.shape[0] for t in tensors if t.name == "token_embd.weight"), 0)
+    tokenizer = read_tokenizer(folder, config, family.name, vocabulary, pre=pre_tokenizer)
+    metadata = {
+        "general.architecture": string(family.name),
+        "general.type": string("model"),
+        "general.name": string(_name(source.path, family.name, tokenizer)),
+        **family.metadata(config, folder),
+    }
+    notes = family.notes(config, source)
+    return LanguageModel(family.name, {**metadata, **tokenizer}, tensors, notes)
+
+
+def _require_floats(source: Source, config: Mapping[str, Any]) -> None:
+    """Weights that another tool has quantized are no floats, whatever their names say."""
+    quantized = config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else "?"
+        raise SourceError(
+            f"{source.path}: its weights are quantized already ({method}); give the folder with "
+            "the float weights"
+        )
+
+
+#: llama.cpp strips spaces after Phi-3's special tokens if the model's name says Phi-3, and then
+#: requires these.
+_PHI3 = re.compile("phi-?3", re.IGNORECASE)
+_PHI3_TOKENS = frozenset({"<s>", "</s>", "<unk>", "<|endoftext|>"})
+
+
+def _name(path: Path, architecture: str, tokenizer: Mapping[str, Field]) -> str:
+    """A name for people: the folder's own, as what the configuration remembers is often a path."""
+    name = path.resolve().name
+    if architecture == "phi3":
+        tokens = tokenizer.get("tokenizer.ggml.tokens")
+        special = tokens is not None and set(tokens.value) >= _PHI3_TOKENS
+        if special and not _PHI3.search(name):
+            return f"Phi-3 {name}"
+        if not special:
+            return _PHI3.sub("phi", name)
+    return name
+
+
+# ---------------------------------------------------------------------------------------------
+# from a GGUF file
+
+
+def _from_gguf(source: Source) -> LanguageModel:
+    header = read_header(source.path)
+    architecture = header.metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise SourceError(f"{source.path}: has no general.architecture; is it a model?")
+    if source.details.get("split"):
+        raise SourceError(
+            f"{source.path}: is one of several parts of a model; join them with "
+            "llama-gguf-split --merge first"
+        )
+    metadata: dict[str, Field] = {
+        key: field for key, field in fields_of(header).items() if key not in _OF_TYPES
+    }
+    return LanguageModel(architecture, metadata, tuple(_decoded(w) for w in source.weights))
+
+
+def _decoded(weight: Weight) -> Weight:
+    """The same tensor with rows of floats; ``dtype`` still says how the file stores it."""
+    if weight.dtype in PLAIN_TYPES.values() or weight.dtype not in decodes():
+        return weight
+    return replace(weight, reader=_decoding(weight))
+
+
+def _decoding(weight: Weight) -> Callable[[int, int], Array]:
+    columns = weight.shape[-1]
+
+    def read(lo: int, hi: int) -> Array:
+        raw = weight.rows(lo, hi)
+        width = raw.shape[-1]
+        if len(weight.shape) == 1:
+            return decode(weight.dtype, raw.reshape(1, width), hi - lo).reshape(hi - lo)
+        values = decode(weight.dtype, raw.reshape(-1, width), columns)
+        return values.reshape(hi - lo, *weight.shape[1:])
+
+    return read

@@ -1,0 +1,105 @@
+"""What can be asked of GGUF output, and when GGUF is what was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+from edgeopt.core import Source
+from edgeopt.errors import UsageError
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
+
+__all__ = ["Depth", "GgufKeywords", "GgufOptions", "wants_gguf"]
+
+Depth = Literal["none", "quick", "full"]
+
+
+class GgufKeywords(TypedDict):
+    """The fields of :class:`GgufOptions`, as keyword arguments of :func:`edgeopt.quantize`."""
+
+    type: NotRequired[str | None]
+    tensor_types: NotRequired[Sequence[str]]
+    imatrix: NotRequired[str | Path | None]
+    allow_requantize: NotRequired[bool]
+    pre_tokenizer: NotRequired[str | None]
+    prove: NotRequired[Depth]
+    text: NotRequired[str | Path | None]
+    chunks: NotRequired[int]
+    context: NotRequired[int]
+
+
+@dataclass(frozen=True)
+class GgufOptions:
+    """What can be asked of GGUF output.
+
+    Attributes:
+        type: a preset (``Q4_K_M``, llama.cpp's own mix of types) or a plain type; default
+            ``Q4_K_M``, with ``bits`` 8 ``Q8_0``.
+        tensor_types: ``REGEX=TYPE``; the first whose pattern is found in a tensor's name wins.
+        imatrix: an importance matrix: llama.cpp's, or one that ``edgeopt imatrix`` made.
+        allow_requantize: quantize a GGUF again that already is in few bits.
+        pre_tokenizer: llama.cpp's name of the rule that splits text before byte-level BPE, where
+            ``tokenizer.json`` has one that is not known.
+        prove: ``quick``: every tensor's error, the file's structure, and that it loads and
+            generates; ``full``: also next-token distributions against the source in 16 bits, on
+            ``text``; ``none``: nothing is proven.
+        text, chunks, context: what ``full`` compares on: a text file, the number of its pieces,
+            and their length in tokens, of which the second half is scored.
+    """
+
+    type: str | None = None
+    tensor_types: Sequence[str] = ()
+    imatrix: str | Path | None = None
+    allow_requantize: bool = False
+    pre_tokenizer: str | None = None
+    prove: Depth = "quick"
+    text: str | Path | None = None
+    chunks: int = 8
+    context: int = 512
+
+    def __post_init__(self) -> None:
+        if self.prove not in ("none", "quick", "full"):
+            raise UsageError(f"--prove {self.prove}: not one of none, quick, full")
+        if self.prove == "full" and self.text is None:
+            raise UsageError("--prove full compares the models on a text: give it with --text FILE")
+        if self.chunks < 1:
+            raise UsageError(f"--chunks {self.chunks}: at least one is needed")
+        if self.context < 8:
+            raise UsageError(f"--context {self.context}: less than 8 tokens prove nothing")
+
+    def overrides(self) -> tuple[tuple[str, str], ...]:
+        """(regex, type) pairs. UsageError where one has no ``=``."""
+        pairs = []
+        for given in self.tensor_types:
+            pattern, _, kind = given.rpartition("=")
+            if not pattern or not kind:
+                raise UsageError(f"--tensor-type {given}: not REGEX=TYPE, such as 'ffn_down=Q6_K'")
+            pairs.append((pattern, kind.upper()))
+        return tuple(pairs)
+
+    def given(self) -> tuple[str, ...]:
+        """The options that are not at their default, as the command line spells them."""
+        return tuple(
+            "--"
+            + field.name.removesuffix("s" if field.name == "tensor_types" else "").replace("_", "-")
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) not in (field.default, [])
+        )
+
+
+def wants_gguf(
+    source: Source, to: str | None, out: str | Path | None, options: GgufOptions
+) -> bool:
+    """Whether GGUF is asked for: by format, by the output's name, by an option that only GGUF has,
+    or because the source is GGUF. UsageError where an option is for GGUF and the format is not."""
+    if to not in (None, "gguf"):
+        if options.given():
+            raise UsageError(f"{options.given()[0]} is for --to gguf, not for --to {to}")
+        return False
+    named = out is not None and Path(out).suffix.lower() == ".gguf"
+    return to == "gguf" or named or source.kind == "gguf" or bool(options.given())
