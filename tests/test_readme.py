@@ -53,6 +53,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net = digits.train(images[:256], labels[:256], epochs=1)
     torch.save(net.state_dict(), folder / "demo" / "model.pt")
     np.savez(folder / "demo" / "digits.npz", image=images[300:364])
+    shutil.copy(ROOT / "README.md", folder / "README.md")
     save_file({"encoder.layer.0.weight": np.eye(8, dtype=np.float32)}, folder / "model.safetensors")
     return folder
 

@@ -191,6 +191,10 @@ BAD = {
         "longer than the file",
     ),
     "arrays 3000 deep": (build([pair("k", 9, nested(3000))]), "nested more than"),
+    "100,000 arrays": (
+        build([pair("k", 9, struct.pack("<IQ", 9, 100_000) + struct.pack("<IQ", 0, 0) * 100_000)]),
+        "more than 65536 arrays inside arrays",
+    ),
     "array of unknown type": (build([pair("k", 9, struct.pack("<IQ", 77, 1))]), "type 77"),
     "unknown value type": (build([pair("k", 13, b"\0")]), "value type 13"),
     "5 dimensions": (build([], [info(dims=(1,) * 5)], bytes(64)), "5 dimensions"),

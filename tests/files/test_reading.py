@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,14 @@ import pytest
 
 from edgeopt.errors import FormatError, SourceError
 from edgeopt.files import reading
-from edgeopt.files.reading import FileBytes, is_plain_name, numpy_dtype, open_regular, read_json
+from edgeopt.files.reading import (
+    FileBytes,
+    is_plain_name,
+    numpy_dtype,
+    open_regular,
+    read_json,
+    read_whole,
+)
 from edgeopt.files.roles import role_of
 
 
@@ -105,3 +113,16 @@ def test_narrow_dtypes_are_found_without_asking_first():
 )
 def test_roles(name, dtype, role):
     assert role_of(name, dtype) == role
+
+
+def test_a_small_file_takes_no_more_room_than_it_has(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("{}")
+    tracemalloc.start()
+    assert read_json(path, limit=100_000_000) == {}
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+    with pytest.raises(FormatError, match="larger than 1 bytes"):
+        read_whole(path, 1)
+    assert read_whole(path, 2) == b"{}"

@@ -19,9 +19,8 @@ from edgeopt.llm.model import LanguageModel
 
 Shapes = dict[str, tuple[int, ...]]
 
-#: One preset of each kind, and every one that has rules of its own.
-MIXED = ("F16", "Q8_0", "Q4_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M",
-         "Q5_K_M", "Q6_K")  # fmt: skip
+#: Every preset that has rules of its own, and some that have none.
+MIXED = ("F16", "Q8_0", "Q4_0", "Q2_K", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_M")
 
 
 def types(preset: str, model: LanguageModel, **options: Any) -> dict[str, str]:

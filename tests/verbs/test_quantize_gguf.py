@@ -196,6 +196,22 @@ def test_a_tied_model_has_one_table(folder: Path, tmp_path: Path) -> None:
     assert types["token_embd.weight"] == "Q6_K"
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pytorch_model_bin_is_a_source_too(folder: Path, tmp_path: Path, zipped: bool) -> None:
+    """Through our own reader of torch files: the same bytes as from safetensors."""
+    torch = pytest.importorskip("torch", reason="writes the file that is read")
+    twin = tmp_path / folder.name
+    twin.mkdir()
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors":
+            (twin / file.name).write_bytes(file.read_bytes())
+    tensors = {n: torch.from_numpy(a) for n, a in load_file(folder / "model.safetensors").items()}
+    torch.save(tensors, twin / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    for path, out in ((folder, "a.gguf"), (twin, "b.gguf")):
+        edgeopt.quantize(path, tmp_path / out, type="Q4_0", prove="none")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("name", "tokens", "expected"),
     [

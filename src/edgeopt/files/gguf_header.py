@@ -29,8 +29,10 @@ _MAX_ALIGNMENT = 1 << 16
 _MAX_DIMS = 4
 _MAX_NAME = 65_535
 _MAX_NESTING = 4
-#: Strings (and arrays in arrays) in the metadata, all together; large vocabularies have 10**6.
+#: Strings in the metadata, all together; large vocabularies have 10**6.
 _MAX_STRINGS = 1 << 22
+#: Arrays inside arrays, all together; nobody is known to write any.
+_MAX_ARRAYS = 1 << 16
 #: Metadata value types with a fixed size: number -> (name, struct format).
 _SCALARS: Mapping[int, tuple[str, str]] = {
     0: ("uint8", "B"),
@@ -127,6 +129,7 @@ class _Reader:
         self.map: mmap.mmap = file.mapped()
         self.at = 0
         self.strings = 0
+        self.arrays = 0
 
     def header(self) -> Header:
         if self.map[:4] != MAGIC:
@@ -202,14 +205,17 @@ class _Reader:
         if kind not in (_STRING, _ARRAY):
             raise self.wrong(f"array of type {kind}, which is none that GGUF has", what, start)
         self.require(count, 8 if kind == _STRING else 12, what, start)
-        self.strings += count
-        if self.strings > _MAX_STRINGS:
-            raise self.wrong(f"more than {_MAX_STRINGS} strings in the metadata", what, start)
         if kind == _ARRAY:
+            self.arrays += count
+            if self.arrays > _MAX_ARRAYS:
+                raise self.wrong(f"more than {_MAX_ARRAYS} arrays inside arrays", what, start)
             if depth >= _MAX_NESTING:
                 raise self.wrong(f"arrays nested more than {_MAX_NESTING} deep", what, start)
             inner = [self.array(what, depth + 1) for _ in range(count)]
             return MetadataArray("array", count, start, lambda: [a.values() for a in inner])
+        self.strings += count
+        if self.strings > _MAX_STRINGS:
+            raise self.wrong(f"more than {_MAX_STRINGS} strings in the metadata", what, start)
         first = self.at
         self.skip_strings(count, what)
         return MetadataArray("string", count, start, lambda: self.read_strings(first, count))

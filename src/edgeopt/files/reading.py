@@ -36,6 +36,7 @@ __all__ = [
     "read_head",
     "read_json",
     "read_json_list",
+    "read_whole",
     "reading",
 ]
 
@@ -109,6 +110,16 @@ def read_head(path: Path, limit: int = 4096) -> bytes:
         return stream.read(limit)
 
 
+def read_whole(path: Path, limit: int) -> bytes:
+    """A regular file's bytes; FormatError where they are more than ``limit``."""
+    with reading(path), open_regular(path) as stream:
+        # Asked for so many bytes at most, Python would take room for all of them first.
+        data = stream.read() if os.fstat(stream.fileno()).st_size <= limit else None
+    if data is None or len(data) > limit:
+        raise FormatError(path, f"larger than {limit} bytes, too large for a file of its kind")
+    return data
+
+
 def read_json(path: Path, *, limit: int = 16 << 20) -> dict[str, Any]:
     """A JSON object from a file of at most ``limit`` bytes, or a FormatError."""
     return _json(path, limit, dict)
@@ -120,10 +131,7 @@ def read_json_list(path: Path, *, limit: int = 16 << 20) -> list[Any]:
 
 
 def _json(path: Path, limit: int, kind: type[_J]) -> _J:
-    with reading(path), open_regular(path) as stream:
-        data = stream.read(limit + 1)
-    if len(data) > limit:
-        raise FormatError(path, f"larger than {limit} bytes, too large for a file of its kind")
+    data = read_whole(path, limit)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:

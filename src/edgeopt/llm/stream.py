@@ -54,6 +54,8 @@ def write_model(
     weights = {weight.name: weight for weight in model.tensors}
     # Tensors that keep their type are copied as bytes: a GGUF source's own reader gives those.
     stored = {weight.name: weight for weight in source.weights} if source.kind == "gguf" else {}
+    if progress is not None:
+        progress("quantizing (encoders are compiled at the first use, and kept)", None)
     meter = _Meter(sum(weights[d.tensor].nbytes for d in plan.decisions), progress)
     pool = ThreadPoolExecutor(threads)
     pending: deque[Future[int]] = deque()

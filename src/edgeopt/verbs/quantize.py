@@ -185,10 +185,11 @@ def make_plan(
     progress: Progress | None = None,
     out: str | Path | None = None,
     force: bool = False,
+    external_data: str | int = "auto",
     **gguf: Unpack[GgufKeywords],
 ) -> Plan:
-    """The plan that :func:`quantize` would carry out; nothing is written (``out`` and ``force``
-    are taken so that both can be called alike)."""
+    """The plan that :func:`quantize` would carry out; nothing is written (``out``, ``force``
+    and ``external_data`` are taken so that both can be called alike)."""
     asked = Asked(bits or 8, prefer, target, block_size, min_sqnr, threads)
     opened = open_source(source)
     options = GgufOptions(**gguf)

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeopt.errors import FormatError
 from edgeopt.files.gguf_write import Field, array, string
-from edgeopt.files.reading import open_regular, read_json, reading
+from edgeopt.files.reading import read_json, read_whole, reading
 from edgeopt.llm.tokenizers.folder import TokenizerFolder, listed, mapped
 
 __all__ = ["chat_fields"]
@@ -79,10 +79,7 @@ def _named(value: Any, path: Path) -> dict[str, bytes]:
 
 
 def _text(path: Path) -> bytes:
-    with reading(path), open_regular(path) as stream:
-        data = stream.read(_LIMIT + 1)
-    if len(data) > _LIMIT:
-        raise FormatError(path, f"larger than {_LIMIT} bytes, too large for a chat template")
+    data = read_whole(path, _LIMIT)
     try:
         data.decode()
     except UnicodeDecodeError as error:

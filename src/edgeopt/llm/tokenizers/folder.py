@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import FormatError
-from edgeopt.files.reading import open_regular, read_json, reading
+from edgeopt.files.reading import read_json, read_whole, reading
 from edgeopt.files.text import one_line
 
 __all__ = [
@@ -182,10 +182,7 @@ def numbered(value: Any, path: Path, field: str) -> int:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file, split at line feeds only (a token may be another line break)."""
-    with reading(path), open_regular(path) as stream:
-        data = stream.read(MAX_JSON + 1)
-    if len(data) > MAX_JSON:
-        raise FormatError(path, f"larger than {MAX_JSON} bytes, too large for a file of its kind")
+    data = read_whole(path, MAX_JSON)
     try:
         lines = data.decode().split("\n")
     except UnicodeDecodeError as error:

@@ -20,7 +20,7 @@ from typing import Any
 from edgeopt.errors import FormatError, SourceError
 from edgeopt.files import protobuf
 from edgeopt.files.gguf_write import Field, array, boolean, string
-from edgeopt.files.reading import open_regular, reading
+from edgeopt.files.reading import read_whole
 from edgeopt.llm.tokenizers.folder import TokenizerFolder
 from edgeopt.llm.tokenizers.special import special_fields
 from edgeopt.llm.tokenizers.vocabulary import SPACE, TokenType, Vocabulary
@@ -62,10 +62,7 @@ class SentencePieceModel:
 
 def parse_model(path: Path) -> SentencePieceModel:
     """Read a ModelProto. FormatError where it is none."""
-    with reading(path), open_regular(path) as stream:
-        data = stream.read(_LIMIT + 1)
-    if len(data) > _LIMIT:
-        raise FormatError(path, f"larger than {_LIMIT} bytes, too large for a file of its kind")
+    data = read_whole(path, _LIMIT)
     if _TIKTOKEN.match(data):
         raise FormatError(
             path,

@@ -7,7 +7,7 @@ plain numpy.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,10 @@ from edgeopt.core.ggml import TYPES_BY_NAME
 from edgeopt.errors import MissingExtraError
 
 __all__ = ["decode", "decodes", "encode", "encodes"]
+
+_NOT_FINITE = "weights hold NaN or Inf"
+#: Values turned to float32 at a time: they stay in a core's cache until they are coded.
+_SLICE = 1 << 17
 
 #: type -> module that has ``encode_TYPE(rows, importance)``, the type in lower case. ``rows`` are
 #: finite float32, contiguous; ``importance`` contiguous float32 or None.
@@ -88,15 +92,33 @@ def encode(
         raise ValueError(f"{importance.shape[0]} values of importance for {columns} columns")
     if importance is not None:
         importance = np.ascontiguousarray(importance, np.float32)
+        if not (np.isfinite(importance) & (importance >= 0)).all():
+            raise ValueError("importance holds NaN, Inf or a negative value; make it anew")
+    module = _ENCODERS[type_name]
+    if module == "plain":
+        return _encoder(module, type_name)(_finite(rows), importance)
     try:
-        module = importlib.import_module(f"edgeopt.numerics.ggml.{_ENCODERS[type_name]}")
+        widen = importlib.import_module("edgeopt.numerics.ggml.widen").widen
+        encoder = _encoder(module, type_name)
     except ModuleNotFoundError as error:
         if error.name != "numba":
             raise
         raise MissingExtraError("numba", "gguf", f"quantizing to {type_name}") from error
-    encoder = getattr(module, f"encode_{type_name.lower()}")
-    coded: NDArray[np.uint8] = encoder(_finite(rows), importance)
+    coded = np.empty((len(rows), TYPES_BY_NAME[type_name].row_bytes(columns)), np.uint8)
+    step = max(1, _SLICE // max(1, columns))
+    for lo in range(0, len(rows), step):
+        floats, finite = widen(rows[lo : lo + step])
+        if not finite:
+            raise ValueError(_NOT_FINITE)
+        coded[lo : lo + step] = encoder(floats, importance)
     return coded
+
+
+def _encoder(module: str, type_name: str) -> Callable[..., NDArray[np.uint8]]:
+    """The function of a type; its family's module is imported here, and numba with it."""
+    found = importlib.import_module(f"edgeopt.numerics.ggml.{module}")
+    encoder: Callable[..., NDArray[np.uint8]] = getattr(found, f"encode_{type_name.lower()}")
+    return encoder
 
 
 def _finite(rows: NDArray[Any]) -> NDArray[np.float32]:
@@ -104,7 +126,7 @@ def _finite(rows: NDArray[Any]) -> NDArray[np.float32]:
     # One pass where all is well: a sum is finite only if its terms are (in double precision
     # finite float32 cannot overflow it).
     if not np.isfinite(floats.sum(dtype=np.float64)):
-        raise ValueError("weights hold NaN or Inf")
+        raise ValueError(_NOT_FINITE)
     return floats
 
 

@@ -26,7 +26,6 @@ _Q4_K = Search(
     size=32,
     top=_F(15),
     levels=_F(63),
-    own=True,
     flat=_F(2),
     flat_calibrated=_F(1),
     spread=_F(2),
@@ -44,9 +43,9 @@ _Q2_K = _Q4_K._replace(
     size=16,
     top=_F(3),
     levels=_F(15),
-    own=False,
     flat=_F(0.5),
     spread=_F(1),
+    steps=10,
     first=_F(-1),
     last=_F(1),
 )
@@ -88,9 +87,9 @@ def _four_bits(scales: _Bytes, mins: _Bytes) -> _Bytes:
 
 
 _LAYOUTS = {
-    "Q2_K": _Layout(np.array([(16, 0, 3, 4, 2)]), 80, 0, _four_bits),
-    "Q4_K": _Layout(np.array([(16, 0, 15, 2, 4)]), 0, 4, _six_bits),
-    "Q5_K": _Layout(np.array([(16, 4, 1, 8, 1), (48, 0, 15, 2, 4)]), 0, 4, _six_bits),
+    "Q2_K": _Layout(np.array([(16, 0, 4)]), 80, 0, _four_bits),
+    "Q4_K": _Layout(np.array([(16, 0, 2)]), 0, 4, _six_bits),
+    "Q5_K": _Layout(np.array([(16, 1, 8), (48, 0, 2)]), 0, 4, _six_bits),
 }
 
 
@@ -120,25 +119,32 @@ def encode_q2_k(rows: NDArray[np.float32], importance: NDArray[np.float32] | Non
     return _encode("Q2_K", _Q2_K, rows, importance)
 
 
+def _read_only(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Super-blocks, never writable: the kernel would be compiled again for the other kind."""
+    blocks = values.reshape(-1, SUPER).view()
+    blocks.flags.writeable = False
+    return blocks
+
+
 def _encode(
     name: str,
     search: Search,
     rows: NDArray[np.float32],
     importance: NDArray[np.float32] | None,
 ) -> _Bytes:
-    blocks = rows.reshape(-1, SUPER)
+    blocks = _read_only(rows)
     count, subs = len(blocks), SUPER // search.size
-    weights = np.ones((1, SUPER), np.float32)
+    weights = np.ones(SUPER, np.float32)
     calibrated = importance is not None and bool(importance.any())
     if importance is not None and calibrated:
         # Only their ratios count; this way no sum of them overflows.
-        weights = (importance / importance.max()).reshape(-1, SUPER)
+        weights = importance / importance.max()
     layout = _LAYOUTS[name]
     raw = np.empty((count, TYPES_BY_NAME[name].nbytes), np.uint8)
     scales, mins = np.empty((2, subs, count), np.uint8)
     supers = np.empty((count, 2), np.float32)
     failed = search_blocks(
-        blocks, weights, calibrated, search, layout.planes, raw, scales, mins, supers
+        blocks, _read_only(weights), calibrated, search, layout.planes, raw, scales, mins, supers
     )
     if failed >= 0:
         largest = float(np.abs(blocks[failed : failed + subs]).max())

@@ -97,7 +97,6 @@ class Search(NamedTuple):
     size: int  #: values in a sub-block
     top: np.float32  #: largest code
     levels: np.float32  #: largest whole scale and min
-    own: bool  #: weights without importance from the sub-block's own mean square
     flat: np.float32  #: how much plain error counts beside that weighted by magnitude
     flat_calibrated: np.float32  #: the same with importance
     spread: np.float32  #: mean square under the root of the weights with importance
@@ -228,17 +227,15 @@ def _prepare(
             value = x[k, t] * lane[_INVERSE + t]
             x[k, t] = value
             lane[_WXQ + t] += value * value
-    if calibrated or not search.own:
-        for a in range(0, _LANES, subs):
-            total = _ZERO
-            for t in range(a, a + subs):
-                total += lane[_WXQ + t]
-            for t in range(a, a + subs):
-                lane[_WXQ + t] = total / _F(subs)
+    for a in range(0, _LANES, subs):
+        total = _ZERO
+        for t in range(a, a + subs):
+            total += lane[_WXQ + t]
+        lane[_WXQ + a : _WXQ + a + subs] = total / _F(SUPER)
     spread = search.spread if calibrated else _ZERO
     flat = search.flat_calibrated if calibrated else search.flat
     for t in range(_LANES):
-        square = lane[_WXQ + t] / _F(search.size)
+        square = lane[_WXQ + t]
         lane[_WXQ + t] = spread * square
         lane[_WQQ + t] = flat * math.sqrt(square)
         lane[_LOW + t] *= lane[_INVERSE + t]
@@ -336,7 +333,9 @@ def _common(
         return _ZERO
     if not largest * (unit / levels) <= _HALF_MAX:
         return _TOO_LARGE
-    for k in range(_TRIALS):
+    # Not the constant: the compiler would write out the loops, and then find no vectors in them.
+    count = len(trial) // 3
+    for k in range(count):
         # The largest value becomes a little more than ``levels``, that, and down to 3/4 of it.
         share = levels - _F(k - 1) * (levels / _F(4 * _TRIALS))
         d = _half(largest / share * unit) / unit
@@ -345,12 +344,12 @@ def _common(
         trial[_T_ERROR + k] = _ZERO
     for j in range(len(values)):
         value, curve = values[j], curves[j]
-        for k in range(_TRIALS):
+        for k in range(count):
             near = min(_whole(value * trial[_T_INVERSE + k]), levels)
             off = value - near * trial[_T_D + k]
             trial[_T_ERROR + k] += curve * off * off
     best = 0
-    for k in range(1, _TRIALS):
+    for k in range(1, count):
         if trial[_T_ERROR + k] < trial[_T_ERROR + best]:
             best = k
     found: np.float32 = trial[_T_D + best]
@@ -476,18 +475,21 @@ def pack_codes(
 ) -> None:
     """Put the 256 codes of a super-block in its bytes.
 
-    A row of ``planes`` is (offset, shift, mask, parts, bits): of what shift and mask leave of the
-    codes, every ``parts`` runs of 32 become one run of bytes from ``offset`` on, the first run in
-    the lowest bits.
+    A row of ``planes`` is (offset, high, parts): of the codes' low four bits, or those above where
+    ``high`` is 1, every ``parts`` runs of 32 become one run of bytes from ``offset`` on, the first
+    run in the lowest bits.
     """
     for plane in range(len(planes)):
-        offset, shift, mask, parts, bits = planes[plane]
+        offset, high, parts = planes[plane]
+        block[offset : offset + SUPER // parts] = 0
         for run in range(SUPER // 32):
-            up = bits * (run % parts)
+            # A product, unlike a shift by a variable, is vector code on bytes.
+            factor = 1 << (8 // parts * (run % parts))
+            at = offset + run // parts * 32
+            source, target = codes[run * 32 : run * 32 + 32], block[at : at + 32]
             for k in range(32):
-                code = ((np.int32(codes[run * 32 + k]) >> np.int32(shift)) & mask) << np.int32(up)
-                at = offset + run // parts * 32 + k
-                block[at] = np.uint8(code if up == 0 else block[at] | code)
+                nibble = source[k] >> 4 if high else source[k] & 15
+                target[k] |= np.uint8(nibble * factor)
 
 
 @part

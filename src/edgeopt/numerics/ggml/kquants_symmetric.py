@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,16 +41,20 @@ _CHUNK = 512
 class _Type:
     """Numbers of a type, and how it is searched.
 
-    ``codes`` and ``subs`` are the magnitudes of the lowest code and ``s``. ``windows`` and
-    ``grids``: see :func:`search_block`. ``blend`` are the weights of a value's squared error:
-    without importance ``1 + blend[0] x^2 / mean(x^2)``; with importance ``i``
-    ``i (blend[1] + blend[2] sqrt(2 + x^2 / mean(x^2))) / mean(i) + blend[3]``.
+    ``codes`` and ``subs`` are the magnitudes of the lowest code and ``s``. ``windows`` (without
+    importance, and with it) and ``grids``: see :func:`search_block`.
+
+    ``blend`` makes the weight of a value ``x`` from ``r = x^2 / mean(x^2)`` of its super-block:
+    ``1 + blend[0] r``, and with an importance ``i``, relative to the mean importance of the row,
+    ``i (blend[1] + blend[2] sqrt(2 + r)) + blend[3]``. ggml's own weights are ``x^2`` without
+    importance; with it ``i`` for Q6_K and ``i sqrt(2 mean(x^2) + x^2)`` for Q3_K.
     """
 
     name: str
     codes: int
     subs: int
     windows: Floats
+    weighted_windows: Floats
     grids: Floats
     blend: Floats
     pack: Callable[[NDArray[np.uint16], NDArray[np.int8], _Bytes, _Bytes], None]
@@ -62,8 +65,13 @@ class _Type:
         return _HALF_MAX * self.subs * self.codes
 
 
-def _windows(below: NDArray[Any], above: NDArray[Any]) -> Floats:
-    return np.concatenate([-below, above]).astype(np.float32)
+def _windows(below: list[float], above: list[float]) -> Floats:
+    return np.array([-code for code in below] + above, np.float32)
+
+
+def _grids(lowest: int, spread: float) -> Floats:
+    """Four ``s`` from the lowest one up, within ``spread`` of it."""
+    return (-lowest / np.linspace(1, spread, 4)).astype(np.float32)
 
 
 @kernel
@@ -118,12 +126,14 @@ def _pack_q3_k(
         out[k, 109] = np.uint8(halves[k] >> 8)
 
 
+_Q6_WINDOWS = _windows([26, 28, 30, 32], [25, 27, 29, 31])
 _Q6_K = _Type(
     "Q6_K",
     32,
     128,
-    _windows(np.arange(26, 33, 2), np.arange(25, 32, 2)),
-    (-128 / np.linspace(1, 1.05, 4)).astype(np.float32),
+    _Q6_WINDOWS,
+    _Q6_WINDOWS,
+    _grids(128, 1.05),
     np.array([0.75, 1, 0, 0.2], np.float32),
     _pack_q6_k,
 )
@@ -131,8 +141,9 @@ _Q3_K = _Type(
     "Q3_K",
     4,
     32,
-    _windows(np.arange(3, 5.6, 0.5), np.arange(2.5, 5.1, 0.5)),
-    (-32 / np.linspace(1, 1.1, 4)).astype(np.float32),
+    _windows([3.8, 4.3], [2.9, 3.4]),
+    _windows([3, 3.5, 4, 4.5, 5, 5.5], [2.5, 3, 3.5, 4, 4.5, 5]),
+    _grids(32, 1.1),
     np.array([0.5, 0.5, 1, 0.5], np.float32),
     _pack_q3_k,
 )
@@ -141,8 +152,8 @@ _Q3_K = _Type(
 @kernel
 def _load(blocks: Floats, block: int, x: Floats) -> tuple[np.float32, np.float32]:
     """Transpose a super-block; its largest magnitude and the mean of its squares."""
-    for i in range(16):
-        for j in range(16):
+    for j in range(16):
+        for i in range(16):
             x[i * 16 + j] = blocks[block, j * 16 + i]
     largest = _ZERO
     total = _ZERO
@@ -183,16 +194,17 @@ def _code(
     subs: Floats,
     low: np.float32,
     high: np.float32,
+    inverse: Floats,
     codes: _Bytes,
     at: int,
 ) -> None:
-    """The nearest codes, counted from the lowest."""
+    """The nearest codes, counted from the lowest. ``inverse`` is a working array ``[256]``."""
     for j in range(16):
         scale = d * subs[j]
-        inverse = _ONE / scale if scale != _ZERO else _ZERO
-        for i in range(16):
-            code = max(low, min(high, blocks[block, j * 16 + i] * inverse))
-            codes[at, j * 16 + i] = np.uint8(np.int32(((code + _ROUND) - _ROUND) - low))
+        inverse[j * 16 : j * 16 + 16] = _ONE / scale if scale != _ZERO else _ZERO
+    for i in range(256):
+        code = max(low, min(high, blocks[block, i] * inverse[i]))
+        codes[at, i] = np.uint8(np.int32(((code + _ROUND) - _ROUND) - low))
 
 
 @kernel
@@ -246,7 +258,7 @@ def _search(
         halves[k] = half_bits(d)
         for j in range(16):
             subs[k, j] = np.int8(chosen[j])
-        _code(blocks, block, d, chosen, ranges[0][0], ranges[0][1], codes, k)
+        _code(blocks, block, d, chosen, ranges[0][0], ranges[0][1], w, codes, k)
 
 
 def _encode(kind: _Type, rows: Floats, importance: Floats | None) -> _Bytes:
@@ -267,6 +279,7 @@ def _encode(kind: _Type, rows: Floats, importance: Floats | None) -> _Bytes:
             raise ValueError("importance holds a negative, NaN or infinite value")
         if mean > 0:
             relative = (importance / mean).astype(np.float32).reshape(-1, 256)
+    windows = kind.weighted_windows if len(relative) else kind.windows
     blocks = rows.reshape(-1, 256)
     ranges = (
         (_F32(-kind.codes), _F32(kind.codes - 1)),
@@ -279,7 +292,7 @@ def _encode(kind: _Type, rows: Floats, importance: Floats | None) -> _Bytes:
     for first in range(0, len(out), some):
         count = min(some, len(out) - first)
         found = halves[:count], subs[:count], codes[:count]
-        _search(blocks, first, relative, ranges, kind.windows, kind.grids, kind.blend, *found)
+        _search(blocks, first, relative, ranges, windows, kind.grids, kind.blend, *found)
         kind.pack(*found, out[first : first + count])
     return out.reshape(n, -1)
 

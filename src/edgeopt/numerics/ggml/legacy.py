@@ -1,8 +1,9 @@
 """Q8_0, Q4_0, Q4_1, Q5_0, Q5_1: blocks of 32 values with a float16 scale, or scale and minimum.
 
-The bytes are those of gguf-py's encoders
+Without importance the bytes are those of gguf-py's encoders
 (https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/quants.py), which are ggml's own:
-the scale follows from the block's extremes, whatever the importance.
+the scale follows from the block's extremes. With importance a search finds scale and minimum
+(:mod:`edgeopt.numerics.ggml.legacy_search`); Q8_0 has nothing to gain from one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.core.ggml import TYPES_BY_NAME
+from edgeopt.numerics.ggml import legacy_search
+from edgeopt.numerics.ggml.float16 import to_half
 from edgeopt.numerics.ggml.jit import inlined, kernel
 
 __all__ = ["encode_q4_0", "encode_q4_1", "encode_q5_0", "encode_q5_1", "encode_q8_0"]
@@ -41,37 +44,43 @@ def encode_q4_0(
     rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None
 ) -> NDArray[np.uint8]:
     """ValueError where a block's scale is past float16."""
-    return _encode("Q4_0", _q4_0, rows)
+    return _encode("Q4_0", _q4_0, legacy_search.q4_0, rows, importance)
 
 
 def encode_q5_0(
     rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None
 ) -> NDArray[np.uint8]:
     """ValueError where a block's scale is past float16."""
-    return _encode("Q5_0", _q5_0, rows)
+    return _encode("Q5_0", _q5_0, legacy_search.q5_0, rows, importance)
 
 
 def encode_q4_1(
     rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None
 ) -> NDArray[np.uint8]:
     """ValueError where a block's scale or minimum is past float16."""
-    return _encode("Q4_1", _q4_1, rows)
+    return _encode("Q4_1", _q4_1, legacy_search.q4_1, rows, importance)
 
 
 def encode_q5_1(
     rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None
 ) -> NDArray[np.uint8]:
     """ValueError where a block's scale or minimum is past float16."""
-    return _encode("Q5_1", _q5_1, rows)
+    return _encode("Q5_1", _q5_1, legacy_search.q5_1, rows, importance)
 
 
 def _encode(
     name: str,
     direct: Callable[..., int],
+    search: Callable[..., int],
     rows: NDArray[np.float32],
+    importance: NDArray[np.float32] | None,
 ) -> NDArray[np.uint8]:
     coded = _room(name, rows)
-    _check(name, rows, direct(rows.reshape(-1), coded.reshape(-1), _BLOCK))
+    if importance is None:
+        bad = direct(rows.reshape(-1), coded.reshape(-1), _BLOCK)
+    else:
+        bad = search(rows, importance, coded)
+    _check(name, rows, bad)
     return coded
 
 
@@ -96,25 +105,6 @@ def _check(name: str, rows: NDArray[np.float32], bad: int) -> None:
 # unrolled before the compiler looks for vectors, and never become any. Extremes are found on the
 # bits, as integers: that order is the floats' own, and a maximum of floats is no vector operation
 # without fast-math.
-
-
-@inlined
-def _half(scratch: Array, value: np.float32) -> Any:
-    """float16 bits of a float32, rounded to nearest, ties to even; ``scratch`` float32 [1]."""
-    scratch[0] = value
-    bits = scratch.view(np.uint32)[0]
-    sign = (bits >> np.uint32(16)) & np.uint32(0x8000)
-    size = bits & np.uint32(0x7FFFFFFF)
-    if size < np.uint32(0x38800000):
-        # Below 2**-14 float16 has steps of 2**-24: those of float32 between 0.5 and 1.
-        scratch.view(np.uint32)[0] = size
-        scratch[0] += np.float32(0.5)
-        return np.uint16(sign | (scratch.view(np.uint32)[0] - np.uint32(0x3F000000)))
-    if size >= np.uint32(0x477FF000):
-        return np.uint16(sign | np.uint32(0x7C00))
-    odd = (size >> np.uint32(13)) & np.uint32(1)
-    rounded = (size + np.uint32(0xFFF) + odd) >> np.uint32(13)
-    return np.uint16(sign | (rounded - np.uint32(0x1C000)))
 
 
 @inlined
@@ -147,7 +137,7 @@ def _q8_0(values: Array, coded: Array, block: int) -> int:
         inverse = np.float32(1) / scale if scale != 0 else np.float32(0)
         if inverse == _INF:
             inverse = np.float32(0)
-        half = _half(scratch, scale)
+        half = to_half(scratch, scale)
         if half & 0x7FFF == 0x7C00 and bad < 0:
             bad = b
         out[0], out[1] = half & 0xFF, half >> 8
@@ -218,7 +208,7 @@ def _symmetric(values: Array, coded: Array, block: int, middle: int, five: bool)
         offset = np.float32(middle) + np.float32(0.5)
         if abs(inverse) == _INF:
             inverse = offset = np.float32(0)
-        half = _half(scratch, scale)
+        half = to_half(scratch, scale)
         if half & 0x7FFF == 0x7C00 and bad < 0:
             bad = b
         out[0], out[1] = half & 0xFF, half >> 8
@@ -247,7 +237,7 @@ def _affine(values: Array, coded: Array, block: int, top: int, five: bool) -> in
         inverse = np.float32(1) / scale if scale != 0 else np.float32(0)
         if inverse == _INF:
             inverse = np.float32(0)
-        half, half_minimum = _half(scratch, scale), _half(scratch, minimum)
+        half, half_minimum = to_half(scratch, scale), to_half(scratch, minimum)
         if (half & 0x7FFF == 0x7C00 or half_minimum & 0x7FFF == 0x7C00) and bad < 0:
             bad = b
         out[0], out[1] = half & 0xFF, half >> 8

@@ -11,8 +11,8 @@ and the 16 ``s``:
    those codes under any scale ``e`` as ``const - e (2 a - e b)``.
 2. Several ``d`` are tried; each rounds the best scale of every kept try to its own grid of ``s``,
    and is judged by the sums alone, without a pass over the values.
-3. The neighbours of every ``s`` are judged by their true error with codes chosen anew, ``d`` is
-   fitted to what was chosen, and the neighbours are judged once more.
+3. The neighbours of every ``s`` are judged with codes chosen anew, and ``d`` is fitted to what
+   was chosen. The codes that are stored are the nearest under that ``d``.
 
 Values lie transposed, ``x[i * 16 + j]`` being value ``i`` of sub-block ``j``: the 16 sub-blocks
 stand side by side in vector lanes, and every sum runs in a fixed order.
@@ -244,35 +244,32 @@ def search_block(
                 d = step
                 for j in range(16):
                     chosen[j] = tried[j]
-    for _ in range(2):
-        for j in range(16):
-            start[j] = chosen[j]
-            chosen[j] = _ZERO
-            gains[j] = _ZERO
-            along[0, j] = _ZERO
-            square[0, j] = _ZERO
-        for move in range(-1, 2):
-            _try_step(
-                x,
-                w,
-                _F32(move),
-                low,
-                high,
-                lowest,
-                highest,
-                d,
-                start,
-                chosen,
-                gains,
-                along,
-                square,
-            )
-        if _ == 0:
-            upper = _ZERO
-            lower = _ZERO
-            for j in range(16):
-                upper += chosen[j] * along[0, j]
-                lower += chosen[j] * chosen[j] * square[0, j]
-            fitted = _half(upper / max(lower, _TINY))
-            d = fitted if fitted != _ZERO else d
-    return d
+    for j in range(16):
+        start[j] = chosen[j]
+        chosen[j] = _ZERO
+        gains[j] = _ZERO
+        along[0, j] = _ZERO
+        square[0, j] = _ZERO
+    for move in range(-1, 2):
+        _try_step(
+            x,
+            w,
+            _F32(move),
+            low,
+            high,
+            lowest,
+            highest,
+            d,
+            start,
+            chosen,
+            gains,
+            along,
+            square,
+        )
+    upper = _ZERO
+    lower = _ZERO
+    for j in range(16):
+        upper += chosen[j] * along[0, j]
+        lower += chosen[j] * chosen[j] * square[0, j]
+    fitted = _half(upper / max(lower, _TINY))
+    return fitted if fitted != _ZERO else d
