@@ -125,7 +125,7 @@ def prove_gguf(
         if isinstance(d.scheme, Ggml)
     ]
     embedder = is_embedder(model)
-    structure = check_structure(written, expected, model.metadata, progress=progress)
+    structure = check_structure(written, expected, model.metadata, progress)
     runs = check_runs(written, final, embedder=embedder, threads=threads, progress=progress)
     parts = [tensors, structure, runs]
     if depth != "full" or not all(check.passed for check in runs.checks):
