@@ -104,7 +104,16 @@ def prove_gguf(
 
     def proof(parts: Sequence[Part], facts: Facts) -> Proof:
         return assemble(
-            verb, source, written, final, parts, facts, plan=plan, threads=threads, start=start
+            verb,
+            source,
+            written,
+            final,
+            parts,
+            facts,
+            plan=plan,
+            threads=threads,
+            start=start,
+            notes=model.notes,
         )
 
     if depth == "none":

@@ -106,6 +106,7 @@ def verify_gguf(
         Facts(before.tensors, after.tensors, errors, reference),
         threads=threads,
         start=start,
+        notes=before.notes,
     )
 
 
