@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,17 @@ def test_export_keeps_the_source_s_kind_of_16_bits(folder: Path, tmp_path: Path)
         assert types["blk.0.ffn_norm.weight"] == "F32"
     with pytest.raises(UsageError, match="use edgeopt quantize"):
         edgeopt.export(folder, tmp_path / "no.gguf", type="Q8_0")
+
+
+def test_what_the_user_should_know_stands_in_the_proof(folder: Path, tmp_path: Path) -> None:
+    twin = tmp_path / "windowed"
+    shutil.copytree(folder, twin)
+    config = json.loads((twin / "config.json").read_text())
+    (twin / "config.json").write_text(json.dumps({**config, "sliding_window": 16}))
+    out = tmp_path / "a.gguf"
+    proof = edgeopt.quantize(twin, out, type="Q8_0", prove="none")
+    assert any("past 16 tokens" in note for note in proof.notes)
+    assert edgeopt.verify(twin, out).notes == proof.notes
 
 
 def test_what_decides_for_gguf(folder: Path, tmp_path: Path) -> None:

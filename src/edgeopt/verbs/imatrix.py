@@ -191,7 +191,9 @@ def _load(folder: Path) -> tuple[Any, _Tokenizer]:
         raise MissingExtraError(error.name, "torch", purpose) from error
     model = pretrained(folder)
     # The head is left out: its products are as many as the vocabulary, and nobody asks for them.
-    return getattr(model, model.base_model_prefix, model), _Tokenizer.of(folder)
+    inner = getattr(model, model.base_model_prefix, model)
+    # A model that sees pictures too has one inside that reads.
+    return getattr(inner, "language_model", inner), _Tokenizer.of(folder)
 
 
 def _named(model: nn.Module, architecture: str, names: Collection[str]) -> dict[str, nn.Module]:

@@ -104,7 +104,16 @@ def prove_gguf(
 
     def proof(parts: Sequence[Part], facts: Facts) -> Proof:
         return assemble(
-            verb, source, written, final, parts, facts, plan=plan, threads=threads, start=start
+            verb,
+            source,
+            written,
+            final,
+            parts,
+            facts,
+            plan=plan,
+            threads=threads,
+            start=start,
+            notes=model.notes,
         )
 
     if depth == "none":
@@ -125,7 +134,7 @@ def prove_gguf(
         if isinstance(d.scheme, Ggml)
     ]
     embedder = is_embedder(model)
-    structure = check_structure(written, expected, model.metadata, progress=progress)
+    structure = check_structure(written, expected, model.metadata, progress)
     runs = check_runs(written, final, embedder=embedder, threads=threads, progress=progress)
     parts = [tensors, structure, runs]
     if depth != "full" or not all(check.passed for check in runs.checks):

@@ -35,6 +35,8 @@ _SMALLEST = np.float32(2.0**-25)
 _ROUND = np.float32(12582912.0)
 #: Super-blocks whose codes are held before they are packed: they stay in the cache.
 _CHUNK = 512
+#: How much more the plain error may count where importance is uneven.
+_MOST_PLAIN = 1.9
 
 
 @dataclass(frozen=True)
@@ -126,15 +128,14 @@ def _pack_q3_k(
         out[k, 109] = np.uint8(halves[k] >> 8)
 
 
-_Q6_WINDOWS = _windows([26, 28, 30, 32], [25, 27, 29, 31])
 _Q6_K = _Type(
     "Q6_K",
     32,
     128,
-    _Q6_WINDOWS,
-    _Q6_WINDOWS,
+    _windows([26, 28, 30, 32], [25, 27, 29, 31]),
+    _windows([26, 28, 30, 32, 35], [25, 27, 29, 31, 34]),
     _grids(128, 1.05),
-    np.array([0.75, 1, 0, 0.2], np.float32),
+    np.array([0.75, 1, 0, 0.06], np.float32),
     _pack_q6_k,
 )
 _Q3_K = _Type(
@@ -142,9 +143,9 @@ _Q3_K = _Type(
     4,
     32,
     _windows([3.8, 4.3], [2.9, 3.4]),
-    _windows([3, 3.5, 4, 4.5, 5, 5.5], [2.5, 3, 3.5, 4, 4.5, 5]),
+    _windows([3, 3.5, 4, 4.5, 5, 5.75, 6.75], [2.5, 3, 3.5, 4, 4.5, 5.25, 6.25]),
     _grids(32, 1.1),
-    np.array([0.5, 0.5, 1, 0.5], np.float32),
+    np.array([0.4, 0.05, 1, 0.33], np.float32),
     _pack_q3_k,
 )
 
@@ -261,24 +262,39 @@ def _search(
         _code(blocks, block, d, chosen, ranges[0][0], ranges[0][1], w, codes, k)
 
 
+def _relative(importance: Floats | None, blend: Floats) -> tuple[Floats, Floats]:
+    """Importance ``[blocks, 256]`` relative to its mean, and the blend for it.
+
+    Few columns that outweigh all others would leave the plain error of their neighbours to chance:
+    there it counts for more. No importance at all is ``[0, 256]``.
+    """
+    if importance is None:
+        return np.empty((0, 256), np.float32), blend
+    mean = float(importance.mean(dtype=np.float64))
+    if not np.isfinite(mean) or importance.min() < 0:
+        raise ValueError("importance holds a negative, NaN or infinite value")
+    if mean == 0:
+        return np.empty((0, 256), np.float32), blend
+    relative = (importance / mean).astype(np.float32)
+    evenness = float(np.sqrt(relative).mean(dtype=np.float64))
+    blend = blend.copy()
+    blend[3] *= min(_MOST_PLAIN, evenness**-1.5)
+    return relative.reshape(-1, 256), blend
+
+
 def _encode(kind: _Type, rows: Floats, importance: Floats | None) -> _Bytes:
     n, columns = rows.shape
-    size = TYPES_BY_NAME[kind.name].nbytes
-    out = np.empty((n * columns // 256, size), np.uint8)
+    stored = TYPES_BY_NAME[kind.name]
+    out = np.empty((n * columns // 256, stored.nbytes), np.uint8)
+    whole = out.reshape(n, stored.row_bytes(columns))
     if not out.size:
-        return out.reshape(n, -1)
+        return whole
     largest = float(max(rows.max(), -rows.min()))
     if largest > kind.limit:
         raise ValueError(
             f"a weight of {largest:.6g} is past {kind.name}'s {kind.limit}; use BF16 or F32"
         )
-    relative = np.empty((0, 256), np.float32)
-    if importance is not None:
-        mean = float(importance.mean(dtype=np.float64))
-        if not np.isfinite(mean) or importance.min() < 0:
-            raise ValueError("importance holds a negative, NaN or infinite value")
-        if mean > 0:
-            relative = (importance / mean).astype(np.float32).reshape(-1, 256)
+    relative, blend = _relative(importance, kind.blend)
     windows = kind.weighted_windows if len(relative) else kind.windows
     blocks = rows.reshape(-1, 256)
     ranges = (
@@ -292,9 +308,9 @@ def _encode(kind: _Type, rows: Floats, importance: Floats | None) -> _Bytes:
     for first in range(0, len(out), some):
         count = min(some, len(out) - first)
         found = halves[:count], subs[:count], codes[:count]
-        _search(blocks, first, relative, ranges, windows, kind.grids, kind.blend, *found)
+        _search(blocks, first, relative, ranges, windows, kind.grids, blend, *found)
         kind.pack(*found, out[first : first + count])
-    return out.reshape(n, -1)
+    return whole
 
 
 def encode_q6_k(rows: Floats, importance: Floats | None = None) -> _Bytes:

@@ -237,13 +237,14 @@ def search_block(
     most = _ZERO
     for k in range(len(grids)):
         step = _half(largest / grids[k])
-        if step != _ZERO:
-            gain = _try_grid(along, square, free, step, lowest, highest, gains, tried)
-            if gain > most:
-                most = gain
-                d = step
-                for j in range(16):
-                    chosen[j] = tried[j]
+        # Tiny weights: the smallest step there is, which larger s make up for.
+        step = step if step != _ZERO else _HALF_STEP
+        gain = _try_grid(along, square, free, step, lowest, highest, gains, tried)
+        if gain > most:
+            most = gain
+            d = step
+            for j in range(16):
+                chosen[j] = tried[j]
     for j in range(16):
         start[j] = chosen[j]
         chosen[j] = _ZERO
