@@ -44,6 +44,7 @@ _TO_SUBNORMAL = _F(0.75)
 _TO_11_BITS = _F(2**13 + 1)
 # Codes that all but agree determine no scale: what is left of the spread is rounding.
 _FLAT = _F(1e-5)
+#: Of the mean weight, given to every value with importance.
 _LEAST_SHARE = _F(1e-3)
 
 _UNROLL = 8
@@ -249,8 +250,8 @@ def _fit(
         lane[at.FIT_WQ + t] = _ZERO
         lane[at.CURVE + t] = _ZERO
     for k in range(search.steps + search.polish):
-        part = _F(k) / _F(search.steps - 1)
-        steps = search.top + search.first + (search.last - search.first) * part
+        fan = (search.last - search.first) * (_F(k) / _F(search.steps - 1))
+        steps = search.top + search.first + fan
         # By turns the lowest value gets code 0, or the largest the top one.
         ahead = (search.top - steps) * _F(k % 2)
         from_best = k >= search.steps
