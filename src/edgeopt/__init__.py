@@ -1,8 +1,8 @@
 """edgeopt: a smaller, faster model file, with the proof.
 
 Verbs: :func:`inspect`, :func:`quantize`, :func:`export`, :func:`verify`; weights through a map:
-:func:`load_weights`. Importing this package costs nothing you don't use: every public name is
-loaded when it is first touched.
+:func:`load_weights`, :func:`load_into`. Importing this package costs nothing you don't use: every
+public name is loaded when it is first touched.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgeopt.verbs.export import export
     from edgeopt.verbs.imatrix import imatrix
     from edgeopt.verbs.inspect import inspect
+    from edgeopt.verbs.load_into import load_into
     from edgeopt.verbs.quantize import quantize
     from edgeopt.verbs.verify import verify
 
@@ -31,6 +32,7 @@ __all__ = [
     "export",
     "imatrix",
     "inspect",
+    "load_into",
     "load_weights",
     "quantize",
     "verify",
@@ -44,6 +46,7 @@ _WHERE = {
     "export": "edgeopt.verbs.export",
     "imatrix": "edgeopt.verbs.imatrix",
     "inspect": "edgeopt.verbs.inspect",
+    "load_into": "edgeopt.verbs.load_into",
     "load_weights": "edgeopt.files.weights",
     "quantize": "edgeopt.verbs.quantize",
     "verify": "edgeopt.verbs.verify",

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgeopt.errors import EdgeoptError, FormatError, SourceError
+from edgeopt.files import hf_folder
 from edgeopt.files.open import open_source
 
 needs_torch_files = pytest.mark.skipif(
@@ -129,6 +130,18 @@ def test_torch_weights_whole_and_in_shards(tmp_path, bert):
     (shards / "pytorch_model-1.bin").write_bytes((shards / "pytorch_model-0.bin").read_bytes())
     with pytest.raises(FormatError, match="in two shards"):
         open_source(shards)
+
+
+@pytest.mark.parametrize("name", ["a", "c"])
+def test_torch_shards_that_are_not_where_the_index_says(tmp_path, name):
+    torch = pytest.importorskip("torch")
+    (tmp_path / "config.json").write_text("{}")
+    torch.save({"a": torch.ones(2)}, tmp_path / "m-1.bin")
+    torch.save({"b": torch.ones(2)}, tmp_path / "m-2.bin")
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {name: "m-2.bin", "b": "m-2.bin", "x": "m-1.bin"}}))
+    with pytest.raises(FormatError, match=f"places tensor '{name}' in 'm-2.bin', which does not"):
+        hf_folder.describe(tmp_path)
 
 
 def test_torch_weights_that_are_none(tmp_path):

@@ -201,9 +201,9 @@ def test_packed_arrays_are_read_only_too(tmp_path):
 
 
 def test_gguf_block_types_are_told_not_guessed(tmp_path):
-    weight = Weight("w", (2, 256), "Q4_K", 288, lambda lo, hi: np.zeros(0))
-    weights = Weights(Source(tmp_path / "m.gguf", "gguf", (), 288, (weight,)))
-    with pytest.raises(SourceError, match="tensor 'w' is stored as Q4_K"):
+    weight = Weight("w", (2, 256), "Q8_K", 584, lambda lo, hi: np.zeros((2, 292), np.uint8))
+    weights = Weights(Source(tmp_path / "m.gguf", "gguf", (), 584, (weight,)))
+    with pytest.raises(SourceError, match="tensor 'w' is stored as Q8_K"):
         weights["w"]
 
 

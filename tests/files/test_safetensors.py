@@ -318,6 +318,11 @@ def test_shards(tmp_path):
     [
         ({"a": "m-3.safetensors"}, SourceError, "'m-3.safetensors', which is not beside"),
         ({"a": "m-2.safetensors"}, FormatError, "'a' in 'm-2.safetensors', which does not hold"),
+        (
+            {"a": "m-2.safetensors", "b": "m-1.safetensors"},
+            FormatError,
+            "'a' in 'm-2.safetensors', which does not hold",
+        ),
         ({"a": "../m-1.safetensors"}, FormatError, "plain file name"),
         ({"a": "/etc/passwd"}, FormatError, "plain file name"),
         ({"a": ".."}, FormatError, "plain file name"),

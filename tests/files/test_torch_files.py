@@ -17,6 +17,8 @@ import pytest
 from edgeopt.core import Source, Weight
 from edgeopt.errors import FormatError, SourceError
 from edgeopt.files import torch_legacy, torch_zip
+from edgeopt.files.mapped import Stretch, StridedReader
+from edgeopt.files.reading import FileBytes
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -222,14 +224,16 @@ def test_big_endian(tmp_path: Path) -> None:
     assert_state_dict(source, torch.load(tmp_path / "b.pt", weights_only=True))
 
 
-def test_big_endian_complex() -> None:
-    from edgeopt.files.mapped import MappedFile, Stretch, StridedReader
-
-    file = MappedFile.__new__(MappedFile)
-    file.buffer = np.array([1 + 2j, 3 - 4j], ">c8").tobytes()  # type: ignore[assignment]
-    file.path, file.nbytes = Path(sys.executable), 0
+def test_big_endian_complex(tmp_path: Path) -> None:
+    (tmp_path / "z").write_bytes(np.array([1 + 2j, 3 - 4j], ">c8").tobytes())
     reader = StridedReader(
-        Stretch(file, "s", 0, 16), "z", "complex64", 0, (2,), (1,), big_endian=True
+        Stretch(FileBytes(tmp_path / "z"), "s", 0, 16),
+        "z",
+        "complex64",
+        0,
+        (2,),
+        (1,),
+        big_endian=True,
     )
     assert reader(0, 2).tolist() == [1 + 2j, 3 - 4j]
 
@@ -599,11 +603,11 @@ def test_not_ours(tmp_path: Path) -> None:
         torch_zip.describe(path)
     missing = tmp_path / "gone.pt"
     assert not torch_zip.matches(missing, b"PK\3\4" + bytes(60))
-    with pytest.raises(SourceError, match="cannot be read"):
+    with pytest.raises(SourceError, match="no such file"):
         torch_zip.describe(missing)
     os.mkfifo(tmp_path / "pipe")
     for there in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(SourceError, match="not a regular file"):
+        with pytest.raises(SourceError, match=r"is a (folder|FIFO)"):
             torch_zip.describe(there)
     path.write_bytes(b"")
     for module in (torch_zip, torch_legacy):
@@ -618,7 +622,7 @@ def test_a_file_that_shrinks_while_mapped(tmp_path: Path) -> None:
     weight = describe(path).weights[0]
     with path.open("r+b") as stream:
         stream.truncate(1000)
-    with pytest.raises(SourceError, match="it had"):
+    with pytest.raises(SourceError, match="shrank"):
         weight.array()
 
 

@@ -102,6 +102,7 @@ def test_zip64_equals_torch(tmp_path: Path) -> None:
         reader: Any = last.reader
         stream.seek(reader.stretch.start + reader.stretch.nbytes - 12)
         stream.write(np.array([1, 2, 3], "<f4").tobytes())
+    last = torch_zip.describe(path).weights[-1]
     got = last.rows(last.shape[0] - 3, last.shape[0])
     loaded = torch.load(path, mmap=True, weights_only=True)
     assert list(loaded) == [w.name for w in torch_zip.describe(path).weights]

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from tests import tiny_gguf
@@ -17,6 +18,7 @@ from edgeopt.errors import InputsError, SourceError, WorkerError
 from edgeopt.files.gguf_header import read_header
 from edgeopt.files.gguf_write import fields_of, string
 from edgeopt.llm.model import LanguageModel
+from edgeopt.measure import gguf_structure
 from edgeopt.measure.language import (
     blames_file,
     compare_embeddings,
@@ -198,6 +200,24 @@ def test_what_gguf_py_sees(folder: Path) -> None:
     assert result["metadata"]["tokenizer.ggml.merges"]["count"] == 1
     assert result["metadata"]["llama.block_count"]["type"] == "uint32"
     json.dumps(result)
+
+
+def test_gguf_py_with_and_without_its_arrays_apart(
+    folder: Path, here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = read_with_gguf(folder / "a.gguf").result
+    monkeypatch.setattr(gguf_structure, "_reader", lambda: gguf.GGUFReader)
+    assert read_with_gguf(folder / "a.gguf").result == together
+
+
+@pytest.mark.parametrize("key", [b"tokenizer.ggml.tokens", b"tokenizer.ggml.token_type"])
+def test_arrays_longer_than_the_file(folder: Path, tmp_path: Path, here: None, key: bytes) -> None:
+    raw = bytearray((folder / "a.gguf").read_bytes())
+    at = raw.index(key) + len(key) + 8  # type and element type
+    raw[at : at + 8] = (1 << 60).to_bytes(8, "little")
+    (tmp_path / "long.gguf").write_bytes(raw)
+    outcome = read_with_gguf(tmp_path / "long.gguf")
+    assert "gguf-py cannot read it" in str(outcome.error)
 
 
 SABOTAGE = """

@@ -143,6 +143,16 @@ def test_error_at_most_ggmls_with_importance(name, sigma):
 
 
 @every_type
+def test_one_column_with_nearly_all_the_importance(name):
+    """As the second product of a feed-forward block often has."""
+    rng = np.random.default_rng(13)
+    x = rng.standard_normal((64, 256)).astype(np.float32)
+    importance = rng.uniform(0.5, 2, 256).astype(np.float32)
+    importance[[70, 200]] = 1e6, 1e5
+    assert max(ratios(name, x, importance)) < 1
+
+
+@every_type
 def test_error_on_a_real_layer(name, minilm_rows):
     rng = np.random.default_rng(4)
     importance = np.exp(rng.standard_normal(minilm_rows.shape[1])).astype(np.float32)

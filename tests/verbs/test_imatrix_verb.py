@@ -140,6 +140,23 @@ def test_sums_are_those_of_a_computation_by_hand(
         np.testing.assert_allclose(got[f"blk.1.{part}.weight"], (x**2).mean(0), rtol=1e-4)
 
 
+def test_a_model_that_sees_pictures_is_watched_where_it_reads(
+    tmp_path: Path, text: tuple[Path, list[list[int]]]
+) -> None:
+    torch.manual_seed(3)
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    inner = {**GEMMA, "vocab_size": VOCABULARY}
+    config = transformers.Gemma3Config(
+        text_config=inner, vision_config=vision, mm_tokens_per_image=4, image_token_index=90
+    )
+    transformers.Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "model")
+    tokenizer(tmp_path / "model", bos=False)
+    made = imatrix(tmp_path / "model", text[0], tmp_path / "out.gguf", context=CONTEXT, chunks=1)
+    assert len(made.fitted.values) == 14
+    assert made.fitted.without == ("token_embd.weight",)
+
+
 def test_every_piece_begins_with_bos(tmp_path: Path, text: tuple[Path, list[list[int]]]) -> None:
     path, chunks = text
     model = save(tmp_path / "model", "llama", bos=True)

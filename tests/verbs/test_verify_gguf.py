@@ -85,6 +85,14 @@ def test_without_a_text_predictions_stay_unproven(tmp_path: Path) -> None:
     assert proof.verdict.unproven == ("what the models predict: give a text with --text FILE",)
 
 
+def test_types_that_are_not_decoded_stay_unproven(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a.gguf"), write(tmp_path / "b.gguf", "IQ4_NL")
+    proof = verify(a, b)
+    assert proof.proven
+    assert proof.verdict.unproven[0] == "tensors of type IQ4_NL: edgeopt does not decode it"
+    assert proof.artifact["types"]["IQ4_NL"]["lowest_db"] is None
+
+
 def test_files_of_two_models(tmp_path: Path, text: Path) -> None:
     a = write(tmp_path / "a.gguf")
     tokens = tiny_gguf.llama().metadata["tokenizer.ggml.tokens"].value

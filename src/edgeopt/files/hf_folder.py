@@ -211,7 +211,8 @@ def _stored_in(file: Path, weight: Weight) -> Weight:
 
 
 def _torch_shards(index: Path) -> Source:
-    names = sorted(set(safetensors.weight_map(index).values()))
+    placed = safetensors.weight_map(index)
+    names = sorted(set(placed.values()))
     sources = []
     for name in names:
         if not index.with_name(name).exists():
@@ -223,6 +224,11 @@ def _torch_shards(index: Path) -> Source:
     weights = tuple(weight for source in sources for weight in source.weights)
     if len({weight.name for weight in weights}) != len(weights):
         raise FormatError(index, "a tensor is in two shards", field="weight_map")
+    held = {
+        name: {tensor.name for tensor in (*source.weights, *source.extras)}
+        for name, source in zip(names, sources, strict=True)
+    }
+    safetensors.require_held(index, placed, held)
     reasons = [source.needs_trust for source in sources if source.needs_trust]
     return replace(
         sources[0],

@@ -1,4 +1,4 @@
-"""A file mapped read-only, and numpy views of tensors inside it.
+"""numpy views of strided tensors inside a mapped file.
 
 Nothing here copies: an array is a window on the file's pages. The one exception is data in the
 other byte order, which has to be turned round.
@@ -7,70 +7,25 @@ other byte order, which has to be turned round.
 from __future__ import annotations
 
 import math
-import mmap
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.core import DTYPE_BITS
-from edgeopt.errors import FormatError, SourceError
+from edgeopt.errors import FormatError
+from edgeopt.files.reading import FileBytes, numpy_dtype
 from edgeopt.files.text import one_line
 
-__all__ = ["MappedFile", "Stretch", "StridedReader", "numpy_dtype"]
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """numpy's dtype of this name; bfloat16 and the 8-bit floats come from ml_dtypes."""
-    if name.startswith(("bfloat", "float8", "float4")):
-        import ml_dtypes
-
-        special: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-        return special
-    return np.dtype(name)
-
-
-class MappedFile:
-    """A whole file, mapped read-only. Raises SourceError where there is nothing to map."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            # Opening a named pipe would wait for a writer, for ever.
-            if not path.is_file() and path.exists():
-                raise SourceError(f"{path}: not a regular file")
-            with path.open("rb") as stream:
-                self.nbytes = stream.seek(0, 2)
-                if not self.nbytes:
-                    raise SourceError(f"{path}: the file is empty")
-                self.buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-    def bytes_at(self, start: int, count: int) -> NDArray[np.uint8]:
-        """``count`` bytes from ``start``, which lie inside the file, as a view."""
-        return np.frombuffer(self.buffer, np.uint8, count, start)
-
-    def check_whole(self) -> None:
-        """Touching pages beyond the end of a file that shrank kills the process; raise instead."""
-        try:
-            now = self.path.stat().st_size
-        except OSError:  # deleted or renamed: the mapping keeps the old file
-            return
-        if now < self.nbytes:
-            raise SourceError(
-                f"{self.path}: {now} bytes, it had {self.nbytes} when it was opened; "
-                "run again when nothing else writes to it"
-            )
+__all__ = ["Stretch", "StridedReader"]
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """``nbytes`` bytes of a mapped file from ``start``: a storage, known as ``key``."""
 
-    file: MappedFile
+    file: FileBytes
     key: str
     start: int
     nbytes: int
@@ -147,12 +102,11 @@ class StridedReader:
         dtype = numpy_dtype(self.dtype)
         if not math.prod(part):
             return np.zeros(part, dtype)
-        self.stretch.file.check_whole()
         first = self.offset + (lo * self.stride[0] if shape else 0)
         span = sum((d - 1) * s for d, s in zip(part, self.stride, strict=True)) + 1
         at, nbytes = self.stretch.start + first * dtype.itemsize, span * dtype.itemsize
         array: NDArray[Any]
-        flat = self._native(self.stretch.file.bytes_at(at, nbytes), dtype)
+        flat = self._native(self.stretch.file.view(at, nbytes), dtype)
         if self.contiguous:
             array = flat.reshape(part)
         else:

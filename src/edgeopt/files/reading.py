@@ -14,6 +14,7 @@ import math
 import mmap
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ from edgeopt.errors import FormatError, SourceError
 __all__ = [
     "MAX_RANK",
     "FileBytes",
+    "PrivateMaps",
+    "as_named",
     "checked_shape",
     "is_plain_name",
     "numpy_dtype",
@@ -143,6 +146,16 @@ def _json(path: Path, limit: int, kind: type[_J]) -> _J:
     return value
 
 
+def as_named(path: Path) -> Path:
+    """``path`` from the root on, under the name that it was given.
+
+    Links are not followed, as in download caches a link has the model's name and the file behind
+    it a digest's; only where ``..`` is part of the path there is no other way.
+    """
+    named = path.absolute()
+    return named.resolve() if ".." in named.parts else named
+
+
 def is_plain_name(name: object) -> TypeGuard[str]:
     """A file name and nothing else: no folder, no NUL, not ``.`` or ``..``."""
     return (
@@ -160,6 +173,49 @@ def _short(error: BaseException) -> str:
 # mapped reads
 
 
+#: Room for copies is not set aside for a whole file of which little may be written to.
+_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+
+
+class _Map(mmap.mmap):
+    """A mapping that knows which file it shows."""
+
+    path: Path
+    identity: tuple[int, int, int, int]
+
+    def private(self) -> mmap.mmap:
+        """The same file for reading and writing: pages written to become this process's own."""
+        with open_regular(self.path) as stream:
+            if _identity(os.fstat(stream.fileno())) != self.identity:
+                raise _changed(self.path)
+            flags = mmap.MAP_PRIVATE | _NORESERVE
+            return mmap.mmap(stream.fileno(), 0, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+class PrivateMaps:
+    """Writable arrays in the place of read-only views over mapped files."""
+
+    def __init__(self) -> None:
+        self._maps: dict[int, tuple[_Map, mmap.mmap]] = {}
+
+    def writable(self, array: Array) -> Array:
+        """The same bytes of the same file; what is written stays in this process, page by page.
+
+        An array that is no view of a mapped file is copied.
+        """
+        owner: Any = array
+        while isinstance(owner, (np.ndarray, memoryview)):
+            owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
+        if not isinstance(owner, _Map):
+            return np.array(array)
+        if id(owner) not in self._maps:
+            self._maps[id(owner)] = owner, owner.private()
+        begin = array.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+        _, buffer = self._maps[id(owner)]
+        same: Array = np.ndarray(array.shape, array.dtype, buffer, begin, array.strides)
+        return same
+
+
 class FileBytes:
     """A regular file's bytes, mapped at the first read and not before.
 
@@ -173,7 +229,7 @@ class FileBytes:
         self.path = path
         self.size = status.st_size
         self._identity = _identity(status)
-        self._map: mmap.mmap | None = None
+        self._map: _Map | None = None
 
     def mapped(self) -> mmap.mmap:
         """The whole file, mapped read-only. An empty file cannot be mapped: SourceError."""
@@ -182,11 +238,10 @@ class FileBytes:
                 self._require_same(os.fstat(stream.fileno()))
                 if self.size == 0:
                     raise SourceError(f"{self.path}: is empty (0 bytes)")
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        elif self._map.size() < self.size:
-            raise SourceError(
-                f"{self.path}: shrank from {self.size} to {self._map.size()} bytes while in use"
-            )
+                self._map = _Map(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                self._map.path, self._map.identity = self.path, self._identity
+        else:
+            self._require_unchanged(self._map)
         return self._map
 
     def view(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
@@ -201,9 +256,31 @@ class FileBytes:
             return np.empty(0, np.uint8)
         return np.frombuffer(self.mapped(), np.uint8, nbytes, offset)
 
+    def _require_unchanged(self, mapped: mmap.mmap) -> None:
+        """Reading past the end of a mapped file that shrank would kill the process.
+
+        A file that was deleted, or has another in its place, is no harm: the mapping keeps the one
+        that was opened.
+        """
+        if mapped.size() < self.size:
+            raise SourceError(
+                f"{self.path}: shrank from {self.size} to {mapped.size()} bytes while in use; "
+                "run again when nothing else writes to it"
+            )
+        try:
+            now = _identity(self.path.stat())
+        except OSError:
+            return
+        if now[:2] == self._identity[:2] and now != self._identity:
+            raise SourceError(f"{self.path}: was written to since it was opened; open it again")
+
     def _require_same(self, status: os.stat_result) -> None:
         if _identity(status) != self._identity:
-            raise SourceError(f"{self.path}: changed since it was opened; run the command again")
+            raise _changed(self.path)
+
+
+def _changed(path: Path) -> SourceError:
+    return SourceError(f"{path}: changed since it was opened; run the command again")
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ __all__ = [
     "describe_index",
     "filling",
     "matches",
+    "require_held",
     "size",
     "weight_map",
     "weights_of",
@@ -128,6 +129,7 @@ def describe_index(path: Path) -> Source:
     placed = weight_map(path)
     shards = sorted(set(placed.values()))
     weights: dict[str, Weight] = {}
+    held: dict[str, set[str]] = {}
     metadata: dict[str, str] = {}
     header = 0
     files = [path]
@@ -143,14 +145,11 @@ def describe_index(path: Path) -> Source:
             if weight.name in weights:
                 raise FormatError(file, f"tensor {weight.name!r} is in another shard as well")
             weights[weight.name] = weight
+        held[shard] = {weight.name for weight in found}
         metadata.update(strings)
         header += length
         files.append(file)
-    for name, shard in placed.items():
-        if name not in weights:
-            raise FormatError(
-                path, f"places tensor {name[:200]!r} in {shard!r}, which does not hold it"
-            )
+    require_held(path, placed, held)
     with reading(path):
         sizes = {file.name: file.stat().st_size for file in files}
     return Source(
@@ -177,6 +176,17 @@ def weight_map(path: Path) -> dict[str, str]:
                 field="weight_map",
             )
     return placed
+
+
+def require_held(
+    path: Path, placed: Mapping[str, str], held: Mapping[str, Collection[str]]
+) -> None:
+    """FormatError where a shard (file name -> tensor names) lacks what the index places in it."""
+    for name, shard in placed.items():
+        if name not in held[shard]:
+            raise FormatError(
+                path, f"places tensor {name[:200]!r} in {shard!r}, which does not hold it"
+            )
 
 
 # ---------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 from edgeopt.core import DTYPE_BITS, InputSpec, Source, Storage, Weight, tensor_nbytes
 from edgeopt.errors import FormatError, SourceError
-from edgeopt.files.mapped import MappedFile, Stretch, StridedReader
+from edgeopt.files.mapped import Stretch, StridedReader
+from edgeopt.files.reading import FileBytes
 from edgeopt.files.text import one_line
 from edgeopt.files.torch_source import TensorMaker, weight_role
 from edgeopt.files.torch_tree import read_tree
@@ -68,7 +69,7 @@ class _Archive(Protocol):
 
 
 #: Opens the torch archive between two positions of a file, under a label.
-OpenArchive = Callable[[MappedFile, int, int, str], _Archive]
+OpenArchive = Callable[[FileBytes, int, int, str], _Archive]
 
 
 def is_exported(records: ZipRecords) -> bool:
@@ -83,9 +84,7 @@ def _root(records: ZipRecords) -> str | None:
     return name[: -len("archive_format")] if name else None
 
 
-def describe(
-    path: Path, file: MappedFile, records: ZipRecords, open_archive: OpenArchive
-) -> Source:
+def describe(path: Path, file: FileBytes, records: ZipRecords, open_archive: OpenArchive) -> Source:
     """Describe an exported program. Raises FormatError where the file is damaged."""
     reader = _Reader(path, file, records, open_archive)
     root = _root(records)
@@ -108,14 +107,14 @@ def describe(
         "compression": "stored",
         "byteorder": "big" if reader.big_endian else "little",
         "torch_version": str(document.get("torch_version", ""))[:40],
-        "overhead_bytes": max(0, file.nbytes - sum(storages.values())),
+        "overhead_bytes": max(0, file.size - sum(storages.values())),
         "foreign_globals": tuple(one_line(name) for name in sorted(reader.foreign)[:50]),
     }
     return Source(
         path=path,
         kind="torch-exported",
         files=(path,),
-        nbytes=file.nbytes,
+        nbytes=file.size,
         weights=tuple(weights),
         inputs=inputs,
         needs_trust=TRUST,
@@ -125,7 +124,7 @@ def describe(
 
 class _Reader:
     def __init__(
-        self, path: Path, file: MappedFile, records: ZipRecords, open_archive: OpenArchive
+        self, path: Path, file: FileBytes, records: ZipRecords, open_archive: OpenArchive
     ) -> None:
         self.path, self.file, self.records = path, file, records
         self.open_archive = open_archive
@@ -211,7 +210,7 @@ class _Reader:
         archive = self.open_archive(self.file, record.start, record.start + record.packed, name)
         top, maker = archive.pickle()
         self.foreign |= archive.foreign
-        tree = read_tree(self.path, self.file.nbytes, top)
+        tree = read_tree(self.path, self.file.size, top)
         # A state dict of its own: nothing in it is an optimizer's or a copy.
         leaves = [(tree.prefix + (rename or key), leaf) for key, leaf in tree.model]
         leaves += [(key, leaf) for key, _, leaf in tree.extras]
@@ -246,7 +245,7 @@ class _Reader:
     def json(self, name: str, *, keep_nodes: bool = True) -> dict[str, Any]:
         raw = self.records.data(name, MAX_JSON)
         values = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
-        limit = MAX_OBJECTS + self.file.nbytes // 20
+        limit = MAX_OBJECTS + self.file.size // 20
         if 70 * values + 100 * raw.count(b":") > limit:
             raise self.fail(f"JSON that would take more than {limit} bytes of memory", name)
         hook = None if keep_nodes else _drop_nodes

@@ -14,8 +14,9 @@ from typing import Any
 
 from edgeopt.core import DTYPE_BITS, Source
 from edgeopt.errors import FormatError
-from edgeopt.files.mapped import MappedFile, Stretch
+from edgeopt.files.mapped import Stretch
 from edgeopt.files.pickle_nodes import BadObject, Global
+from edgeopt.files.reading import FileBytes
 from edgeopt.files.text import one_line
 from edgeopt.files.torch_objects import StorageRef, build, storage_ref
 from edgeopt.files.torch_pickle import Limits, read_pickle
@@ -43,8 +44,8 @@ def describe(path: Path) -> Source:
 
     Raises FormatError where the file is damaged, SourceError where it holds no tensor.
     """
-    file = MappedFile(path)
-    if bytes(file.buffer[:16]).startswith(_TAR_MEMBERS):
+    file = FileBytes(path)
+    if bytes(file.mapped()[:16]).startswith(_TAR_MEMBERS):
         raise FormatError(
             path,
             "the tar format of torch 0.1; convert it once, if you trust it: "
@@ -62,7 +63,7 @@ def describe(path: Path) -> Source:
     top = reader.pickle("object")
     pickle_bytes = reader.pos - begin
     reader.find_storages(reader.pickle("storage keys"), big_endian)
-    tree = read_tree(path, file.nbytes, top)
+    tree = read_tree(path, file.size, top)
     maker = TensorMaker(path, reader.resolve, big_endian=big_endian)
     details = {
         "container": "torch-legacy",
@@ -70,15 +71,13 @@ def describe(path: Path) -> Source:
         "compression": "stored",
         "pickle_bytes": pickle_bytes,
     }
-    return make_source(
-        path, tree, maker, nbytes=file.nbytes, details=details, foreign=reader.foreign
-    )
+    return make_source(path, tree, maker, nbytes=file.size, details=details, foreign=reader.foreign)
 
 
 class _Reader:
-    def __init__(self, file: MappedFile) -> None:
+    def __init__(self, file: FileBytes) -> None:
         self.file, self.pos = file, 0
-        self.limits = Limits.for_file(file.nbytes)
+        self.limits = Limits.for_file(file.size)
         self.foreign: set[str] = set()
         self.itemsizes: dict[str, int] = {}
         self.stretches: dict[str, Stretch] = {}
@@ -88,9 +87,9 @@ class _Reader:
 
     def pickle(self, field: str) -> Any:
         top, self.pos, foreign = read_pickle(
-            self.file.buffer,
+            self.file.mapped(),
             self.pos,
-            self.file.nbytes,
+            self.file.size,
             path=self.file.path,
             field=field,
             build=build,
@@ -115,14 +114,14 @@ class _Reader:
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             self.fail("no list of names", "storage keys")
         count = struct.Struct(">q" if big_endian else "<q")
-        left = self.file.nbytes
+        left = self.file.size
         for key in keys:
             if key in self.stretches or key not in self.itemsizes:
                 self.fail(f"key {key[:50]} is twice in it, or of no tensor", "storage keys")
             field = f"storage {key[:50]}"
             if self.pos + count.size > left:
                 self.fail("truncated: its size is missing", field)
-            (numel,) = count.unpack_from(self.file.buffer, self.pos)
+            (numel,) = count.unpack_from(self.file.mapped(), self.pos)
             begin, nbytes = self.pos + count.size, numel * self.itemsizes[key]
             if numel < 0 or begin + nbytes > left:
                 self.fail(f"{numel} elements, {left - begin} bytes are left", field)

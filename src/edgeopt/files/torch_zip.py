@@ -14,7 +14,8 @@ from typing import Any
 from edgeopt.core import DTYPE_BITS, Source, Weight
 from edgeopt.errors import FormatError, SourceError
 from edgeopt.files import torch_exported
-from edgeopt.files.mapped import MappedFile, Stretch
+from edgeopt.files.mapped import Stretch
+from edgeopt.files.reading import FileBytes
 from edgeopt.files.text import one_line
 from edgeopt.files.torch_objects import StorageRef, build, storage_ref
 from edgeopt.files.torch_pickle import Limits, read_pickle
@@ -37,14 +38,15 @@ def matches(path: Path, head: bytes) -> bool:
     if head[:4] not in (b"PK\3\4", b"PK\5\6"):
         return False
     try:
-        file = MappedFile(path)
+        file = FileBytes(path)
+        file.mapped()
     except SourceError:
         return False
     try:
         names = list(ZipRecords(file).records)
     except FormatError:
         size = int.from_bytes(head[26:28], "little")
-        names = [bytes(file.buffer[30 : 30 + size]).decode("utf-8", "replace")]
+        names = [bytes(file.mapped()[30 : 30 + size]).decode("utf-8", "replace")]
         return _is_torch(names) or names[0].partition("/")[2].startswith(_FIRST_MEMBERS)
     return _is_torch(names)
 
@@ -63,7 +65,7 @@ class Archive:
     """
 
     def __init__(
-        self, file: MappedFile, start: int = 0, end: int | None = None, label: str = ""
+        self, file: FileBytes, start: int = 0, end: int | None = None, label: str = ""
     ) -> None:
         self.zip = ZipRecords(file, start, end, label)
         self.file, self.label = file, label
@@ -95,10 +97,10 @@ class Archive:
         """The object in record ``name``, and the maker of its tensors."""
         record = self.zip.records[self.root + name]
         field = one_line(self.zip.prefix + f"member {record.name}")
-        limits = Limits.for_file(self.file.nbytes)
+        limits = Limits.for_file(self.file.size)
         if record.method == STORED:
             self.zip.check_crc(record)
-            buffer: Any = self.file.buffer
+            buffer: Any = self.file.mapped()
             start, end = record.start, record.start + record.packed
         else:
             buffer = self.zip.data(record.name, MAX_INFLATED)
@@ -147,7 +149,7 @@ def describe(path: Path) -> Source:
 
     Raises FormatError where the file is damaged, SourceError where it holds no tensor.
     """
-    file = MappedFile(path)
+    file = FileBytes(path)
     records = ZipRecords(file)
     if torch_exported.is_exported(records):
         return torch_exported.describe(path, file, records, Archive)
@@ -158,7 +160,7 @@ def describe(path: Path) -> Source:
     archive = Archive(file)
     script = archive.has("code/") and archive.has("constants.pkl")
     top, maker = archive.pickle()
-    tree = read_tree(path, file.nbytes, top, script=script)
+    tree = read_tree(path, file.size, top, script=script)
     details = {
         "container": "torch-zip",
         "archive": archive.root.rstrip("/"),
@@ -175,7 +177,7 @@ def describe(path: Path) -> Source:
         path,
         tree,
         maker,
-        nbytes=file.nbytes,
+        nbytes=file.size,
         details=details,
         foreign=() if script else archive.foreign,
         kind=kind,
@@ -186,6 +188,6 @@ def describe(path: Path) -> Source:
 def _constants(archive: Archive) -> tuple[Weight, ...]:
     """The tensors that TorchScript moved into its constants: all weights, in a frozen module."""
     top, maker = archive.pickle("constants.pkl", "constants/")
-    tree = read_tree(archive.file.path, archive.file.nbytes, top)
+    tree = read_tree(archive.file.path, archive.file.size, top)
     made = (maker.make(f"constants.c{name}", "", leaf) for name, leaf in tree.model)
     return tuple(weight for weight in made if weight)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from edgeopt.errors import FormatError
-from edgeopt.files.mapped import MappedFile
+from edgeopt.files.reading import FileBytes
 from edgeopt.files.text import one_line
 
 __all__ = ["Record", "ZipRecords"]
@@ -52,11 +52,11 @@ class ZipRecords:
     """
 
     def __init__(
-        self, file: MappedFile, start: int = 0, end: int | None = None, field: str = ""
+        self, file: FileBytes, start: int = 0, end: int | None = None, field: str = ""
     ) -> None:
         self.file = file
         self.start = start
-        self.end = file.nbytes if end is None else end
+        self.end = file.size if end is None else end
         self.prefix = f"{field}, " if field else ""
         self.records: dict[str, Record] = {}
         self._read_directory(*self._find_directory())
@@ -69,7 +69,7 @@ class ZipRecords:
 
     def _find_directory(self) -> tuple[int, int, int]:
         """(entries, where the directory begins, where it ends), absolute."""
-        buffer = self.file.buffer
+        buffer = self.file.mapped()
         lowest = max(self.start, self.end - _END.size - 0xFFFF)
         at = buffer.rfind(b"PK\5\6", lowest, self.end)
         if at < 0 or at + _END.size > self.end:
@@ -99,13 +99,13 @@ class ZipRecords:
                 "end record",
                 at,
             )
-        limit = 50_000 + self.file.nbytes // 4096
+        limit = 50_000 + self.file.size // 4096
         if count > limit:
             self.fail(f"{count} members, the limit for this file is {limit}", "end record", at)
         return count, begin, begin + size
 
     def _read_directory(self, count: int, at: int, stop: int) -> None:
-        buffer, directory = self.file.buffer, at
+        buffer, directory = self.file.mapped(), at
         found: list[Record] = []
         names: set[str] = set()
         for _ in range(count):
@@ -187,7 +187,7 @@ class ZipRecords:
         size = max(record.nbytes, record.packed)
         if size > limit:
             self.fail(f"{size} bytes, the limit is {limit}", f"member {name}")
-        raw = self.file.buffer[record.start : record.start + record.packed]
+        raw = self.file.mapped()[record.start : record.start + record.packed]
         if record.method == DEFLATED:
             engine = zlib.decompressobj(-15)
             try:

@@ -7,10 +7,8 @@ The samples are texts, as arrays of their bytes. Every job returns plain JSON.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -19,7 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import FormatError, InputsError, SourceError
+from edgeopt.errors import InputsError, SourceError
+from edgeopt.measure.gguf_structure import structure
 from edgeopt.measure.process import Feeds
 from edgeopt.numerics.divergence import DivergenceMeter
 from edgeopt.runtimes.llamacpp import Session, preload
@@ -131,40 +130,6 @@ def embeddings(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice)
         return {"cosines": cosines, "session": other.info()}
 
 
-def structure(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
-    """Names, shapes, types, places and metadata of a GGUF file as gguf-py reads them.
-
-    Metadata values are digests of the bytes in the file: of numbers, or of each string with its
-    length before it.
-    """
-    from gguf import GGUFReader
-
-    voice.busy("artifact", f"reading {job['artifact']} with gguf-py")
-    try:
-        reader = GGUFReader(job["artifact"])
-    except (ValueError, KeyError, IndexError, OverflowError, UnicodeDecodeError) as error:
-        # what gguf-py raises on a file that breaks the format
-        reason = " ".join(str(error).split())[:200]
-        raise FormatError(job["artifact"], f"gguf-py cannot read it: {reason}") from error
-    return {
-        "tensors": [
-            [
-                tensor.name,
-                [int(n) for n in reversed(tensor.shape)],
-                tensor.tensor_type.name,
-                int(tensor.data_offset),
-                int(tensor.n_bytes),
-            ]
-            for tensor in reader.tensors
-        ],
-        "metadata": {
-            name: _metadata(field)
-            for name, field in reader.fields.items()
-            if not name.startswith("GGUF.")  # its own count of versions and entries
-        },
-    }
-
-
 LLM_JOBS: Mapping[str, Callable[[Mapping[str, Any], Feeds, Path, Any], dict[str, Any]]] = {
     "generate": generate,
     "divergence": divergence,
@@ -257,29 +222,3 @@ def _lockstep(
         if rows is None or others is None:
             return
         yield rows, others
-
-
-# ---------------------------------------------------------------------------------------------
-# gguf-py's fields
-
-
-def _metadata(field: Any) -> dict[str, Any]:
-    """Type, element type, count and digest of one of gguf-py's fields."""
-    kinds = [kind.name.lower() for kind in field.types]
-    parts = (field.parts[index] for index in field.data)
-    is_string = kinds[-1] == "string"
-    return {
-        "type": kinds[0],
-        "of": kinds[1] if len(kinds) > 1 else "",
-        "count": len(field.data),
-        "sha256": _digest((part.tobytes() for part in parts), lengths=is_string),
-    }
-
-
-def _digest(parts: Iterable[bytes], *, lengths: bool) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        if lengths:
-            digest.update(struct.pack("<Q", len(part)))
-        digest.update(part)
-    return digest.hexdigest()

@@ -17,7 +17,7 @@ from typing import Any
 from edgeopt.core import Check, Progress, Weight
 from edgeopt.core.ggml import PLAIN_TYPES
 from edgeopt.errors import MissingExtraError
-from edgeopt.files.gguf_write import Field
+from edgeopt.files.gguf_write import ALIGNMENT, Field
 from edgeopt.measure.language import read_with_gguf
 from edgeopt.measure.tensor_errors import TensorError, tensor_errors
 from edgeopt.numerics.ggml import decodes
@@ -178,8 +178,6 @@ def check_structure(
     path: Path,
     tensors: Sequence[Expected],
     metadata: Mapping[str, Field],
-    *,
-    alignment: int = 32,
     progress: Progress | None = None,
 ) -> Part:
     """The file as gguf-py, an independent reader, sees it, against what was to be written."""
@@ -192,6 +190,8 @@ def check_structure(
         assert outcome.error is not None
         problems = [str(outcome.error)]
     else:
+        aligned = metadata.get("general.alignment")
+        alignment = ALIGNMENT if aligned is None else int(aligned.value)
         problems = [
             *_wrong_tensors(outcome.result["tensors"], tensors, alignment, path.stat().st_size),
             *_wrong_metadata(outcome.result["metadata"], metadata),

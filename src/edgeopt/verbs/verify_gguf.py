@@ -71,14 +71,7 @@ def verify_gguf(
     )
     expected = [Expected(w.name, w.shape, type_name(w), w.nbytes) for w in after.tensors]
     path, embedder = artifact.path, is_embedder(after)
-    alignment = after.metadata.get("general.alignment")
-    structure = check_structure(
-        path,
-        expected,
-        after.metadata,
-        alignment=int(alignment.value) if alignment else 32,
-        progress=progress,
-    )
+    structure = check_structure(path, expected, after.metadata, progress)
     runs = check_runs(path, path, embedder=embedder, threads=threads, progress=progress)
     parts = [tensors, structure, runs]
     reference: Reference | None = None
@@ -113,6 +106,7 @@ def verify_gguf(
         Facts(before.tensors, after.tensors, errors, reference),
         threads=threads,
         start=start,
+        notes=before.notes,
     )
 
 

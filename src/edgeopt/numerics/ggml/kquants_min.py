@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.core.ggml import TYPES_BY_NAME
-from edgeopt.numerics.ggml.kquants_min_search import SUPER, Search, search_blocks
+from edgeopt.numerics.ggml.kquants_min_lanes import SUPER, Search
+from edgeopt.numerics.ggml.kquants_min_search import search_blocks
 
 __all__ = ["encode_q2_k", "encode_q4_k", "encode_q5_k"]
 
@@ -29,7 +30,7 @@ _Q4_K = Search(
     flat=_F(2),
     flat_calibrated=_F(1),
     spread=_F(2),
-    even=_F(0.1),
+    even=_F(0.2),
     steps=14,
     first=_F(-2),
     last=_F(1),
@@ -38,14 +39,15 @@ _Q4_K = Search(
     mins=1,
     turns=2,
 )
-_Q5_K = _Q4_K._replace(top=_F(31))
+_Q5_K = _Q4_K._replace(top=_F(31), steps=10, polish=1)
 _Q2_K = _Q4_K._replace(
     size=16,
     top=_F(3),
     levels=_F(15),
     flat=_F(0.5),
     spread=_F(1),
-    steps=10,
+    steps=8,
+    polish=1,
     first=_F(-1),
     last=_F(1),
 )
@@ -121,7 +123,7 @@ def encode_q2_k(rows: NDArray[np.float32], importance: NDArray[np.float32] | Non
 
 def _read_only(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Super-blocks, never writable: the kernel would be compiled again for the other kind."""
-    blocks = values.reshape(-1, SUPER).view()
+    blocks: NDArray[np.float32] = values.reshape(-1, SUPER).view()
     blocks.flags.writeable = False
     return blocks
 

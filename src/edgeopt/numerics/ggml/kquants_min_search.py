@@ -13,22 +13,22 @@ sub-block, and one ``code`` a value. The search goes from coarse to fine:
 
 64 sub-blocks lie side by side, one in each lane, so that every loop over lanes becomes vector code
 without reordering a sum: results do not depend on the machine, nor on a block's neighbours.
+
+All that is compiled is in this one file: the cache of compiled code looks at no other for changes.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.numerics.ggml import kquants_min_lanes as at
 from edgeopt.numerics.ggml.jit import inlined, kernel, part
+from edgeopt.numerics.ggml.kquants_min_lanes import SUPER, Search
 
-__all__ = ["SUPER", "Search", "pack_codes", "search_blocks"]
-
-#: Values in a super-block.
-SUPER = 256
+__all__ = ["pack_codes", "search_blocks"]
 
 _F = np.float32
 _ZERO: np.float32 = _F(0)
@@ -44,70 +44,15 @@ _TO_SUBNORMAL = _F(0.75)
 _TO_11_BITS = _F(2**13 + 1)
 # Codes that all but agree determine no scale: what is left of the spread is rounding.
 _FLAT = _F(1e-5)
+#: Of the mean weight, given to every value with importance.
+_LEAST_SHARE = _F(1e-3)
 
-_LANES = 64
 _UNROLL = 8
 _TRIALS = 32
-
-# Rows of the one array of lanes. One array: the compiler then sees that rows do not overlap.
-_LOW = 0 * _LANES  #: the smallest value, or 0; values are kept relative to it
-_SPAN = 1 * _LANES  #: largest less smallest
-_W = 2 * _LANES  #: sum of weights
-_WX = 3 * _LANES  #: sum of weight * value
-_WQ = 4 * _LANES  #: sum of weight * code
-_WQQ = 5 * _LANES
-_WXQ = 6 * _LANES
-_INVERSE = 7 * _LANES  #: 1 / step
-_STEP = 8 * _LANES
-_SHIFT = 9 * _LANES  #: added to values before they are coded
-_ERROR = 10 * _LANES
-_GAIN = 11 * _LANES  #: by how much the best fit beats a constant
-_FIT_STEP = 12 * _LANES
-_FIT_SHIFT = 13 * _LANES
-_FIT_WQ = 14 * _LANES
-_CURVE = 15 * _LANES  #: half the second derivative of the error by the step
-_MIN = 16 * _LANES  #: the min that suits the rounded scale
-_D = 17 * _LANES
-_DMIN = 18 * _LANES
-_SCALE0 = 19 * _LANES  #: whole scale and min in the middle of what is tried
-_MIN0 = 20 * _LANES
-_SCALE_TRY = 21 * _LANES
-_MIN_TRY = 22 * _LANES
-_SCALE_BEST = 23 * _LANES
-_MIN_BEST = 24 * _LANES
-_LEAST = 25 * _LANES
-_UNIT = 26 * _LANES  #: power of two that lanes were divided by
-_KEPT_D = 27 * _LANES
-_KEPT_DMIN = 28 * _LANES
-_KEPT_SCALE = 29 * _LANES
-_KEPT_MIN = 30 * _LANES
-_KEPT_LEAST = 31 * _LANES
-_PER_W = 32 * _LANES
-_PER_DMIN = 33 * _LANES
-_ROWS = 34 * _LANES
 
 _T_D = 0 * _TRIALS
 _T_INVERSE = 1 * _TRIALS
 _T_ERROR = 2 * _TRIALS
-
-
-class Search(NamedTuple):
-    """What a type is, and how long to look for it. Floats are numpy's float32."""
-
-    size: int  #: values in a sub-block
-    top: np.float32  #: largest code
-    levels: np.float32  #: largest whole scale and min
-    flat: np.float32  #: how much plain error counts beside that weighted by magnitude
-    flat_calibrated: np.float32  #: the same with importance
-    spread: np.float32  #: mean square under the root of the weights with importance
-    even: np.float32  #: of the mean weight, given to every value with importance
-    steps: int  #: scales that the first search tries
-    first: np.float32  #: steps across the span, over ``top``: the fan's first
-    last: np.float32  #: and last
-    polish: int  #: fits from the best fit on
-    scales: int  #: whole scales tried either side
-    mins: int  #: whole mins tried either side
-    turns: int  #: how often step 3 is done
 
 
 @inlined
@@ -131,14 +76,14 @@ def _sums(
     x: NDArray[np.float32], w: NDArray[np.float32], lane: NDArray[np.float32], top: np.float32
 ) -> None:
     """Code the values by the lanes' shift and step; what a least-squares fit needs of the codes."""
-    for t in range(_LANES):
-        lane[_WQ + t] = _ZERO
-        lane[_WQQ + t] = _ZERO
-        lane[_WXQ + t] = _ZERO
+    for t in range(at.LANES):
+        lane[at.WQ + t] = _ZERO
+        lane[at.WQQ + t] = _ZERO
+        lane[at.WXQ + t] = _ZERO
     for first in range(0, len(x), _UNROLL):
-        for t in range(_LANES):
-            wq, wqq, wxq = lane[_WQ + t], lane[_WQQ + t], lane[_WXQ + t]
-            shift, inverse = lane[_SHIFT + t], lane[_INVERSE + t]
+        for t in range(at.LANES):
+            wq, wqq, wxq = lane[at.WQ + t], lane[at.WQQ + t], lane[at.WXQ + t]
+            shift, inverse = lane[at.SHIFT + t], lane[at.INVERSE + t]
             for k in range(_UNROLL):
                 value = x[first + k, t]
                 code = min(max(_whole((value + shift) * inverse), _ZERO), top)
@@ -146,9 +91,9 @@ def _sums(
                 wq += weighted
                 wqq += weighted * code
                 wxq += weighted * value
-            lane[_WQ + t] = wq
-            lane[_WQQ + t] = wqq
-            lane[_WXQ + t] = wxq
+            lane[at.WQ + t] = wq
+            lane[at.WQQ + t] = wqq
+            lane[at.WXQ + t] = wxq
 
 
 @part
@@ -156,35 +101,35 @@ def _errors(
     x: NDArray[np.float32], w: NDArray[np.float32], lane: NDArray[np.float32], top: np.float32
 ) -> None:
     """Code the values by the lanes' shift and step; the weighted squared error of each lane."""
-    for t in range(_LANES):
-        lane[_ERROR + t] = _ZERO
+    for t in range(at.LANES):
+        lane[at.ERROR + t] = _ZERO
     for first in range(0, len(x), _UNROLL):
-        for t in range(_LANES):
-            total = lane[_ERROR + t]
-            shift, inverse, step = lane[_SHIFT + t], lane[_INVERSE + t], lane[_STEP + t]
+        for t in range(at.LANES):
+            total = lane[at.ERROR + t]
+            shift, inverse, step = lane[at.SHIFT + t], lane[at.INVERSE + t], lane[at.STEP + t]
             for k in range(_UNROLL):
                 value = x[first + k, t] + shift
                 code = min(max(_whole(value * inverse), _ZERO), top)
                 off = value - code * step
                 total += w[first + k, t] * off * off
-            lane[_ERROR + t] = total
+            lane[at.ERROR + t] = total
 
 
 @part
 def _set_steps(lane: NDArray[np.float32]) -> None:
     """Shift, step and its inverse from whole scales and mins under trial."""
-    for t in range(_LANES):
-        step = lane[_D + t] * lane[_SCALE_TRY + t]
-        lane[_STEP + t] = step
-        lane[_INVERSE + t] = _ONE / step if step > _ZERO else _ZERO
-        lane[_SHIFT + t] = lane[_DMIN + t] * lane[_MIN_TRY + t] + lane[_LOW + t]
+    for t in range(at.LANES):
+        step = lane[at.D + t] * lane[at.SCALE_TRY + t]
+        lane[at.STEP + t] = step
+        lane[at.INVERSE + t] = _ONE / step if step > _ZERO else _ZERO
+        lane[at.SHIFT + t] = lane[at.DMIN + t] * lane[at.MIN_TRY + t] + lane[at.LOW + t]
 
 
 @part
 def _load(rows: NDArray[np.float32], begin: int, size: int, tile: NDArray[np.float32]) -> None:
     """Super-blocks from ``begin`` on (after the last, the first), a sub-block in each lane."""
     subs = SUPER // size
-    for p in range(_LANES // subs):
+    for p in range(at.LANES // subs):
         block = rows[(begin + p) % len(rows)]
         for j in range(subs):
             for k in range(size):
@@ -204,71 +149,75 @@ def _prepare(
     A power of two is no rounding; squares of the largest and smallest floats stay in range.
     """
     subs = SUPER // search.size
-    for t in range(_LANES):
-        lane[_LOW + t] = _ZERO
-        lane[_SPAN + t] = x[0, t]
-        lane[_WXQ + t] = _ZERO
-        lane[_W + t] = _ZERO
-        lane[_WX + t] = _ZERO
+    for t in range(at.LANES):
+        lane[at.LOW + t] = _ZERO
+        lane[at.SPAN + t] = x[0, t]
+        lane[at.WXQ + t] = _ZERO
+        lane[at.W + t] = _ZERO
+        lane[at.WX + t] = _ZERO
     for k in range(len(x)):
-        for t in range(_LANES):
-            lane[_LOW + t] = min(lane[_LOW + t], x[k, t])
-            lane[_SPAN + t] = max(lane[_SPAN + t], x[k, t])
-    for a in range(0, _LANES, subs):
+        for t in range(at.LANES):
+            lane[at.LOW + t] = min(lane[at.LOW + t], x[k, t])
+            lane[at.SPAN + t] = max(lane[at.SPAN + t], x[k, t])
+    for a in range(0, at.LANES, subs):
         largest = _ZERO
         for t in range(a, a + subs):
-            largest = max(largest, max(-lane[_LOW + t], lane[_SPAN + t]))
+            largest = max(largest, max(-lane[at.LOW + t], lane[at.SPAN + t]))
         exponent = min(max(math.frexp(largest)[1], -60), 120) if largest > _ZERO else 0
         for t in range(a, a + subs):
-            lane[_UNIT + t] = _F(2.0**exponent)
-            lane[_INVERSE + t] = _F(2.0**-exponent)
+            lane[at.UNIT + t] = _F(2.0**exponent)
+            lane[at.INVERSE + t] = _F(2.0**-exponent)
     for k in range(len(x)):
-        for t in range(_LANES):
-            value = x[k, t] * lane[_INVERSE + t]
+        for t in range(at.LANES):
+            value = x[k, t] * lane[at.INVERSE + t]
             x[k, t] = value
-            lane[_WXQ + t] += value * value
-    for a in range(0, _LANES, subs):
+            lane[at.WXQ + t] += value * value
+    for a in range(0, at.LANES, subs):
         total = _ZERO
         for t in range(a, a + subs):
-            total += lane[_WXQ + t]
-        lane[_WXQ + a : _WXQ + a + subs] = total / _F(SUPER)
+            total += lane[at.WXQ + t]
+        lane[at.WXQ + a : at.WXQ + a + subs] = total / _F(SUPER)
     spread = search.spread if calibrated else _ZERO
     flat = search.flat_calibrated if calibrated else search.flat
-    for t in range(_LANES):
-        square = lane[_WXQ + t]
-        lane[_WXQ + t] = spread * square
-        lane[_WQQ + t] = flat * math.sqrt(square)
-        lane[_LOW + t] *= lane[_INVERSE + t]
-        lane[_SPAN + t] = lane[_SPAN + t] * lane[_INVERSE + t] - lane[_LOW + t]
+    for t in range(at.LANES):
+        square = lane[at.WXQ + t]
+        lane[at.WXQ + t] = spread * square
+        lane[at.WQQ + t] = flat * math.sqrt(square)
+        lane[at.LOW + t] *= lane[at.INVERSE + t]
+        lane[at.SPAN + t] = lane[at.SPAN + t] * lane[at.INVERSE + t] - lane[at.LOW + t]
     for k in range(len(x)):
-        for t in range(_LANES):
+        for t in range(at.LANES):
             value = x[k, t]
-            magnitude = math.sqrt(lane[_WXQ + t] + value * value)
-            weight = lane[_WQQ + t] + magnitude
+            magnitude = math.sqrt(lane[at.WXQ + t] + value * value)
+            weight = lane[at.WQQ + t] + magnitude
             w[k, t] = w[k, t] * weight if calibrated else weight
-            lane[_W + t] += w[k, t]
-    for t in range(_LANES):
-        # All the weight in a zero block, or where nothing is important: every value alike.
-        mean = lane[_W + t] / _F(search.size)
-        lane[_WQ + t] = search.even * mean if calibrated else _ZERO
-        if not mean > _ZERO:
-            lane[_WQ + t] = _ONE
-        lane[_W + t] = _ZERO
+            lane[at.W + t] += w[k, t]
+            lane[at.WX + t] += math.sqrt(math.sqrt(w[k, t])) if calibrated else _ZERO
+    for t in range(at.LANES):
+        # The mean of roots is one that a huge importance does not carry away; but a value that has
+        # nearly all the weight leaves the fit of the others to rounding.
+        mean, root = lane[at.W + t] / _F(search.size), lane[at.WX + t] / _F(search.size)
+        fourth = root * root * root * root
+        lane[at.WQ + t] = search.even * fourth + _LEAST_SHARE * mean if calibrated else _ZERO
+        if not mean > _ZERO:  # a zero block, or nothing in it is important: every value alike
+            lane[at.WQ + t] = _ONE
+        lane[at.W + t] = _ZERO
+        lane[at.WX + t] = _ZERO
     for k in range(len(x)):
-        for t in range(_LANES):
-            value = x[k, t] - lane[_LOW + t]
+        for t in range(at.LANES):
+            value = x[k, t] - lane[at.LOW + t]
             x[k, t] = value
-            w[k, t] += lane[_WQ + t]
-            lane[_W + t] += w[k, t]
-            lane[_WX + t] += w[k, t] * value
+            w[k, t] += lane[at.WQ + t]
+            lane[at.W + t] += w[k, t]
+            lane[at.WX + t] += w[k, t] * value
 
 
 @part
 def _keep_better_fit(lane: NDArray[np.float32]) -> None:
     """The scale and min that suit the codes just summed, kept where they beat the best so far."""
-    for t in range(_LANES):
-        low, total, wx = lane[_LOW + t], lane[_W + t], lane[_WX + t]
-        wq, wqq, wxq = lane[_WQ + t], lane[_WQQ + t], lane[_WXQ + t]
+    for t in range(at.LANES):
+        low, total, wx = lane[at.LOW + t], lane[at.W + t], lane[at.WX + t]
+        wq, wqq, wxq = lane[at.WQ + t], lane[at.WQQ + t], lane[at.WXQ + t]
         curve = wqq - wq * wq / total
         cross = wxq - wx * wq / total
         step = cross / curve if curve > _FLAT * wqq else _ZERO
@@ -281,12 +230,12 @@ def _keep_better_fit(lane: NDArray[np.float32]) -> None:
         above = shift < low
         step = step0 if above else step
         gain = step0 * cross0 - wx0 * wx0 / total if above else gain
-        better = gain > lane[_GAIN + t]
-        lane[_GAIN + t] = gain if better else lane[_GAIN + t]
-        lane[_FIT_STEP + t] = step if better else lane[_FIT_STEP + t]
-        lane[_FIT_SHIFT + t] = max(shift, low) if better else lane[_FIT_SHIFT + t]
-        lane[_FIT_WQ + t] = wq if better else lane[_FIT_WQ + t]
-        lane[_CURVE + t] = (wqq if above else curve) if better else lane[_CURVE + t]
+        better = gain > lane[at.GAIN + t]
+        lane[at.GAIN + t] = gain if better else lane[at.GAIN + t]
+        lane[at.FIT_STEP + t] = step if better else lane[at.FIT_STEP + t]
+        lane[at.FIT_SHIFT + t] = max(shift, low) if better else lane[at.FIT_SHIFT + t]
+        lane[at.FIT_WQ + t] = wq if better else lane[at.FIT_WQ + t]
+        lane[at.CURVE + t] = (wqq if above else curve) if better else lane[at.CURVE + t]
 
 
 @part
@@ -294,22 +243,22 @@ def _fit(
     x: NDArray[np.float32], w: NDArray[np.float32], lane: NDArray[np.float32], search: Search
 ) -> None:
     """Step 1: a step and shift for every sub-block alone."""
-    for t in range(_LANES):
-        lane[_GAIN + t] = _F(-np.inf)
-        lane[_FIT_STEP + t] = _ZERO
-        lane[_FIT_SHIFT + t] = _ZERO
-        lane[_FIT_WQ + t] = _ZERO
-        lane[_CURVE + t] = _ZERO
+    for t in range(at.LANES):
+        lane[at.GAIN + t] = _F(-np.inf)
+        lane[at.FIT_STEP + t] = _ZERO
+        lane[at.FIT_SHIFT + t] = _ZERO
+        lane[at.FIT_WQ + t] = _ZERO
+        lane[at.CURVE + t] = _ZERO
     for k in range(search.steps + search.polish):
-        part = _F(k) / _F(search.steps - 1)
-        steps = search.top + search.first + (search.last - search.first) * part
+        fan = (search.last - search.first) * (_F(k) / _F(search.steps - 1))
+        steps = search.top + search.first + fan
         # By turns the lowest value gets code 0, or the largest the top one.
         ahead = (search.top - steps) * _F(k % 2)
         from_best = k >= search.steps
-        for t in range(_LANES):
-            step = lane[_FIT_STEP + t] if from_best else lane[_SPAN + t] / steps
-            lane[_INVERSE + t] = _ONE / step if step > _ZERO else _ZERO
-            lane[_SHIFT + t] = lane[_FIT_SHIFT + t] if from_best else step * ahead
+        for t in range(at.LANES):
+            step = lane[at.FIT_STEP + t] if from_best else lane[at.SPAN + t] / steps
+            lane[at.INVERSE + t] = _ONE / step if step > _ZERO else _ZERO
+            lane[at.SHIFT + t] = lane[at.FIT_SHIFT + t] if from_best else step * ahead
         _sums(x, w, lane, search.top)
         _keep_better_fit(lane)
 
@@ -361,17 +310,20 @@ def _share(
     lane: NDArray[np.float32], begin: int, end: int, levels: np.float32, trial: NDArray[np.float32]
 ) -> bool:
     """Step 2: d and dmin of a super-block, and whole scales by them. False where float16 ends."""
-    unit = lane[_UNIT + begin]
-    steps, curves = lane[_FIT_STEP + begin : _FIT_STEP + end], lane[_CURVE + begin : _CURVE + end]
+    unit = lane[at.UNIT + begin]
+    steps, curves = (
+        lane[at.FIT_STEP + begin : at.FIT_STEP + end],
+        lane[at.CURVE + begin : at.CURVE + end],
+    )
     d = _common(steps, curves, levels, unit, trial)
     for t in range(begin, end):
-        lane[_SCALE0 + t] = min(_whole(lane[_FIT_STEP + t] / d), levels) if d > _ZERO else _ZERO
-        shift = (d * lane[_SCALE0 + t] * lane[_FIT_WQ + t] - lane[_WX + t]) / lane[_W + t]
-        lane[_MIN + t] = max(shift - lane[_LOW + t], _ZERO)
-    mins, weights = lane[_MIN + begin : _MIN + end], lane[_W + begin : _W + end]
+        lane[at.SCALE0 + t] = min(_whole(lane[at.FIT_STEP + t] / d), levels) if d > _ZERO else _ZERO
+        shift = (d * lane[at.SCALE0 + t] * lane[at.FIT_WQ + t] - lane[at.WX + t]) / lane[at.W + t]
+        lane[at.MIN + t] = max(shift - lane[at.LOW + t], _ZERO)
+    mins, weights = lane[at.MIN + begin : at.MIN + end], lane[at.W + begin : at.W + end]
     dmin = _common(mins, weights, levels, unit, trial)
-    lane[_D + begin : _D + end] = d
-    lane[_DMIN + begin : _DMIN + end] = dmin
+    lane[at.D + begin : at.D + end] = d
+    lane[at.DMIN + begin : at.DMIN + end] = dmin
     return bool(d >= _ZERO and dmin >= _ZERO)
 
 
@@ -384,58 +336,60 @@ def _settle(
 ) -> None:
     """Step 3: the whole scale and min of each sub-block that leave the least error."""
     levels = search.levels
-    for t in range(_LANES):
-        lane[_LEAST + t] = _F(np.inf)
-        lane[_PER_W + t] = _ONE / lane[_W + t]
-        lane[_PER_DMIN + t] = _ONE / lane[_DMIN + t] if lane[_DMIN + t] > _ZERO else _ZERO
+    for t in range(at.LANES):
+        lane[at.LEAST + t] = _F(np.inf)
+        lane[at.PER_W + t] = _ONE / lane[at.W + t]
+        lane[at.PER_DMIN + t] = _ONE / lane[at.DMIN + t] if lane[at.DMIN + t] > _ZERO else _ZERO
     tries = 2 * search.scales + 1
     for k in range(tries + 2 * search.mins):
         # 0, 1, -1, 2, -2 ...: the scale, with the min that suits it; then the min from the best on.
         other_min = k >= tries
         number = k - tries + 1 if other_min else k
         away = _F((number + 1) // 2 * (1 - number % 2 * 2))
-        for t in range(_LANES):
-            moved = min(max(lane[_SCALE0 + t] + away, _ZERO), levels)
-            scale = lane[_SCALE_BEST + t] if other_min else moved
-            shift = (lane[_D + t] * scale * lane[_FIT_WQ + t] - lane[_WX + t]) * lane[_PER_W + t]
-            middle = (shift - lane[_LOW + t]) * lane[_PER_DMIN + t]
+        for t in range(at.LANES):
+            moved = min(max(lane[at.SCALE0 + t] + away, _ZERO), levels)
+            scale = lane[at.SCALE_BEST + t] if other_min else moved
+            shift = (lane[at.D + t] * scale * lane[at.FIT_WQ + t] - lane[at.WX + t]) * lane[
+                at.PER_W + t
+            ]
+            middle = (shift - lane[at.LOW + t]) * lane[at.PER_DMIN + t]
             middle = _whole(min(max(middle, _ZERO), levels))
-            lane[_SCALE_TRY + t] = scale
+            lane[at.SCALE_TRY + t] = scale
             moved = min(max(middle + away, _ZERO), levels)
-            lane[_MIN_TRY + t] = moved if other_min else middle
+            lane[at.MIN_TRY + t] = moved if other_min else middle
         _set_steps(lane)
         _errors(x, w, lane, search.top)
-        for t in range(_LANES):
-            better = lane[_ERROR + t] < lane[_LEAST + t]
-            lane[_LEAST + t] = lane[_ERROR + t] if better else lane[_LEAST + t]
-            lane[_SCALE_BEST + t] = lane[_SCALE_TRY + t] if better else lane[_SCALE_BEST + t]
-            lane[_MIN_BEST + t] = lane[_MIN_TRY + t] if better else lane[_MIN_BEST + t]
+        for t in range(at.LANES):
+            better = lane[at.ERROR + t] < lane[at.LEAST + t]
+            lane[at.LEAST + t] = lane[at.ERROR + t] if better else lane[at.LEAST + t]
+            lane[at.SCALE_BEST + t] = lane[at.SCALE_TRY + t] if better else lane[at.SCALE_BEST + t]
+            lane[at.MIN_BEST + t] = lane[at.MIN_TRY + t] if better else lane[at.MIN_BEST + t]
 
 
 @part
 def _keep_better_blocks(lane: NDArray[np.float32], subs: int) -> None:
     """What step 3 found, where the super-block's error is less than what was kept."""
-    for a in range(0, _LANES, subs):
+    for a in range(0, at.LANES, subs):
         kept = found = 0.0
         for t in range(a, a + subs):
-            kept += lane[_KEPT_LEAST + t]
-            found += lane[_LEAST + t]
+            kept += lane[at.KEPT_LEAST + t]
+            found += lane[at.LEAST + t]
         if found < kept:
             for t in range(a, a + subs):
-                lane[_KEPT_LEAST + t] = lane[_LEAST + t]
-                lane[_KEPT_D + t] = lane[_D + t]
-                lane[_KEPT_DMIN + t] = lane[_DMIN + t]
-                lane[_KEPT_SCALE + t] = lane[_SCALE_BEST + t]
-                lane[_KEPT_MIN + t] = lane[_MIN_BEST + t]
+                lane[at.KEPT_LEAST + t] = lane[at.LEAST + t]
+                lane[at.KEPT_D + t] = lane[at.D + t]
+                lane[at.KEPT_DMIN + t] = lane[at.DMIN + t]
+                lane[at.KEPT_SCALE + t] = lane[at.SCALE_BEST + t]
+                lane[at.KEPT_MIN + t] = lane[at.MIN_BEST + t]
 
 
 @part
 def _try_kept(lane: NDArray[np.float32]) -> None:
-    for t in range(_LANES):
-        lane[_D + t] = lane[_KEPT_D + t]
-        lane[_DMIN + t] = lane[_KEPT_DMIN + t]
-        lane[_SCALE_TRY + t] = lane[_KEPT_SCALE + t]
-        lane[_MIN_TRY + t] = lane[_KEPT_MIN + t]
+    for t in range(at.LANES):
+        lane[at.D + t] = lane[at.KEPT_D + t]
+        lane[at.DMIN + t] = lane[at.KEPT_DMIN + t]
+        lane[at.SCALE_TRY + t] = lane[at.KEPT_SCALE + t]
+        lane[at.MIN_TRY + t] = lane[at.KEPT_MIN + t]
     _set_steps(lane)
 
 
@@ -446,27 +400,27 @@ def _refit(
     """Step 4: d and dmin by least squares over the codes kept."""
     _try_kept(lane)
     _sums(x, w, lane, search.top)
-    for t in range(_LANES):
-        lane[_SCALE0 + t] = lane[_KEPT_SCALE + t]
-        lane[_FIT_WQ + t] = lane[_WQ + t]
+    for t in range(at.LANES):
+        lane[at.SCALE0 + t] = lane[at.KEPT_SCALE + t]
+        lane[at.FIT_WQ + t] = lane[at.WQ + t]
     subs = SUPER // search.size
-    for a in range(0, _LANES, subs):
+    for a in range(0, at.LANES, subs):
         dd = dm = mm = dx = mx = 0.0
         for t in range(a, a + subs):
-            scale, least, low = lane[_KEPT_SCALE + t], lane[_KEPT_MIN + t], lane[_LOW + t]
-            dd += scale * scale * lane[_WQQ + t]
-            dm += scale * least * lane[_WQ + t]
-            mm += least * least * lane[_W + t]
-            dx += scale * (lane[_WXQ + t] + low * lane[_WQ + t])
-            mx += least * (lane[_WX + t] + low * lane[_W + t])
+            scale, least, low = lane[at.KEPT_SCALE + t], lane[at.KEPT_MIN + t], lane[at.LOW + t]
+            dd += scale * scale * lane[at.WQQ + t]
+            dm += scale * least * lane[at.WQ + t]
+            mm += least * least * lane[at.W + t]
+            dx += scale * (lane[at.WXQ + t] + low * lane[at.WQ + t])
+            mx += least * (lane[at.WX + t] + low * lane[at.W + t])
         determinant = dd * mm - dm * dm
         if determinant > _FLAT * dd * mm:
             d = (dx * mm - mx * dm) / determinant
             dmin = (dx * dm - mx * dd) / determinant
-            unit = lane[_UNIT + a]
+            unit = lane[at.UNIT + a]
             if d > 0.0 and dmin > 0.0:
-                lane[_D + a : _D + a + subs] = _half(_F(d * unit)) / unit
-                lane[_DMIN + a : _DMIN + a + subs] = _half(_F(dmin * unit)) / unit
+                lane[at.D + a : at.D + a + subs] = _half(_F(d * unit)) / unit
+                lane[at.DMIN + a : at.DMIN + a + subs] = _half(_F(dmin * unit)) / unit
 
 
 @kernel
@@ -485,8 +439,8 @@ def pack_codes(
         for run in range(SUPER // 32):
             # A product, unlike a shift by a variable, is vector code on bytes.
             factor = 1 << (8 // parts * (run % parts))
-            at = offset + run // parts * 32
-            source, target = codes[run * 32 : run * 32 + 32], block[at : at + 32]
+            begin, to = run * 32, offset + run // parts * 32
+            source, target = codes[begin : begin + 32], block[to : to + 32]
             for k in range(32):
                 nibble = source[k] >> 4 if high else source[k] & 15
                 target[k] |= np.uint8(nibble * factor)
@@ -508,21 +462,21 @@ def _store(
     """The best scales and mins, and the codes they give, to where the blocks' results go."""
     _try_kept(lane)
     for k in range(len(x)):
-        for t in range(_LANES):
-            code = _whole((x[k, t] + lane[_SHIFT + t]) * lane[_INVERSE + t])
+        for t in range(at.LANES):
+            code = _whole((x[k, t] + lane[at.SHIFT + t]) * lane[at.INVERSE + t])
             tile[k, t] = np.uint8(min(max(code, _ZERO), search.top))
     codes = np.empty(SUPER, np.uint8)
     subs = SUPER // search.size
-    for p in range(min(_LANES // subs, len(raw) - begin)):
+    for p in range(min(at.LANES // subs, len(raw) - begin)):
         for j in range(subs):
             t = p * subs + j
-            scales[j, begin + p] = np.uint8(lane[_KEPT_SCALE + t])
-            mins[j, begin + p] = np.uint8(lane[_KEPT_MIN + t])
+            scales[j, begin + p] = np.uint8(lane[at.KEPT_SCALE + t])
+            mins[j, begin + p] = np.uint8(lane[at.KEPT_MIN + t])
             for k in range(len(tile)):
                 codes[j * len(tile) + k] = tile[k, t]
         pack_codes(codes, planes, raw[begin + p])
-        supers[begin + p, 0] = lane[_D + p * subs] * lane[_UNIT + p * subs]
-        supers[begin + p, 1] = lane[_DMIN + p * subs] * lane[_UNIT + p * subs]
+        supers[begin + p, 0] = lane[at.D + p * subs] * lane[at.UNIT + p * subs]
+        supers[begin + p, 1] = lane[at.DMIN + p * subs] * lane[at.UNIT + p * subs]
 
 
 @kernel
@@ -553,22 +507,22 @@ def search_blocks(
     Returns:
         -1, or the first block of a tile with values too large for a float16 scale.
     """
-    x = np.empty((search.size, _LANES), np.float32)
-    w = np.empty((search.size, _LANES), np.float32)
-    tile = np.empty((search.size, _LANES), np.uint8)
-    lane = np.empty(_ROWS, np.float32)
+    x = np.empty((search.size, at.LANES), np.float32)
+    w = np.empty((search.size, at.LANES), np.float32)
+    tile = np.empty((search.size, at.LANES), np.uint8)
+    lane = np.empty(at.ROWS, np.float32)
     trial = np.empty(3 * _TRIALS, np.float32)
     subs = SUPER // search.size
-    for begin in range(0, len(blocks), _LANES // subs):
+    for begin in range(0, len(blocks), at.LANES // subs):
         _load(blocks, begin, search.size, x)
         if calibrated:
             _load(importance, begin, search.size, w)
         _prepare(x, w, lane, search, calibrated)
         _fit(x, w, lane, search)
-        for a in range(0, _LANES, subs):
+        for a in range(0, at.LANES, subs):
             if not _share(lane, a, a + subs, search.levels, trial):
                 return begin
-        lane[_KEPT_LEAST : _KEPT_LEAST + _LANES] = _F(np.inf)
+        lane[at.KEPT_LEAST : at.KEPT_LEAST + at.LANES] = _F(np.inf)
         for turn in range(search.turns):
             if turn:
                 _refit(x, w, lane, search)
