@@ -26,6 +26,7 @@ def test_pieces_follow_one_another_and_the_rest_is_dropped(tmp_path: Path) -> No
     path.write_text("abcdefgh")
     assert pieces(path, 3) == [tuple(b"abc"), tuple(b"def")]
     assert pieces(path, 9) == []
+    assert [c.done for c in token_chunks(path, letters, 2, Specials())] == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_special_tokens_take_places_as_llama_cpp_does_it(tmp_path: Path) -> None:
@@ -59,7 +60,8 @@ def test_reading_in_pieces_changes_nothing(
     found = list(token_chunks(path, tokenize, 1, Specials()))
     assert "".join(seen) == text
     assert [chunk.tokens[0] for chunk in found] == letters(text)
-    assert all(0 <= chunk.done <= 1 for chunk in found)
+    done = [0.0, *(chunk.done for chunk in found), 1.0]
+    assert done == sorted(done)
     # A cut in the middle of a line only where the line is longer than a piece.
     for part in seen[:-1]:
         assert part.endswith("\n") or len(part) >= piece

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from tests import ggml_oracle
 
 from edgeopt.core.ggml import TYPES_BY_NAME
+from edgeopt.errors import MissingExtraError
 from edgeopt.files.reading import numpy_dtype
 from edgeopt.numerics.ggml import decode, encode
 from edgeopt.numerics.ggml.widen import widen
@@ -262,3 +264,17 @@ def test_any_float_type_and_layout_is_coded_as_its_float32(dtype: str) -> None:
     same = encode("Q4_0", np.ascontiguousarray(rows[::3, 1024:]).astype(np.float32))
     np.testing.assert_array_equal(encode("Q4_0", rows[::3, 1024:]), same)
     np.testing.assert_array_equal(encode("Q4_0", rows)[::3, same.shape[1] :], same)
+
+
+def test_without_numba_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("jit", "widen"):
+        monkeypatch.delitem(sys.modules, f"edgeopt.numerics.ggml.{name}")
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(MissingExtraError, match=r"quantizing to Q4_0 needs numba.*edgeopt\[gguf"):
+        encode("Q4_0", np.ones((1, 32), np.float32))
+    assert encode("F16", np.ones((1, 32), np.float32)).shape == (1, 64)
+
+
+def test_importance_of_other_columns_is_refused() -> None:
+    with pytest.raises(ValueError, match="31 values of importance for 32 columns"):
+        encode("Q4_0", np.ones((1, 32), np.float32), np.ones(31, np.float32))

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 import edgeopt
 from edgeopt.core import Plan
 from edgeopt.errors import OutputError, SourceError, UsageError
+from edgeopt.files.gguf import read_header
 from edgeopt.verbs.quantize import make_plan
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,26 @@ def test_names_beside_the_source(folder: Path) -> None:
         assert Path(proof.artifact["path"]).name == f"tiny-llama-{kind}.gguf"
 
 
+def test_links_and_dots_in_the_source_s_path(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download cache has the name in a link and the bytes under a digest, elsewhere."""
+    blob, link = tmp_path / "blobs" / "0a1b2c", tmp_path / "snapshot" / "tiny-F16.gguf"
+    blob.parent.mkdir()
+    link.parent.mkdir()
+    edgeopt.export(folder, blob.with_suffix(".gguf"), prove="none")
+    link.symlink_to(blob.with_suffix(".gguf").rename(blob))
+    proof = edgeopt.quantize(link, type="Q8_0", prove="none")
+    assert Path(proof.artifact["path"]) == link.with_name("tiny-Q8_0.gguf")
+    copy = tmp_path / "mödel ü"
+    shutil.copytree(folder, copy)
+    (copy / "inner").mkdir()
+    monkeypatch.chdir(copy / "inner")
+    proof = edgeopt.quantize("..", type="Q8_0", prove="none")
+    assert Path(proof.artifact["path"]) == tmp_path / "mödel ü-Q8_0.gguf"
+    assert read_header(Path(proof.artifact["path"])).metadata["general.name"] == "mödel ü"
+
+
 def test_export_keeps_the_source_s_kind_of_16_bits(folder: Path, tmp_path: Path) -> None:
     import ml_dtypes
 
@@ -76,6 +97,26 @@ def test_export_keeps_the_source_s_kind_of_16_bits(folder: Path, tmp_path: Path)
         assert types["blk.0.ffn_norm.weight"] == "F32"
     with pytest.raises(UsageError, match="use edgeopt quantize"):
         edgeopt.export(folder, tmp_path / "no.gguf", type="Q8_0")
+
+
+def test_a_floor_that_the_user_gives(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.gguf"
+    proof = edgeopt.quantize(folder, out, type="Q4_0", min_sqnr=60.0)
+    assert not proof.proven
+    assert "60 dB" in proof.verdict.checks[0].limit
+    assert not out.exists()
+
+
+def test_unproven_files_are_described_all_the_same(folder: Path, tmp_path: Path) -> None:
+    bare = edgeopt.quantize(folder, tmp_path / "a.gguf", type="Q5_0", prove="none")
+    seen = edgeopt.quantize(folder, tmp_path / "b.gguf", type="Q5_0")
+    assert bare.artifact["bits_per_weight"] == seen.artifact["bits_per_weight"] > 5
+    sizes = [
+        {kind: found["nbytes"] for kind, found in proof.artifact["types"].items()}
+        for proof in (bare, seen)
+    ]
+    assert sizes[0] == sizes[1]
+    assert bare.coverage == seen.coverage
 
 
 def test_what_the_user_should_know_stands_in_the_proof(folder: Path, tmp_path: Path) -> None:
@@ -110,6 +151,11 @@ def test_what_decides_for_gguf(folder: Path, tmp_path: Path) -> None:
         ({"tensor_types": ["no_such_name=Q8_0"]}, "no_such_name"),
         ({"tensor_types": ["ffn_up=Q99"]}, "Q99"),
         ({"imatrix": "/nonexistent"}, "/nonexistent"),
+        ({"type": "Q8_0", "bits": 8}, "one of the two"),
+        ({"data": "samples.npz"}, "--data"),
+        ({"inputs": ["x:float32[1]"]}, "--input"),
+        ({"block_size": 32}, "--block-size"),
+        ({"prefer": "speed"}, "--prefer"),
     ],
 )
 def test_options_that_cannot_be_honoured(
@@ -143,6 +189,9 @@ def test_same_plan_same_bytes(folder: Path, tmp_path: Path) -> None:
     kept = tmp_path / "1.plan.json"
     edgeopt.quantize(folder, tmp_path / "3.gguf", to="gguf", plan=kept, prove="none")
     assert first == (tmp_path / "3.gguf").read_bytes()
+    for more in ({"type": "Q4_0"}, {"type": "Q5_K_S", "tensor_types": ["ffn_up=Q8_0"]}):
+        with pytest.raises(UsageError, match="the plan"):
+            edgeopt.quantize(folder, tmp_path / "4.gguf", plan=kept, **more)  # type: ignore[arg-type]
     edited = json.loads(kept.read_text())
     edited["decisions"][2]["scheme"]["name"] = "Q8_0"
     kept.write_text(json.dumps(edited))

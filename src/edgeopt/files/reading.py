@@ -30,6 +30,7 @@ __all__ = [
     "MAX_RANK",
     "FileBytes",
     "PrivateMaps",
+    "as_named",
     "checked_shape",
     "is_plain_name",
     "numpy_dtype",
@@ -143,6 +144,16 @@ def _json(path: Path, limit: int, kind: type[_J]) -> _J:
             path, f"holds a JSON {type(value).__name__}, a {kind.__name__} was expected"
         )
     return value
+
+
+def as_named(path: Path) -> Path:
+    """``path`` from the root on, under the name that it was given.
+
+    Links are not followed, as in download caches a link has the model's name and the file behind
+    it a digest's; only where ``..`` is part of the path there is no other way.
+    """
+    named = path.absolute()
+    return named.resolve() if ".." in named.parts else named
 
 
 def is_plain_name(name: object) -> TypeGuard[str]:

@@ -35,7 +35,7 @@ class Specials:
 
 @dataclass(frozen=True)
 class Chunk:
-    """``tokens``, and how much of the text was behind them when they were full (0 to 1)."""
+    """``tokens``, and how much of the text lies behind them (0 to 1, about)."""
 
     tokens: tuple[int, ...]
     done: float
@@ -59,14 +59,16 @@ def token_chunks(
     with reading(path), open_regular(path) as stream:
         total = max(1, path.stat().st_size)
         held: list[int] = list(specials.before)
+        behind = 0.0
         for text in _texts(path, io.TextIOWrapper(stream, encoding="utf-8", newline="")):
             held += tokenize(text)
-            done = min(1.0, stream.tell() / total)
+            read = min(1.0, stream.tell() / total)
             start = 0
             while len(held) - start >= size:
-                yield Chunk(_framed(held[start : start + size], specials), done)
+                tokens = _framed(held[start : start + size], specials)
                 start += size
-            held = held[start:]
+                yield Chunk(tokens, behind + (read - behind) * start / len(held))
+            held, behind = held[start:], read
 
 
 def _framed(tokens: list[int], specials: Specials) -> tuple[int, ...]:

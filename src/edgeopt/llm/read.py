@@ -13,7 +13,7 @@ from edgeopt.core.ggml import PLAIN_TYPES
 from edgeopt.errors import SourceError
 from edgeopt.files.gguf import read_header
 from edgeopt.files.gguf_write import Field, fields_of, string
-from edgeopt.files.reading import read_json
+from edgeopt.files.reading import as_named, read_json
 from edgeopt.llm.families import family_of
 from edgeopt.llm.model import LanguageModel
 from edgeopt.llm.tokenizers import read_tokenizer
@@ -88,7 +88,7 @@ _PHI3_TOKENS = frozenset({"<s>", "</s>", "<unk>", "<|endoftext|>"})
 
 def _name(path: Path, architecture: str, tokenizer: Mapping[str, Field]) -> str:
     """A name for people: the folder's own, as what the configuration remembers is often a path."""
-    name = path.resolve().name
+    name = as_named(path).name
     if architecture == "phi3":
         tokens = tokenizer.get("tokenizer.ggml.tokens")
         special = tokens is not None and set(tokens.value) >= _PHI3_TOKENS

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.core import Change, Progress, Proof, Source
 from edgeopt.errors import CaptureError, SourceError, UsageError
 from edgeopt.files.open import open_source
-from edgeopt.verbs.gguf_options import GgufOptions, wants_gguf
+from edgeopt.verbs.gguf_options import GgufOptions, refuse_graph_options, wants_gguf
 from edgeopt.verbs.graph_source import Prepared, prepare, require_graph
 from edgeopt.verbs.output import external_over
 
@@ -87,7 +87,10 @@ def export(
     opened = open_source(source)
     options = GgufOptions(**gguf)
     if wants_gguf(opened, to, out, options):
-        return _to_gguf(opened, out, options, force, progress)
+        refuse_graph_options(
+            data=data, inputs=inputs, model=model, prefer=prefer, half=half, opset=opset
+        )
+        return _to_gguf(opened, out, options, min_sqnr, force, progress)
     require_graph(opened, model)
     from edgeopt.graphs.coverage import read_half
     from edgeopt.graphs.external import data_path
@@ -201,6 +204,7 @@ def _to_gguf(
     source: Source,
     out: str | Path | None,
     options: GgufOptions,
+    min_sqnr: float | None,
     force: bool,
     progress: Progress | None,
 ) -> Proof:
@@ -213,4 +217,12 @@ def _to_gguf(
         )
     # Decoding what was quantized loses nothing: it may be done unasked.
     options = dataclasses.replace(options, type=kind, allow_requantize=True)
-    return make_gguf(source, out, options, verb="export", force=force, progress=progress)
+    return make_gguf(
+        source,
+        out,
+        options,
+        verb="export",
+        min_sqnr=min_sqnr,
+        force=force,
+        progress=progress,
+    )

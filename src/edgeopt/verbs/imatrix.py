@@ -13,7 +13,7 @@ from edgeopt.errors import MissingExtraError, SourceError, UsageError
 from edgeopt.files.atomic import checked_output
 from edgeopt.files.imatrix import Fitted, Imatrix, write_imatrix
 from edgeopt.files.open import open_source
-from edgeopt.files.reading import open_regular, read_json
+from edgeopt.files.reading import as_named, open_regular, read_json
 from edgeopt.llm.chunks import Chunk, Specials, token_chunks
 from edgeopt.llm.families import family_of
 
@@ -122,7 +122,7 @@ def _inside(source: Source) -> Path:
 
 def _out(source: Source, out: str | Path | None, text: Path) -> Path:
     if out is None:
-        path = source.path.resolve()
+        path = as_named(source.path)
         out = path.with_name(f"{path.name}-imatrix.gguf")
     return checked_output(out, [source.path, *source.files, text])
 

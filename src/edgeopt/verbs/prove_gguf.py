@@ -83,6 +83,7 @@ def prove_gguf(
     text: Path | None = None,
     chunks: int = 8,
     context: int = 512,
+    min_sqnr: float | None = None,
     write_reference: WriteReference | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -93,6 +94,7 @@ def prove_gguf(
     that llama.cpp loads and runs it. ``full``: also next-token distributions (of an embedder:
     embeddings) over ``chunks`` of ``context`` tokens of ``text``, against the source itself where
     it is GGUF, else against the file that ``write_reference`` makes, removed afterwards.
+    ``min_sqnr`` is the least dB of every tensor, in place of its type's own floor.
 
     What the proof took stands in ``artifact``: ``seconds`` and ``proof_disk`` (bytes for a while).
 
@@ -117,7 +119,8 @@ def prove_gguf(
         )
 
     if depth == "none":
-        return proof([Part(unproven=("anything: --prove none was asked for",))], Facts())
+        asked = Part(unproven=("anything: --prove none was asked for",))
+        return proof([asked], Facts(model.tensors, _planned(model, plan)))
     try:
         stored = read_model(open_source(written)).tensors
     except FormatError as error:
@@ -125,7 +128,12 @@ def prove_gguf(
         broken = Check("structure", False, reason, "a file that edgeopt reads", "make it anew")
         return proof([Part((broken,))], Facts())
     tensors, errors = check_tensors(
-        model.tensors, stored, threads=threads, files=(*source.files, written), progress=progress
+        model.tensors,
+        stored,
+        min_sqnr=min_sqnr,
+        threads=threads,
+        files=(*source.files, written),
+        progress=progress,
     )
     facts = Facts(model.tensors, stored, errors)
     expected = [
@@ -160,6 +168,18 @@ def prove_gguf(
             progress=progress,
         )
     return proof([*parts, predictions], dataclasses.replace(facts, reference=reference))
+
+
+def _planned(model: LanguageModel, plan: Plan) -> tuple[Weight, ...]:
+    """The tensors as the plan has them, for a file that nobody looks into."""
+    kinds = {
+        d.tensor: (d.scheme.type, d.nbytes) for d in plan.decisions if isinstance(d.scheme, Ggml)
+    }
+    return tuple(
+        dataclasses.replace(weight, dtype=PLAIN_TYPES.get(kind, kind), nbytes=nbytes)
+        for weight in model.tensors
+        for kind, nbytes in (kinds[weight.name],)
+    )
 
 
 def default_threads() -> int:

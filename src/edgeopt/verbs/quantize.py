@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgeopt.core import Plan, Progress, Proof, Source
 from edgeopt.errors import SourceError
 from edgeopt.files.open import open_source
-from edgeopt.verbs.gguf_options import GgufOptions, wants_gguf
+from edgeopt.verbs.gguf_options import GgufOptions, refuse_graph_options, wants_gguf
 from edgeopt.verbs.graph_base import Asked, Base, open_base
 from edgeopt.verbs.graph_build import build
 from edgeopt.verbs.graph_plan import make_graph_plan
@@ -89,12 +89,16 @@ def quantize(
     if wants_gguf(opened, to, out, options):
         from edgeopt.verbs.quantize_gguf import make_gguf
 
+        refuse_graph_options(
+            data=data, inputs=inputs, model=model, block_size=block_size, prefer=prefer
+        )
         return make_gguf(
             opened,
             out,
             options,
             bits=bits,
             plan=read_plan(plan),
+            min_sqnr=min_sqnr,
             force=force,
             progress=progress,
         )
@@ -196,6 +200,9 @@ def make_plan(
     if wants_gguf(opened, to, out, options):
         from edgeopt.verbs.quantize_gguf import gguf_plan
 
+        refuse_graph_options(
+            data=data, inputs=inputs, model=model, block_size=block_size, prefer=prefer
+        )
         return gguf_plan(opened, options, bits)
     if _weights_only(opened, to, model):
         from edgeopt.verbs.quantize_weights import plan_weights

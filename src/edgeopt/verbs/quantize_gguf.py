@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 from edgeopt.core import Choice, Plan, Progress, Proof, Source, format_bytes
-from edgeopt.errors import OutputError
+from edgeopt.errors import OutputError, UsageError
 from edgeopt.files.atomic import checked_output
 from edgeopt.files.gguf_write import Layout
 from edgeopt.files.imatrix import Imatrix, read_imatrix
+from edgeopt.files.reading import as_named
 from edgeopt.llm.model import LanguageModel
 from edgeopt.llm.plan import GgufAsked, layout_of, make_gguf_plan, replayed
 from edgeopt.llm.read import read_model
@@ -40,6 +41,8 @@ def _planned(
     bits: int | None,
     importance: Imatrix | None,
 ) -> tuple[Plan, Layout]:
+    if bits is not None and options.type is not None:
+        raise UsageError(f"--bits {bits} and --type {options.type}: give one of the two")
     kind = (options.type or DEFAULT_TYPE[bits]).upper()
     asked = GgufAsked(kind, options.overrides(), importance, options.allow_requantize)
     plan = make_gguf_plan(source, model, asked)
@@ -56,6 +59,7 @@ def make_gguf(
     verb: str = "quantize",
     bits: int | None = None,
     plan: Plan | None = None,
+    min_sqnr: float | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -69,6 +73,7 @@ def make_gguf(
         made, layout = _planned(source, model, options, bits, importance)
     else:
         made = replayed(source, model, plan, importance)
+        _require_same(made, options, bits)
         layout = layout_of(model, made, importance)
     path = _artifact_path(source, out, str(made.options["type"]))
     _require_room(path, layout.nbytes)
@@ -94,6 +99,7 @@ def make_gguf(
             text=None if options.text is None else Path(options.text),
             chunks=options.chunks,
             context=options.context,
+            min_sqnr=min_sqnr,
             write_reference=write,
             threads=threads,
             progress=progress,
@@ -103,6 +109,17 @@ def make_gguf(
         return dataclasses.replace(proof, artifact=artifact)
 
     return write_proven(path, made, force, make, sources=(source.path, *source.files))
+
+
+def _require_same(plan: Plan, options: GgufOptions, bits: int | None) -> None:
+    """UsageError where types are asked for beside a plan, which has them all."""
+    planned = str(plan.options.get("type"))
+    asked = options.type or (None if bits is None else DEFAULT_TYPE[bits])
+    if asked is not None and asked.upper() != planned:
+        raise UsageError(f"the plan is one for {planned}, not for {asked}; leave --type out")
+    pairs = [list(pair) for pair in options.overrides()]
+    if pairs and pairs != plan.options.get("tensor_types"):
+        raise UsageError("the plan has every tensor's type already; leave --tensor-type out")
 
 
 def default_export_type(source: Source) -> str:
@@ -121,7 +138,7 @@ def _importance(options: GgufOptions) -> Imatrix | None:
 def _artifact_path(source: Source, out: str | Path | None, kind: str) -> Path:
     """``NAME-Q4_K_M.gguf`` beside the source; a tag of 16 or 32 bits in NAME is taken off."""
     if out is None:
-        path = source.path.resolve()
+        path = as_named(source.path)
         stem = path.name if path.is_dir() else path.name.removesuffix(path.suffix)
         for tag in ("-f32", "-f16", "-bf16", ".f32", ".f16", ".bf16"):
             if stem.lower().endswith(tag):

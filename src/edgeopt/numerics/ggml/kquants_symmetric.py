@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.core.ggml import TYPES_BY_NAME
-from edgeopt.numerics.ggml.jit import kernel
+from edgeopt.numerics.ggml.jit import inlined, kernel
 from edgeopt.numerics.ggml.symmetric_search import Floats, Range, half_bits, search_block
 
 __all__ = ["encode_q3_k", "encode_q6_k"]
@@ -47,7 +47,7 @@ class _Type:
     importance, and with it) and ``grids``: see :func:`search_block`.
 
     ``blend`` makes the weight of a value ``x`` from ``r = x^2 / mean(x^2)`` of its super-block:
-    ``1 + blend[0] r``, and with an importance ``i``, relative to the mean importance of the row,
+    ``1 + blend[0] r``, and with an importance ``i``, relative to the mean of all columns,
     ``i (blend[1] + blend[2] sqrt(2 + r)) + blend[3]``. ggml's own weights are ``x^2`` without
     importance; with it ``i`` for Q6_K and ``i sqrt(2 mean(x^2) + x^2)`` for Q3_K.
     """
@@ -128,29 +128,34 @@ def _pack_q3_k(
         out[k, 109] = np.uint8(halves[k] >> 8)
 
 
+# Windows, spreads and blends were chosen on the weights of a sentence embedder and of a small
+# language model, on Gaussian and heavy-tailed noise, with measured importance and made-up ones, so
+# that both errors end below those of ggml. A whole-number window puts the largest value on a code.
+# With importance the largest value may be one of no weight, to be cut off: hence windows past the
+# range of codes.
 _Q6_K = _Type(
-    "Q6_K",
-    32,
-    128,
-    _windows([26, 28, 30, 32], [25, 27, 29, 31]),
-    _windows([26, 28, 30, 32, 35], [25, 27, 29, 31, 34]),
-    _grids(128, 1.05),
-    np.array([0.75, 1, 0, 0.06], np.float32),
-    _pack_q6_k,
+    name="Q6_K",
+    codes=32,
+    subs=128,
+    windows=_windows([26, 28, 30, 32], [25, 27, 29, 31]),
+    weighted_windows=_windows([26, 28, 30, 32, 35], [25, 27, 29, 31, 34]),
+    grids=_grids(128, 1.05),
+    blend=np.array([0.75, 1, 0, 0.06], np.float32),
+    pack=_pack_q6_k,
 )
 _Q3_K = _Type(
-    "Q3_K",
-    4,
-    32,
-    _windows([3.8, 4.3], [2.9, 3.4]),
-    _windows([3, 3.5, 4, 4.5, 5, 5.75, 6.75], [2.5, 3, 3.5, 4, 4.5, 5.25, 6.25]),
-    _grids(32, 1.1),
-    np.array([0.4, 0.05, 1, 0.33], np.float32),
-    _pack_q3_k,
+    name="Q3_K",
+    codes=4,
+    subs=32,
+    windows=_windows([3.8, 4.3], [2.9, 3.4]),
+    weighted_windows=_windows([3, 3.5, 4, 4.5, 5, 5.75, 6.75], [2.5, 3, 3.5, 4, 4.5, 5.25, 6.25]),
+    grids=_grids(32, 1.1),
+    blend=np.array([0.4, 0.05, 1, 0.33], np.float32),
+    pack=_pack_q3_k,
 )
 
 
-@kernel
+@inlined
 def _load(blocks: Floats, block: int, x: Floats) -> tuple[np.float32, np.float32]:
     """Transpose a super-block; its largest magnitude and the mean of its squares."""
     for j in range(16):
@@ -169,7 +174,7 @@ def _load(blocks: Floats, block: int, x: Floats) -> tuple[np.float32, np.float32
     return largest, total / _F32(256)
 
 
-@kernel
+@inlined
 def _weigh(
     x: Floats, importance: Floats, block: int, mean_square: np.float32, blend: Floats, w: Floats
 ) -> None:
@@ -187,7 +192,7 @@ def _weigh(
         w[i] = w[i] * rule + blend[3]
 
 
-@kernel
+@inlined
 def _code(
     blocks: Floats,
     block: int,

@@ -66,7 +66,7 @@ def half_bits(value: np.float32) -> np.uint16:
     return magnitude
 
 
-@kernel
+@inlined
 def _peaks(x: Floats, reciprocals: Floats, gains: Floats, scales: Floats) -> None:
     """One over every sub-block's value of the largest magnitude, 0 where there is none."""
     for j in range(16):
@@ -79,7 +79,7 @@ def _peaks(x: Floats, reciprocals: Floats, gains: Floats, scales: Floats) -> Non
         scales[j] = _ZERO
 
 
-@kernel
+@inlined
 def _try_window(
     x: Floats,
     w: Floats,
@@ -119,7 +119,7 @@ def _try_window(
         scales[j] = scale if gain > before else best
 
 
-@kernel
+@inlined
 def _try_grid(
     along: Floats,
     square: Floats,
@@ -150,7 +150,7 @@ def _try_grid(
     return total
 
 
-@kernel
+@inlined
 def _try_step(
     x: Floats,
     w: Floats,
