@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,22 @@ def results(given: argparse.Namespace) -> list[Result]:
     return found
 
 
+def columns(found: Sequence[Result]) -> list[dict[str, Any]]:
+    """One table of columns for each type and kind of importance; five digits."""
+    tables = []
+    for name, kind in dict.fromkeys((r.type, r.importance) for r in found):
+        some = [r for r in found if (r.type, r.importance) == (name, kind)]
+        tables.append(
+            {"type": name, "importance": kind}
+            | {"tensors": " ".join(r.tensor for r in some), "sizes": [r.weights for r in some]}
+            | {
+                f: [float(f"{v:.5g}") for r in some if (v := getattr(r, f)) is not None]
+                for f in ("plain", "ruled", "important", "ours_s", "ggml_s")
+            }
+        )
+    return tables
+
+
 def summary(found: Sequence[Result]) -> tuple[list[Sequence[str]], list[Goal]]:
     rows: list[Sequence[str]] = []
     goals = []
@@ -247,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "environment": env,
         "limit": given.limit,
         "goals": [goal.to_json() for goal in goals],
-        "results": [asdict(result) for result in found],
+        "results": columns(found),
     }
     sampled = f"up to {given.limit} weights of each" if given.limit else "all weights"
     lines = [
