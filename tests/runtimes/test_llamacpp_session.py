@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,18 @@ def test_embeddings(tmp_path: Path) -> None:
         assert not np.allclose(a, b)
 
 
+def test_embeddings_where_the_file_does_not_say_how_to_pool(tmp_path: Path) -> None:
+    model = tiny_gguf.bert()
+    bare = {k: v for k, v in model.metadata.items() if k != "bert.pooling_type"}
+    means = []
+    for at, metadata in enumerate((model.metadata, bare)):
+        same = dataclasses.replace(model, metadata=metadata)
+        path = tiny_gguf.write(same, tmp_path / f"{at}.gguf")
+        with Session.open(path, context=64, embeddings=True) as session:
+            means.append(session.embed(session.tokenize("a b c")))
+    np.testing.assert_allclose(means[1], means[0], rtol=1e-5, atol=1e-6)
+
+
 def test_what_cannot_be_loaded(tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     with pytest.raises(SourceError, match="no such file"):
         Session.open(tmp_path / "missing.gguf")
@@ -160,8 +173,9 @@ def test_failures_of_the_library(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(WorkerError, match="code -3"):
             session.logits([1])
         monkeypatch.setattr(session._library, "llama_get_embeddings_seq", lambda native, i: None)
+        monkeypatch.setattr(session._library, "llama_get_embeddings", lambda native: None)
         monkeypatch.setattr(session._library, "llama_decode", lambda native, batch: 0)
-        with pytest.raises(InputsError, match="no pooled embedding"):
+        with pytest.raises(WorkerError, match="no embeddings"):
             session.embed([1])
     monkeypatch.setattr(llama_cpp, "llama_init_from_model", lambda model, parameters: None)
     with pytest.raises(SourceError, match="cannot make a context"):

@@ -253,7 +253,7 @@ def test_what_is_not_installed_is_not_proven(
     make: Callable[..., Made], text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llamacpp, "installed", lambda: False)
-    monkeypatch.setattr(gguf_checks, "find_spec", lambda name: None)
+    monkeypatch.setattr(gguf_checks, "is_installed", lambda name: False)
     proof = make().prove(depth="full", text=text)
     assert proof.proven
     assert [check.name for check in proof.verdict.checks] == ["tensors"]

@@ -13,7 +13,6 @@ worker process (:mod:`edgeopt.measure.process`): native code can crash.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import re
 from collections import deque
@@ -28,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.core.ggml import TYPE_NUMBERS
+from edgeopt.core.packages import is_installed
 from edgeopt.errors import InputsError, MissingExtraError, SourceError, WorkerError
 from edgeopt.runtimes.smaps import FilePages, file_pages
 
@@ -56,7 +56,7 @@ _BUFFER_SIZE = re.compile(r"(\S+) model buffer size\s*=\s*([\d.]+) MiB")
 
 def installed() -> bool:
     """Whether llama-cpp-python is there, without loading it."""
-    return importlib.util.find_spec("llama_cpp") is not None
+    return is_installed("llama_cpp")
 
 
 def preload() -> None:
@@ -280,15 +280,20 @@ class Session:
 
     def embed(self, tokens: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
         """The pooled embedding of one sequence, ``[width]``, as the model gives it: not scaled to
-        length one. Only in a session opened with ``embeddings=True``."""
+        length one. Where the file does not say how to pool, the mean over the tokens. Only in a
+        session opened with ``embeddings=True``."""
         sequence = np.asarray(tokens, np.int32)
         self._check(sequence)
         self._forget()
         self._decode(sequence, 0, np.ones(len(sequence), np.bool_))
         pooled = self._library.llama_get_embeddings_seq(self._native, 0)
-        if not pooled:
-            raise InputsError(f"{self.path}: has no pooled embedding: its pooling type is none")
-        return np.array(np.ctypeslib.as_array(pooled, (self.width,)))
+        if pooled:
+            return np.array(np.ctypeslib.as_array(pooled, (self.width,)))
+        rows = self._library.llama_get_embeddings(self._native)
+        if not rows:
+            raise WorkerError(f"{self.path}: llama.cpp gives no embeddings of it")
+        tokens = np.ctypeslib.as_array(rows, (len(sequence), self.width))
+        return np.asarray(tokens.mean(0, dtype=np.float64), np.float32)
 
     def _check(self, sequence: NDArray[np.int32]) -> None:
         if not 0 < len(sequence) <= self.context:

@@ -10,12 +10,12 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from edgeopt.core import Check, Progress, Weight
 from edgeopt.core.ggml import PLAIN_TYPES
+from edgeopt.core.packages import is_installed
 from edgeopt.errors import MissingExtraError
 from edgeopt.files.gguf_write import ALIGNMENT, Field
 from edgeopt.measure.language import read_with_gguf
@@ -181,7 +181,7 @@ def check_structure(
     progress: Progress | None = None,
 ) -> Part:
     """The file as gguf-py, an independent reader, sees it, against what was to be written."""
-    if find_spec("gguf") is None:
+    if not is_installed("gguf"):
         return Part(unproven=(str(MissingExtraError("gguf", "gguf", "reading the file anew")),))
     if progress is not None:
         progress("reading with gguf-py", None)
