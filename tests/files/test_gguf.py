@@ -15,6 +15,7 @@ from edgeopt.core.ggml import PLAIN_TYPES, REMOVED_TYPES, TYPES
 from edgeopt.errors import EdgeoptError, FormatError
 from edgeopt.files import gguf, gguf_header
 from edgeopt.files.open import open_source
+from edgeopt.files.weights import load_weights
 
 gguf_py = pytest.importorskip("gguf")
 from gguf import quants  # noqa: E402
@@ -307,6 +308,14 @@ def test_what_is_odd_and_allowed(tmp_path):
         assert d.rows(32, 64).tolist() == list(range(128 + 18, 164))
         with pytest.raises(IndexError, match="cuts a Q4_0 block"):
             d.rows(1, 32)
+
+
+@pytest.mark.parametrize("dims", [(0,), (0, 3), (256, 0, 2)])
+@pytest.mark.parametrize("kind", [2, 8, 12, 16])
+def test_blocks_without_values_decode_to_nothing(tmp_path, dims, kind):
+    path = tmp_path / "x.gguf"
+    path.write_bytes(build([], [info("t", dims, kind)], bytes(64)))
+    assert load_weights(path)["t"].shape == tuple(reversed(dims))
 
 
 def test_too_many_strings(tmp_path, monkeypatch):

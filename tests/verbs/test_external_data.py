@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -336,6 +336,7 @@ def model_of(arrays: dict[str, NDArray[Any]]) -> ir.Model:
     return ir.Model(graph, ir_version=10)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -60,8 +60,10 @@ class Weights(Mapping[str, NDArray[Any]]):
     def _decoded(self, weight: Weight) -> NDArray[np.float32]:
         """A tensor of a GGUF block type."""
         raw = weight.array()
-        raw = raw.reshape(-1, raw.shape[-1])
         columns = weight.shape[-1]
+        if not weight.size:
+            return np.zeros(weight.shape, np.float32)
+        raw = raw.reshape(-1, raw.shape[-1])
         if weight.dtype in ggml.decodes():
             return ggml.decode(weight.dtype, raw, columns).reshape(weight.shape)
         try:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeopt.core import Array, Source, Weight
 from edgeopt.core.ggml import PLAIN_TYPES
 from edgeopt.errors import SourceError
@@ -135,6 +137,8 @@ def _decoding(weight: Weight) -> Callable[[int, int], Array]:
     def read(lo: int, hi: int) -> Array:
         raw = weight.rows(lo, hi)
         width = raw.shape[-1]
+        if not weight.size:
+            return np.zeros((hi - lo, *weight.shape[1:]), np.float32)
         if len(weight.shape) == 1:
             return decode(weight.dtype, raw.reshape(1, width), hi - lo).reshape(hi - lo)
         values = decode(weight.dtype, raw.reshape(-1, width), columns)
