@@ -89,6 +89,18 @@ def test_tensors_that_keep_their_type_keep_their_bytes(folder: Path, tmp_path: P
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
+def test_metadata_that_cannot_be_written_again(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "nested.gguf", "llama")
+    writer.add_array("odd.key", [[1, 2], [3, 4]])
+    writer.add_tensor("output_norm.weight", np.ones(8, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(SourceError, match=r"odd\.key.*array of arrays"):
+        read_model(open_source(tmp_path / "nested.gguf"))
+
+
 def test_low_bits_are_not_quantized_again_unasked(folder: Path, tmp_path: Path) -> None:
     convert(folder, tmp_path / "a.gguf", "Q4_0")
     source = open_source(tmp_path / "a.gguf")

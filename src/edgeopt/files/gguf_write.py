@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from edgeopt.core.ggml import TYPE_NUMBERS, TYPES_BY_NAME
 from edgeopt.files.gguf_header import Header, MetadataArray
-from edgeopt.files.gguf_header import Value as ReadValue
 
 __all__ = [
     "ALIGNMENT",
@@ -126,16 +125,19 @@ def array(of: str, values: Sequence[Any]) -> Field:
 
 
 def fields_of(header: Header) -> dict[str, Field]:
-    """The metadata of a file that was read, ready to be written again, in its order."""
-    return {key: _field(header.types[key], value) for key, value in header.metadata.items()}
+    """The metadata of a file that was read, ready to be written again, in its order.
 
-
-def _field(kind: str, value: ReadValue) -> Field:
-    if isinstance(value, MetadataArray):
-        if value.type == "array":
-            raise ValueError("arrays of arrays are not written")
-        return Field("array", value.values(), value.type)
-    return Field(kind, value)
+    ValueError, naming the key, for an array of arrays: llama.cpp does not load one.
+    """
+    fields = {}
+    for key, value in header.metadata.items():
+        if isinstance(value, MetadataArray):
+            if value.type == "array":
+                raise ValueError(f"metadata {key!r} is an array of arrays, which is not written")
+            fields[key] = Field("array", value.values(), value.type)
+        else:
+            fields[key] = Field(header.types[key], value)
+    return fields
 
 
 @dataclass(frozen=True)

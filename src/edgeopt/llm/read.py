@@ -16,6 +16,7 @@ from edgeopt.errors import SourceError
 from edgeopt.files.gguf import read_header
 from edgeopt.files.gguf_write import Field, fields_of, string
 from edgeopt.files.reading import as_named, read_json
+from edgeopt.files.text import one_line
 from edgeopt.llm.families import family_of
 from edgeopt.llm.model import LanguageModel
 from edgeopt.llm.tokenizers import read_tokenizer
@@ -115,9 +116,11 @@ def _from_gguf(source: Source) -> LanguageModel:
             f"{source.path}: is one of several parts of a model; join them with "
             "llama-gguf-split --merge first"
         )
-    metadata: dict[str, Field] = {
-        key: field for key, field in fields_of(header).items() if key not in _OF_TYPES
-    }
+    try:
+        fields = fields_of(header)
+    except ValueError as error:
+        raise SourceError(f"{source.path}: {one_line(str(error), 200)}") from error
+    metadata: dict[str, Field] = {k: v for k, v in fields.items() if k not in _OF_TYPES}
     return LanguageModel(architecture, metadata, tuple(_decoded(w) for w in source.weights))
 
 
