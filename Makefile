@@ -68,7 +68,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 test: lint $(MODELS) $(LLAMA)
-	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile \
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 	  --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-slow: $(MODELS) $(LLAMA)

@@ -54,12 +54,10 @@ def read_into_heap(path: Path) -> list[Any]:
     return held
 
 
-def touch(path: Path) -> int:
+def touch(weights: Any) -> int:
     """One byte of every page of every tensor, through the mapping; returns their sum."""
-    from edgeopt.files.open import open_source
-
     total = 0
-    for weight in open_source(path).weights:
+    for weight in weights.source.weights:
         raw = weight.array().reshape(-1).view(np.uint8)
         total += int(raw[::_PAGE].sum(dtype=np.int64))
     return total
@@ -81,7 +79,7 @@ def child(what: str, path: Path) -> dict[str, Any]:
         said["tensors"] = len(held)
     elif what == "touch":
         held = edgeopt.load_weights(path)
-        touch(path)
+        touch(held)
     else:
         from edgeopt.runtimes.llamacpp import Session
 
