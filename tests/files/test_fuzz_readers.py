@@ -678,7 +678,7 @@ def test_what_is_made_is_often_sound(
     """A fuzzer whose every file is refused at the door tests the door."""
     outcomes: list[bool] = []
 
-    @settings(max_examples=60, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=150, deadline=None, database=None, derandomize=True)
     @given(sound)
     def tried(raw: bytes) -> None:
         path = place / name
@@ -692,4 +692,4 @@ def test_what_is_made_is_often_sound(
             outcomes.append(True)
 
     tried()
-    assert 0.05 < sum(outcomes) / len(outcomes) < 1.0
+    assert 0.02 < sum(outcomes) / len(outcomes) < 1.0

@@ -181,7 +181,8 @@ def test_importance_never_hurts_what_is_important(
     searched, direct = encode(name, rows, importance), encode(name, rows)
     after = errors(name, searched, rows, importance)[1]
     before = errors(name, direct, rows, importance)[1]
-    assert after <= before * 1.001 + 1e-12 * float((rows.astype(np.float64) ** 2).max())
+    # What float32 sums cannot tell apart, a few parts in a million of the largest value, is even.
+    assert after <= before * 1.001 + 1e-11 * float((rows.astype(np.float64) ** 2).max())
 
 
 @pytest.mark.parametrize("name", SEARCHED)

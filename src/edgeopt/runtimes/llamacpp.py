@@ -126,6 +126,7 @@ class Session:
         if not path.is_file():
             raise SourceError(f"{path}: no such file; give the path of a GGUF file")
         library = _library()
+        _listen(library)
         _LOG.clear()
         model = library.llama_model_load_from_file(
             os.fsencode(path),
@@ -422,15 +423,20 @@ def _library() -> Any:
         raise WorkerError(
             f"llama-cpp-python is installed and does not load: {reason}; install it again"
         ) from error
-    # Kept on the module: llama.cpp calls it as long as the process lives.
-    global _callback
-    _callback = llama_cpp.llama_log_callback(_LOG.take)
-    llama_cpp.llama_log_set(_callback, None)
     llama_cpp.llama_backend_init()
     return llama_cpp
 
 
-_callback: Any = None
+@cache
+def _listener() -> Any:
+    # Kept: llama.cpp calls it as long as the process lives.
+    return _library().llama_log_callback(_LOG.take)
+
+
+def _listen(library: Any) -> None:
+    """Take what llama.cpp says from here on. There is one listener a process, so whoever else
+    uses the library (its ``Llama`` class does) may have put its own in place since."""
+    library.llama_log_set(_listener(), None)
 
 
 def _filled(parameters: Any, **values: object) -> Any:
