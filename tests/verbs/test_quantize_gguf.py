@@ -257,6 +257,33 @@ def test_a_tied_model_has_one_table(folder: Path, tmp_path: Path) -> None:
     assert types["token_embd.weight"] == "Q6_K"
 
 
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ({"method": "copy"}, "method 'copy'"),
+        ({"shape": [512, 128]}, r"shape \[512, 128\]"),
+        ({"nbytes": 7}, "7 bytes"),
+        ({"scheme": {"type": "ggml", "name": "BF16"}}, "bytes, BF16 takes"),
+    ],
+)
+def test_a_plan_that_somebody_edited(
+    folder: Path, tmp_path: Path, edit: dict[str, object], said: str
+) -> None:
+    """What a decision repeats of the source is held against the source, not believed."""
+    document = make_plan(folder, type="Q8_0").to_json()
+    decision = next(d for d in document["decisions"] if d["tensor"] == "blk.0.attn_q.weight")
+    decision.update(edit)
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(document))
+    with pytest.raises(UsageError, match=said):
+        edgeopt.quantize(folder, tmp_path / "a.gguf", to="gguf", plan=plan, prove="none")
+    document["options"].pop("type")
+    plan.write_text(json.dumps(document))
+    with pytest.raises(UsageError):
+        edgeopt.quantize(folder, tmp_path / "a.gguf", to="gguf", plan=plan, prove="none")
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pytorch_model_bin_is_a_source_too(folder: Path, tmp_path: Path, zipped: bool) -> None:
     """Through our own reader of torch files: the same bytes as from safetensors."""

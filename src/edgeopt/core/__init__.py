@@ -20,7 +20,7 @@ from edgeopt.core.ggml import Ggml
 from edgeopt.core.plan import PLAN_VERSION, Change, Choice, Decision, Plan
 from edgeopt.core.proof import PROOF_VERSION, Check, Fidelity, Measurement, Proof, Verdict
 from edgeopt.core.schemes import Affine, Codes, Scheme
-from edgeopt.core.source import InputSpec, Source, Storage, Weight
+from edgeopt.core.source import InputSpec, Source, Storage, Weight, file_sha256
 
 __all__ = [
     "DTYPE_BITS",
@@ -46,6 +46,7 @@ __all__ = [
     "Storage",
     "Verdict",
     "Weight",
+    "file_sha256",
     "format_bytes",
     "tensor_nbytes",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeopt.core.dtypes import FLOAT_DTYPES, Array
 
-__all__ = ["InputSpec", "Source", "Storage", "Weight"]
+__all__ = ["InputSpec", "Source", "Storage", "Weight", "file_sha256"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Source:
         and digest are hashed in turn.
         """
         if len(self.files) == 1:
-            return _sha256_file(self.files[0])
+            return file_sha256(self.files[0])
         whole = hashlib.sha256()
         root = self.path if self.path.is_dir() else self.path.parent
         for file in sorted(self.files):
@@ -114,11 +114,12 @@ class Source:
                 name = file.relative_to(root).as_posix()
             except ValueError:
                 name = file.name
-            whole.update(f"{name}\0{_sha256_file(file)}\n".encode())
+            whole.update(f"{name}\0{file_sha256(file)}\n".encode())
         return whole.hexdigest()
 
 
-def _sha256_file(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """What ``sha256sum`` prints for a file, read a piece at a time."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 20):

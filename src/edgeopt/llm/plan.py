@@ -78,13 +78,11 @@ def make_gguf_plan(source: Source, model: LanguageModel, asked: GgufAsked) -> Pl
         stored = Ggml(each.type)
         if refused := stored.accepts(weight.shape):
             raise UsageError(f"tensor {weight.name!r}: {refused}; choose another type for it")
-        same = weight.dtype == PLAIN_TYPES.get(each.type, each.type)
-        method = "copy" if same else ("cast" if each.type in PLAIN_TYPES else "ggml")
         decisions.append(
             Decision(
                 tensor=weight.name,
                 op="tensor",
-                method=method,
+                method=_method(weight.dtype, each.type),
                 form="gguf",
                 scheme=stored,
                 reason=each.reason,
@@ -111,20 +109,26 @@ def replayed(source: Source, model: LanguageModel, plan: Plan, importance: Imatr
         raise UsageError("the plan is not one for GGUF; make it with --to gguf --plan")
     if plan.source_sha256 != described_sha256(source):
         raise UsageError(f"the plan was made for another source than {source.path}; make it anew")
-    shapes = {weight.name: weight.shape for weight in model.tensors}
+    weights = {weight.name: weight for weight in model.tensors}
     planned = {decision.tensor: decision for decision in plan.decisions}
-    if set(shapes) != set(planned) or len(planned) != len(plan.decisions):
-        odd = sorted(set(shapes) ^ set(planned))[:1] or [plan.decisions[0].tensor]
+    if set(weights) != set(planned) or len(planned) != len(plan.decisions):
+        odd = sorted(set(weights) ^ set(planned))[:1] or [plan.decisions[0].tensor]
         raise UsageError(f"tensor {odd[0]!r} is not once in plan and source; make the plan anew")
     for name, decision in planned.items():
         stored = decision.scheme
         if not isinstance(stored, Ggml):
             raise UsageError(f"the plan for tensor {name!r} names no ggml type; make it anew")
-        wrong = stored.accepts(shapes[name])
-        if not wrong and stored.nbytes(shapes[name]) != decision.nbytes:
-            wrong = f"{decision.nbytes} bytes, {stored.type} takes {stored.nbytes(shapes[name])}"
+        shape, method = weights[name].shape, _method(weights[name].dtype, stored.type)
+        wrong = stored.accepts(shape)
+        if not wrong and decision.shape != shape:
+            wrong = f"shape {list(decision.shape)}, the source has {list(shape)}"
+        if not wrong and stored.nbytes(shape) != decision.nbytes:
+            wrong = f"{decision.nbytes} bytes, {stored.type} takes {stored.nbytes(shape)}"
+        if not wrong and decision.method != method:
+            wrong = f"method {decision.method!r}, {stored.type} takes {method!r} here"
         if wrong:
             raise UsageError(f"the plan for tensor {name!r}: {wrong}; make it anew")
+    file_type(str(plan.options.get("type")))
     found = {} if importance is None else _calibration(importance, model)
     if dict(plan.calibration) != found:
         raise UsageError(
@@ -132,6 +136,13 @@ def replayed(source: Source, model: LanguageModel, plan: Plan, importance: Imatr
         )
     _require_encodable(source, model, plan, bool(plan.options.get("allow_requantize")))
     return plan
+
+
+def _method(dtype: str, kind: str) -> str:
+    """How a tensor of ``dtype`` becomes ggml's type ``kind``: bytes as they are, a cast, blocks."""
+    if dtype == PLAIN_TYPES.get(kind, kind):
+        return "copy"
+    return "cast" if kind in PLAIN_TYPES else "ggml"
 
 
 def _stored(source: Source) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import os
 import shutil
@@ -26,6 +25,7 @@ from edgeopt.core import (
     Source,
     Verdict,
     Weight,
+    file_sha256,
     format_bytes,
 )
 from edgeopt.core.ggml import PLAIN_TYPES
@@ -287,7 +287,7 @@ def assemble(
             "path": str(final),
             "format": "gguf",
             "nbytes": written.stat().st_size,
-            "sha256": _sha256(written),
+            "sha256": file_sha256(written),
             "type": None if plan is None else plan.options.get("type"),
             "bits_per_weight": bits_per_weight(facts.after),
             "types": _by_type(facts.after, facts.errors),
@@ -309,14 +309,6 @@ def assemble(
         usage=gguf_usage(final, embedder=embeds) if ran else "",
         notes=tuple(notes),
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _changes(plan: Plan | None, facts: Facts) -> tuple[Change, ...]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeopt.core import Change, Plan, Progress, Proof
+from edgeopt.core import Change, Plan, Progress, Proof, file_sha256
 from edgeopt.measure.environment import environment
 from edgeopt.measure.gate import judge
 from edgeopt.measure.pair import measure_pair
@@ -81,7 +80,7 @@ def prove_graph(
             "path": str(final),
             "format": "onnx",
             "nbytes": nbytes,
-            "sha256": _sha256(written),
+            "sha256": file_sha256(written),
             **_data(pair.files, final),
             "inputs": [_spec(s) for s in pair.inputs],
             "outputs": [_spec(s) for s in pair.outputs],
@@ -109,16 +108,8 @@ def _data(files: Sequence[Path], final: Path) -> dict[str, Any]:
         {
             "path": str(final.parent / file.relative_to(files[0].parent)),
             "nbytes": file.stat().st_size,
-            "sha256": _sha256(file),
+            "sha256": file_sha256(file),
         }
         for file in files[1:]
     ]
     return {"data": data} if data else {}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
