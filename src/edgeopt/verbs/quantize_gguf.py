@@ -75,6 +75,11 @@ def make_gguf(
         made = replayed(source, model, plan, importance)
         _require_same(made, options, bits)
         layout = layout_of(model, made, importance)
+        if made.choice("file_bytes") != str(layout.nbytes):
+            raise UsageError(
+                f"the plan says {made.choice('file_bytes') or 'no'} bytes, the file takes "
+                f"{layout.nbytes}; make the plan anew"
+            )
     path = _artifact_path(source, out, str(made.options["type"]))
     _require_room(path, layout.nbytes)
 
