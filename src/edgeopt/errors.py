@@ -13,6 +13,7 @@
     +-- MissingExtraError             2   an optional package is not installed
     +-- WorkerError                   3   a worker process died or gave no answer
     +-- ProofFailed                   3   the artifact was made, and is not worth having
+    +-- GateFailed                    4   what --fail-if asked about did happen
 
 A message is one line: the value met, the limit it broke, and what to do about it.
 """
@@ -25,6 +26,7 @@ __all__ = [
     "CaptureError",
     "EdgeoptError",
     "FormatError",
+    "GateFailed",
     "InputsError",
     "MissingExtraError",
     "OutputError",
@@ -117,3 +119,9 @@ class ProofFailed(EdgeoptError):
     """The artifact did not pass the proof: says which check failed and what to try."""
 
     exit_code = 3
+
+
+class GateFailed(EdgeoptError):
+    """A condition given with ``--fail-if`` holds: says which, and what was found."""
+
+    exit_code = 4

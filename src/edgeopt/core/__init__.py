@@ -19,14 +19,26 @@ from edgeopt.core.dtypes import (
 from edgeopt.core.ggml import Ggml
 from edgeopt.core.plan import PLAN_VERSION, Change, Choice, Decision, Plan
 from edgeopt.core.proof import PROOF_VERSION, Check, Fidelity, Measurement, Proof, Verdict
+from edgeopt.core.results import (
+    METRICS,
+    RESULTS_VERSION,
+    Layer,
+    Metric,
+    Quality,
+    Results,
+    Subject,
+    Unavailable,
+)
 from edgeopt.core.schemes import Affine, Codes, Scheme
 from edgeopt.core.source import InputSpec, Source, Storage, Weight, file_sha256
 
 __all__ = [
     "DTYPE_BITS",
     "FLOAT_DTYPES",
+    "METRICS",
     "PLAN_VERSION",
     "PROOF_VERSION",
+    "RESULTS_VERSION",
     "Affine",
     "Array",
     "Change",
@@ -37,13 +49,19 @@ __all__ = [
     "Fidelity",
     "Ggml",
     "InputSpec",
+    "Layer",
     "Measurement",
+    "Metric",
     "Plan",
     "Progress",
     "Proof",
+    "Quality",
+    "Results",
     "Scheme",
     "Source",
     "Storage",
+    "Subject",
+    "Unavailable",
     "Verdict",
     "Weight",
     "file_sha256",

@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from edgeopt.core.plan import Change, Plan
 
-__all__ = ["PROOF_VERSION", "Check", "Fidelity", "Measurement", "Proof", "Verdict"]
+__all__ = ["PROOF_VERSION", "Check", "Fidelity", "Measurement", "Proof", "Verdict", "json_ready"]
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,19 @@ class Fidelity:
 class Measurement:
     """Raw samples of one metric of one subject. Statistics are derived, never stored.
 
-    ``values`` holds one tuple per worker process.
+    ``values`` holds one tuple per worker process. ``blocks`` says how many of a process's samples
+    were taken in each of its turns, where subjects took turns; empty where they did not. Turn i
+    of every subject in one process round ran side by side. ``how`` names the counter or the way
+    it was taken, where that is not always the same.
     """
 
-    subject: Literal["source", "artifact"]
+    subject: str
     metric: str
     unit: str
     conditions: Mapping[str, Any]
     values: tuple[tuple[float, ...], ...]
+    blocks: tuple[tuple[int, ...], ...] = ()
+    how: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,17 +131,18 @@ class Proof:
             "usage": self.usage,
             "notes": list(self.notes),
         }
-        cleaned: dict[str, Any] = _json_ready(document)
+        cleaned: dict[str, Any] = json_ready(document)
         return cleaned
 
 
-def _json_ready(value: Any) -> Any:
+def json_ready(value: Any) -> Any:
+    """``value`` as JSON can hold it: infinities as "inf" and "-inf", NaN as "nan"."""
     if isinstance(value, Mapping):
-        return {str(k): _json_ready(v) for k, v in value.items()}
+        return {str(k): json_ready(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json_ready(v) for v in value]
+        return [json_ready(v) for v in value]
     if isinstance(value, np.generic):
-        return _json_ready(value.item())
+        return json_ready(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
     if isinstance(value, Path):
