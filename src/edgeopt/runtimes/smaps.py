@@ -7,11 +7,13 @@ ones, and the system can drop them. PSS divides each page by the processes that 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["FilePages", "file_pages"]
+__all__ = ["FilePages", "file_pages", "mapped_files", "mappings_known"]
+
+_SMAPS = Path("/proc/self/smaps")
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,12 @@ class FilePages:
     shareable: bool
 
 
-def file_pages(
-    path: str | os.PathLike[str], smaps: Path = Path("/proc/self/smaps")
-) -> FilePages | None:
+def mappings_known() -> bool:
+    """Whether this system says what a process has mapped: Linux does."""
+    return _SMAPS.exists()
+
+
+def file_pages(path: str | os.PathLike[str], smaps: Path = _SMAPS) -> FilePages | None:
     """The mappings of ``path``; None where there is none, or the system does not say."""
     real = os.path.realpath(path)
     found = [(shared, sizes) for name, shared, sizes in _mappings(smaps) if name == real]
@@ -53,6 +58,19 @@ def file_pages(
         anonymous=total("Anonymous"),
         shareable=all(shared for shared, _ in found),
     )
+
+
+def mapped_files(files: Iterable[Path], folder: Path) -> dict[str, bool | None]:
+    """Whether this process has each file mapped now, by its path from ``folder``; None where the
+    system does not say."""
+    known = mappings_known()
+    mapped = {name for name, _, _ in _mappings(_SMAPS)}
+    return {
+        Path(os.path.relpath(file, folder)).as_posix(): (
+            os.path.realpath(file) in mapped if known else None
+        )
+        for file in files
+    }
 
 
 def _mappings(smaps: Path) -> Iterator[tuple[str, bool, dict[str, int]]]:
