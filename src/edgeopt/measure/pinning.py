@@ -1,1 +1,2 @@
-def pin(n): return None
+def pin(n):
+    return None

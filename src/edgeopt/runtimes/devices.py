@@ -1,1 +1,2 @@
-def resolve(device, runtime): return "cpu"
+def resolve(device, runtime):
+    return "cpu"
