@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -115,7 +116,7 @@ def test_two_trials_take_turns_in_fresh_processes(
     assert firsts == ["a", "b", "b", "a"] * 2 + ["a", "b"]
     # Within a round the subjects took turns: more changes of subject than two runs would give.
     runs_of = [line.split()[0] for line in lines]
-    changes = sum(x != y for x, y in zip(runs_of, runs_of[1:], strict=False))
+    changes = sum(x != y for x, y in itertools.pairwise(runs_of))
     assert changes >= 5 * 3
 
 
@@ -167,3 +168,14 @@ def test_progress_goes_from_0_to_1(mimic: Callable[..., Trial]) -> None:
     parts = [part for _, part in said if part is not None]
     assert parts == sorted(parts) and parts[0] == 0.0 and 0.9 < parts[-1] <= 1.0
     assert said[0][0] == "process 1 of 5, a: cold load:"
+
+
+def test_what_does_not_fit_together_runs_one_after_the_other(
+    mimic: Callable[..., Trial], tmp_path: Path
+) -> None:
+    bench = run_bench([mimic("a"), mimic("b")], replace(QUICK, cold=False, memory=7000))
+    assert bench.failures == {}
+    assert any("one at a time" in warning for warning in bench.warnings)
+    runs_of = [line.split()[0] for line in (tmp_path / "log").read_text().split("\n")[:-1]]
+    # A B, B A, A B, B A, A B: whole processes alternate, and two of a kind meet in between.
+    assert [name for name, _ in itertools.groupby(runs_of)] == ["a", "b", "a", "b", "a", "b"]
