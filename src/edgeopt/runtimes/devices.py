@@ -1,2 +1,0 @@
-def resolve(device, runtime):
-    return "cpu"
