@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from edgeopt.core import Results
@@ -12,8 +14,9 @@ from edgeopt.errors import UsageError
 from edgeopt.files.atomic import writing
 from edgeopt.numerics.derive import Derived
 from edgeopt.report.document import Document
+from edgeopt.report.numbers import printable
 from edgeopt.report.plots.amounts import latency, loading, memory, sizes
-from edgeopt.report.plots.chart import INKS, WIDE, Chart, Marks, altair, vl_convert
+from edgeopt.report.plots.chart import INKS, WIDE, Chart, Mark, Marks, altair, vl_convert
 from edgeopt.report.plots.distribution import distributions
 from edgeopt.report.plots.layers import errors, layers
 from edgeopt.report.plots.scatter import scatter
@@ -36,6 +39,7 @@ _SVG = "http://www.w3.org/2000/svg"
 
 #: Pixels of a PNG for each of the chart's.
 _SCALE = 2.0
+_MARGIN = 16
 
 
 def charts(document: Document) -> tuple[Chart, ...]:
@@ -57,32 +61,54 @@ def write_charts(results: Results, derived: Derived, folder: Path, fmt: str = "s
     for chart in charts(Document(results, derived)):
         path = folder / f"{chart.name}.{fmt}"
         marks = Marks()
-        drawn = FORMATS[fmt](chart.draw(WIDE, marks), chart, marks)
+        specification = chart.draw(WIDE, marks)
+        drawn = FORMATS[fmt](_titled(specification, chart), chart, marks)
         with writing(path) as temporary:
             temporary.write_bytes(drawn)
         written.append(path)
     return written
 
 
-def _png(specification: object, chart: Chart, marks: Marks) -> bytes:
-    drawn: bytes = vl_convert().vegalite_to_png(specification, scale=_SCALE)
+def _titled(specification: dict[str, Any], chart: Chart) -> dict[str, Any]:
+    """With its title and caption over it, and a margin: a file of its own has no page around it."""
+    padding = {side: pixels + _MARGIN for side, pixels in specification["padding"].items()}
+    above = padding["top"]
+    title = {
+        "text": chart.title,
+        "subtitle": textwrap.wrap(chart.caption, 96),
+        "anchor": "start",
+        "frame": "group",
+        "dx": _MARGIN - padding["left"] + 1,
+        "offset": 10,
+        "fontSize": 17,
+        "subtitleFontSize": 13,
+        "subtitleColor": INKS["muted"][0],
+        "subtitlePadding": 6,
+        "color": INKS["ink"][0],
+    }
+    padding["top"] = above + 36 + 18 * len(title["subtitle"])
+    return {**specification, "title": title, "padding": padding}
+
+
+def _png(specification: dict[str, Any], chart: Chart, marks: Marks) -> bytes:
+    drawn: bytes = vl_convert().vegalite_to_png(_drawable(specification), scale=_SCALE)
     return drawn
 
 
-def _svg(specification: object, chart: Chart, marks: Marks) -> bytes:
+def _svg(specification: dict[str, Any], chart: Chart, marks: Marks) -> bytes:
     """A file of its own: its title and its words in it, for whoever cannot see it."""
     root = _tree(specification)
     for element, mark in _described(root, marks):
-        element.set("aria-label", mark.tip)
+        element.set("aria-label", printable(mark.tip))
     root.set("role", "img")
-    root.set("aria-label", chart.alternative)
+    root.set("aria-label", printable(chart.alternative))
     title = ElementTree.Element(f"{{{_SVG}}}title")
-    title.text = chart.title
+    title.text = printable(chart.title)
     root.insert(0, title)
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
 
 
-FORMATS: Mapping[str, Callable[[object, Chart, Marks], bytes]] = {"svg": _svg, "png": _png}
+FORMATS: Mapping[str, Callable[[dict[str, Any], Chart, Marks], bytes]] = {"svg": _svg, "png": _png}
 
 
 def page_svg(chart: Chart, width: int) -> str:
@@ -97,7 +123,7 @@ def page_svg(chart: Chart, width: int) -> str:
             element.set("data-value", repr(float(mark.number.value)))
             element.set("data-shape", mark.number.shape)
         if not element.tag.endswith("text"):
-            element.set("data-tip", mark.tip)
+            element.set("data-tip", printable(mark.tip))
     for element in root.iter():
         _themed(element)
     root.set("aria-hidden", "true")
@@ -106,13 +132,22 @@ def page_svg(chart: Chart, width: int) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _tree(specification: object) -> ElementTree.Element:
-    text = vl_convert().vegalite_to_svg(specification)
+def _tree(specification: dict[str, Any]) -> ElementTree.Element:
+    text = vl_convert().vegalite_to_svg(_drawable(specification))
     # what vl-convert draws is its own, not a stranger's: names are escaped in it
     return ElementTree.fromstring(text)
 
 
-def _described(root: ElementTree.Element, marks: Marks) -> Iterator[tuple[ElementTree.Element, "object"]]:
+def _drawable(value: Any) -> Any:
+    """Without the characters that XML has no room for: vl-convert aborts the process on them."""
+    if isinstance(value, dict):
+        return {key: _drawable(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [_drawable(member) for member in value]
+    return printable(value) if isinstance(value, str) and not value.isprintable() else value
+
+
+def _described(root: ElementTree.Element, marks: Marks) -> Iterator[tuple[ElementTree.Element, Mark]]:
     for element in root.iter():
         label = element.get("aria-label", "")
         if re.fullmatch(r"#\d+", label):

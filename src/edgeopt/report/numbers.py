@@ -20,8 +20,10 @@ __all__ = [
     "exactly",
     "number",
     "plain",
+    "printable",
     "pointer",
     "quantity",
+    "rate",
     "scale_of",
     "shorten",
     "span",
@@ -108,6 +110,12 @@ def span(low: float, high: float, low_key: str, high_key: str, unit: str) -> Phr
     return (ends[0], " to ", ends[1], f" {name}".rstrip())
 
 
+def rate(shown: Number, unit: str = "") -> Phrase:
+    """A rate as a bare number, its unit after it where no heading says it."""
+    bare = Number(quantity(shown.value, ""), shown.key, shown.value)
+    return (bare, unit) if unit else (bare,)
+
+
 def plain(phrase: Phrase) -> str:
     """The words alone."""
     return "".join(part if isinstance(part, str) else part.text for part in phrase)
@@ -118,12 +126,18 @@ def pointer(*path: str | int) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
 
 
+def printable(words: str) -> str:
+    """One line of characters that can be shown: a name may hold escape sequences and worse."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(words.split()))
+
+
 def shorten(name: str, width: int) -> str:
     """The head and the tail of a name that is too long, never more than ``width`` characters."""
-    name = " ".join(name.split())
+    name = printable(name)
     if len(name) <= width:
         return name
-    tail = max(1, min(width // 2, 16))
+    width = max(width, 4)
+    tail = min(width // 2, 16)
     return f"{name[: width - tail - 1]}…{name[-tail:]}"
 
 

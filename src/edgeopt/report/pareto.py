@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from edgeopt.report.document import Document
 from edgeopt.report.numbers import Number, Phrase
 
-__all__ = ["Point", "points"]
+__all__ = ["Point", "compared_in", "points"]
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,15 @@ class Point:
 def points(document: Document) -> tuple[Point, ...]:
     """Every artifact whose size and latency are known, the front among them marked.
 
-    The latency is the p50 of the first conditions. Closeness counts only where it is known of all.
+    The latency is the p50 in the conditions of :func:`compared_in`. Closeness counts only where it is known of all.
     """
-    pairings = document.pairings("latency")
-    if not pairings:
+    pairing = compared_in(document)
+    if pairing is None:
         return ()
     found = []
     top1 = _by_top1(document)
     for name in document.names:
-        file, row = document.row(name, "file"), document.row(name, "latency", pairings[0])
+        file, row = document.row(name, "file"), document.row(name, "latency", pairing)
         size = document.figure(file[0], "exact") if file else None
         latency = document.figure(row[0], "p50") if row else None
         if size is None or latency is None or row is None:
@@ -56,6 +57,13 @@ def points(document: Document) -> tuple[Point, ...]:
     return tuple(
         dataclasses.replace(p, front=not any(_beats(other, p) for other in found)) for p in found
     )
+
+
+def compared_in(document: Document) -> tuple[Any, ...] | None:
+    """The conditions whose latency stands for an artifact: the first; of GGUF generating."""
+    pairings = document.pairings("latency")
+    generating = [p for p in pairings if str(p[-1]).startswith("tg")]
+    return next(iter((*generating, *pairings)), None)
 
 
 def _beats(a: Point, b: Point) -> bool:

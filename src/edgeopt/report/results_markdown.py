@@ -11,7 +11,7 @@ from edgeopt.numerics.derive import Derived
 from edgeopt.report.document import Document
 from edgeopt.report.facts import environment_facts
 from edgeopt.report.headline import headlines
-from edgeopt.report.numbers import plain
+from edgeopt.report.numbers import plain, printable
 from edgeopt.report.tables import Table, tables
 
 __all__ = ["results_markdown"]
@@ -46,7 +46,7 @@ def _lines(document: Document) -> Iterator[str]:
 
 
 def _table(table: Table) -> Iterator[str]:
-    yield f"### {_escaped(table.title)}"
+    yield f"### {_escaped(table.heading)}"
     yield ""
     yield _row(column.title for column in table.columns)
     yield _row("---" if column.words else "---:" for column in table.columns)
@@ -66,5 +66,4 @@ _ENTITIES: Mapping[str, str] = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 
 def _escaped(words: str) -> str:
     """Words that stay words: on one line, nothing in them a mark, a link or a tag."""
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(words.split()))
-    return _MEANT.sub(lambda m: _ENTITIES.get(m[0], f"\\{m[0]}"), line)
+    return _MEANT.sub(lambda m: _ENTITIES.get(m[0], f"\\{m[0]}"), printable(words))

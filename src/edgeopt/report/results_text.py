@@ -16,7 +16,7 @@ from edgeopt.core import Results
 from edgeopt.numerics.derive import Derived
 from edgeopt.report.document import Document
 from edgeopt.report.headline import Headline, headlines
-from edgeopt.report.numbers import Phrase, plain, shorten
+from edgeopt.report.numbers import Phrase, plain, printable, shorten
 from edgeopt.report.parts import paragraph, plain_table
 from edgeopt.report.tables import Table, tables
 
@@ -39,7 +39,7 @@ def render_results(results: Results, derived: Derived, console: Console) -> None
     last = ""
     for table in tables(document):
         console.print()
-        paragraph(console, Text(_clean(table.title), style="bold"))
+        paragraph(console, Text(_clean(table.heading), style="bold"))
         _table(table, console)
         last = table.section
     _conditions(document, console)
@@ -134,6 +134,5 @@ def _list(label: str, style: str, said: Sequence[str], console: Console, gap: bo
 
 
 def _clean(words: str) -> str:
-    """One line of printable characters that every terminal has."""
-    line = " ".join(words.split()).replace("µ", "u").replace("…", "...").replace("∞", "inf")
-    return "".join(c if c.isprintable() else "?" for c in line)
+    """One line, without the few characters that not every terminal has."""
+    return printable(words).replace("µ", "u").replace("…", "...").replace("∞", "inf")

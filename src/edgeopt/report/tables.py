@@ -14,7 +14,7 @@ from typing import Any
 from edgeopt.core import METRICS
 from edgeopt.report.document import Document, conditions_words
 from edgeopt.report.headline import quality_number
-from edgeopt.report.numbers import Number, Phrase, count, exactly, pointer, quantity
+from edgeopt.report.numbers import Number, Phrase, count, exactly, pointer, rate
 
 __all__ = ["Column", "Table", "tables"]
 
@@ -22,11 +22,13 @@ __all__ = ["Column", "Table", "tables"]
 @dataclass(frozen=True)
 class Column:
     """``spare``: the higher, the sooner it is left out where there is no room; 0 stays.
-    ``words``: text, not numbers."""
+    ``words``: text, not numbers. ``under``: belongs below the column before it, where a cell can
+    have two lines."""
 
     title: str
     spare: int = 0
     words: bool = False
+    under: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,16 @@ class Table:
 
     section: str
     title: str
+    conditions: tuple[Any, ...] | None
     columns: tuple[Column, ...]
     rows: tuple[tuple[Phrase, ...], ...]
     note: str = ""
+
+    @property
+    def heading(self) -> str:
+        """The title with the conditions in words."""
+        words = conditions_words(self.conditions) if self.conditions else ""
+        return f"{self.title}: {words}" if words else self.title
 
 
 #: Where a metric's own title would be taken for something else in a table of artifacts.
@@ -64,6 +73,7 @@ def _pruned(table: Table) -> Table:
     return Table(
         table.section,
         table.title,
+        table.conditions,
         tuple(table.columns[i] for i in keep),
         tuple(tuple(row[i] for i in keep) for row in table.rows),
         table.note,
@@ -98,31 +108,24 @@ def _sizes(document: Document) -> Iterator[Table]:
         Column("files", spare=1),
         _CHANGE,
     )
-    yield _pruned(Table("size", "File size", columns, tuple(rows), METRICS["file"].how))
+    yield _pruned(Table("size", "File size", None, columns, tuple(rows), METRICS["file"].how))
 
 
 #: What is shown of a rate: its column's title, and how soon it is left out.
 _RATES = {"tokens_per_s": ("tokens/s", 0), "throughput": ("per second", 4)}
 
 
-def _rate(document: Document, index: int, name: str) -> Phrase:
-    """A rate without its unit, which the column's title says."""
-    shown = document.figure(index, name)
-    if shown is None:
-        return _NONE
-    return (Number(quantity(shown.value, ""), shown.key, shown.value),)
-
-
 def _latency(document: Document) -> Iterator[Table]:
     for pairing in document.pairings("latency"):
         rows = []
-        rate = "throughput"
+        statistic = "throughput"
         for name in document.names:
             found = document.row(name, "latency", pairing)
             if found is None or not found[1].figures:
                 continue
             index, row = found
-            rate = next((r for r in _RATES if r in row.figures), rate)
+            statistic = next((r for r in _RATES if r in row.figures), statistic)
+            speed = document.figure(index, statistic)
             compared = document.contrast(name, "latency", "p50", pairing)
             rows.append(
                 (
@@ -130,7 +133,7 @@ def _latency(document: Document) -> Iterator[Table]:
                     _shown(document.figure(index, "p50")),
                     document.interval(index, "p50"),
                     *(_shown(document.figure(index, p)) for p in ("p90", "p95", "p99")),
-                    _rate(document, index, rate),
+                    _NONE if speed is None else rate(speed),
                     _change(document, name, "latency", "p50", pairing),
                     document.bounds(compared[0]) if compared else _NONE,
                 )
@@ -138,19 +141,20 @@ def _latency(document: Document) -> Iterator[Table]:
         columns = (
             Column("artifact", words=True),
             Column("p50"),
-            Column("95% interval"),
+            Column("95% interval", under=True),
             Column("p90", spare=2),
             Column("p95", spare=3),
             Column("p99", spare=1),
-            Column(*_RATES[rate]),
+            Column(*_RATES[statistic]),
             _CHANGE,
-            Column("change's 95% interval", spare=5),
+            Column("change's 95% interval", spare=5, under=True),
         )
         per = "token" if str(pairing[-1]).startswith("tg") else "inference"
         if str(pairing[-1]).startswith("pp"):
             per = "prompt"
-        title = f"Latency of one {per}: {conditions_words(pairing)}"
-        yield _pruned(Table("latency", title, columns, tuple(rows), METRICS["latency"].how))
+        title = f"Latency of one {per}"
+        how = METRICS["latency"].how
+        yield _pruned(Table("latency", title, pairing, columns, tuple(rows), how))
 
 
 def _medians(
@@ -172,9 +176,7 @@ def _medians(
             *(Column(_TITLES.get(m, METRICS[m].title), _SPARE.get(m, 0)) for m in metrics),
             Column(f"{METRICS[compared].title}, change", words=True),
         )
-        words = conditions_words(pairing)
-        full = f"{title}: {words}" if words else title
-        yield _pruned(Table(section, full, columns, tuple(rows), note))
+        yield _pruned(Table(section, title, pairing, columns, tuple(rows), note))
 
 
 def _loading(document: Document) -> Iterator[Table]:
@@ -238,7 +240,7 @@ def _fidelity(document: Document) -> Iterator[Table]:
         "a hundredth. Top-1 same: how often the likeliest class is the same."
     )
     title = "How close the answers are to the baseline's"
-    yield _pruned(Table("fidelity", title, columns, tuple(rows), note))
+    yield _pruned(Table("fidelity", title, None, columns, tuple(rows), note))
 
 
 def _quality(document: Document) -> Iterator[Table]:
@@ -256,4 +258,4 @@ def _quality(document: Document) -> Iterator[Table]:
         Column("samples"),
         Column("how", spare=1, words=True),
     )
-    yield _pruned(Table("quality", "How well the task is done", columns, tuple(rows)))
+    yield _pruned(Table("quality", "How well the task is done", None, columns, tuple(rows)))

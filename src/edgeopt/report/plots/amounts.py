@@ -7,9 +7,9 @@ from typing import Any
 
 from edgeopt.core import METRICS
 from edgeopt.report.document import Document, conditions_words
-from edgeopt.report.numbers import Phrase, plain
+from edgeopt.report.numbers import Phrase, plain, rate
 from edgeopt.report.plots.bars import Bar, Part, bars
-from edgeopt.report.plots.chart import Chart, Marks, subject_inks
+from edgeopt.report.plots.chart import Chart, Entry, Marks, subject_inks
 
 __all__ = ["latency", "loading", "memory", "sizes"]
 
@@ -18,6 +18,9 @@ MOST_CONDITIONS = 4
 
 #: Artifacts that are drawn.
 MOST_SUBJECTS = 24
+
+
+_LATENCY = (Entry("95% interval", "ink", "dash"), Entry("p90 and p99", "muted", "stroke"))
 
 
 def sizes(document: Document) -> Iterator[Chart]:
@@ -38,49 +41,60 @@ def sizes(document: Document) -> Iterator[Chart]:
 
 def latency(document: Document) -> Iterator[Chart]:
     """Bars of the median with its interval, and where p90 and p99 lie; of a GGUF file's workloads
-    the tokens a second."""
-    inks = subject_inks(document.names, document.results.baseline)
+    the tokens a second, a chart each."""
     groups: dict[str, list[Bar]] = {}
     for pairing in document.pairings("latency")[:MOST_CONDITIONS]:
-        rows: list[Bar] = []
-        statistic = "p50"
-        for name in document.names[:MOST_SUBJECTS]:
-            found = document.row(name, "latency", pairing)
-            if found is None or not found[1].figures:
-                continue
-            index, row = found
-            statistic = "tokens_per_s" if "tokens_per_s" in row.figures else "p50"
-            shown = document.figure(index, statistic)
-            if shown is None:
-                continue
-            change, tone = _change(document, name, "latency", statistic, pairing)
-            interval = plain(document.interval(index, statistic))
-            tip = f"{name}: {shown.text}" + (f", 95% interval {interval}" if interval else "")
-            tails = [(p, document.figure(index, p)) for p in ("p90", "p99")]
-            ticks = [
-                Part(tail, "muted", f"{name}: {p} {tail.text}")
-                for p, tail in tails
-                if tail is not None and statistic == "p50"
-            ]
-            rows.append(
-                Bar(
-                    name,
-                    (Part(shown, inks[name], tip),),
-                    (shown,),
-                    change,
-                    tone,
-                    document.figure(index, statistic, "low"),
-                    document.figure(index, statistic, "high"),
-                    tuple(ticks),
-                    "" if rows else conditions_words(pairing),
-                )
+        rows = _speeds(document, pairing)
+        kind = str(pairing[-1])[:2] if rows and rows[0].value[-1:] == (_PER_S,) else ""
+        groups.setdefault(kind, []).extend(rows)
+    for kind, rows in groups.items():
+        if kind and rows:
+            what = {"pp": "Prompt processing", "tg": "Generation"}.get(kind, "Speed")
+            title = f"{what}, tokens a second (longer is better)"
+            yield _chart(f"tokens-{kind}", title, rows, "", entries=_LATENCY[:1])
+        elif rows:
+            title = "Latency, p50 (shorter is better)"
+            yield _chart("latency", title, rows, "s", entries=_LATENCY)
+
+
+_PER_S = " tokens/s"
+
+
+def _speeds(document: Document, pairing: tuple[Any, ...]) -> list[Bar]:
+    """The bars of one set of conditions, its words over the first of them."""
+    inks = subject_inks(document.names, document.results.baseline)
+    rows: list[Bar] = []
+    for name in document.names[:MOST_SUBJECTS]:
+        found = document.row(name, "latency", pairing)
+        if found is None or not found[1].figures:
+            continue
+        index, row = found
+        statistic = "tokens_per_s" if "tokens_per_s" in row.figures else "p50"
+        shown = document.figure(index, statistic)
+        if shown is None:
+            continue
+        change, tone = _change(document, name, "latency", statistic, pairing)
+        interval = plain(document.interval(index, statistic))
+        tip = f"{name}: {shown.text}" + (f", 95% interval {interval}" if interval else "")
+        tails = [(p, document.figure(index, p)) for p in ("p90", "p99") if statistic == "p50"]
+        rows.append(
+            Bar(
+                name,
+                (Part(shown, inks[name], tip),),
+                (shown,) if statistic == "p50" else rate(shown, _PER_S),
+                change,
+                tone,
+                document.figure(index, statistic, "low"),
+                document.figure(index, statistic, "high"),
+                tuple(
+                    Part(tail, "muted", f"{name}: {p} {tail.text}")
+                    for p, tail in tails
+                    if tail is not None
+                ),
+                "" if rows else conditions_words(pairing),
             )
-        groups.setdefault(statistic, []).extend(rows)
-    if rows := groups.get("p50", []):
-        yield _chart("latency", "Latency, p50 (shorter is better)", rows, "s", axis=True)
-    if rows := groups.get("tokens_per_s", []):
-        title = "Tokens a second (longer is better)"
-        yield _chart("tokens", title, rows, "tokens/s", axis=True)
+        )
+    return rows
 
 
 _LOADING = {"import": "k1", "load.cold": "k3", "first": "k4"}
@@ -94,7 +108,8 @@ def loading(document: Document) -> Iterator[Chart]:
     rows = _stacks(document, metrics, next(m for m in metrics if m.startswith("load")), ())
     if rows:
         title = "Until the first answer (shorter is better)"
-        yield _chart("loading", title, rows, "s", axis=True)
+        entries = [Entry(METRICS[m].title, ink) for m, ink in metrics.items()]
+        yield _chart("loading", title, rows, "s", entries=entries)
 
 
 MEMORY_KINDS: Mapping[str, str] = {
@@ -106,11 +121,22 @@ MEMORY_KINDS: Mapping[str, str] = {
 }
 
 
+_KIND_WORDS = {"memory.baseline": "runtime, before loading"}
+
+
 def memory(document: Document) -> Iterator[Chart]:
     """The kinds of memory stacked, and the peak as a line across."""
     rows = _stacks(document, MEMORY_KINDS, "memory.peak", ("memory.peak",))
     if rows:
-        yield _chart("memory", "Memory by kind (shorter is better)", rows, "B", axis=True)
+        found = {kind for kind in MEMORY_KINDS if document.pairings(kind)}
+        entries = [
+            Entry(_KIND_WORDS.get(m, METRICS[m].title), ink)
+            for m, ink in MEMORY_KINDS.items()
+            if m in found
+        ]
+        entries.append(Entry("peak", "ink", "stroke"))
+        title = "Memory by kind (shorter is better)"
+        yield _chart("memory", title, rows, "B", entries=entries)
 
 
 def _stacks(
@@ -160,7 +186,15 @@ def _change(
     return document.change(index), tone
 
 
-def _chart(name: str, title: str, rows: Sequence[Bar], unit: str, axis: bool) -> Chart:
+def _chart(
+    name: str,
+    title: str,
+    rows: Sequence[Bar],
+    unit: str,
+    *,
+    axis: bool = True,
+    entries: Sequence[Entry] = (),
+) -> Chart:
     said = []
     for row in rows:
         stacked = "; ".join(part.tip.removeprefix(f"{row.name}: ") for part in row.parts)
@@ -168,6 +202,6 @@ def _chart(name: str, title: str, rows: Sequence[Bar], unit: str, axis: bool) ->
         said.append(f"{row.name}: {value}{f', {plain(row.change)}' if row.change else ''}")
 
     def draw(width: int, marks: Marks) -> Any:
-        return bars(rows, width, marks, unit, axis)
+        return bars(rows, width, marks, unit, axis=axis, entries=entries)
 
     return Chart(name, title, f"{title}. " + ". ".join(said) + ".", draw)

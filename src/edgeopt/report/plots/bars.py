@@ -7,15 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeopt.report.numbers import Number, Phrase, plain, scale_of, shorten
-from edgeopt.report.plots.chart import INKS, Marks, altair, finished
+from edgeopt.report.plots.chart import (
+    INKS,
+    LETTER,
+    RIGHT,
+    Entry,
+    Marks,
+    altair,
+    axis_format,
+    framed,
+)
 
-__all__ = ["Bar", "Part", "axis_format", "bars"]
+__all__ = ["Bar", "Part", "bars", "listing"]
 
 _PITCH, _HEADING, _BAR = 46, 34, 16
-
-#: Pixels of a letter of 13 pixels, on the average and on the safe side.
-_LETTER = 7.0
-
 
 @dataclass(frozen=True)
 class Part:
@@ -42,22 +47,51 @@ class Bar:
     heading: str = ""
 
 
-def bars(rows: Sequence[Bar], width: int, marks: Marks, unit: str, axis: bool = False) -> Any:
+def bars(
+    rows: Sequence[Bar],
+    width: int,
+    marks: Marks,
+    unit: str,
+    *,
+    axis: bool = False,
+    entries: Sequence[Entry] = (),
+) -> Any:
     """The specification of bars on a common scale that starts at zero."""
     placed, height = _placed(rows)
-    room = max((_LETTER * len(_after(row)) + 14 for row in rows), default=0.0)
-    room = min(room, 0.62 * width)
+    across = width - RIGHT - 1
+    room = max((LETTER * len(_after(row)) + 16 for row in rows), default=0.0)
+    room = min(room, 0.62 * across)
     longest = max((_extent(row) for row in rows), default=0.0) or 1.0
-    domain = [0.0, longest * width / (width - room)]
+    domain = [0.0, longest * across / (across - room)]
+    shown = None
+    if axis:
+        grid = {**axis_format(longest, unit), "title": None, "values": _round_ticks(longest)}
+        name = scale_of(longest, unit)[1]
+        grid["labelExpr"] += f" + (datum.value > 0 ? ' {name}' : '')"
+        shown = altair().Axis(**grid, grid=True)
+    scale = _Scale(domain, shown)
     layers = [
-        _stretches(placed, domain, marks, unit, axis, longest),
-        _names(placed, width),
-        _intervals(placed, domain),
-        _ticks(placed, domain, marks),
-        _texts(placed, domain, marks, width),
+        _stretches(placed, scale, marks),
+        _names(placed, across),
+        _intervals(placed, scale),
+        _ticks(placed, scale, marks),
+        _texts(placed, scale, marks, across),
     ]
-    chart = altair().layer(*(layer for layer in layers if layer is not None))
-    return finished(chart, width, height)
+    drawn = [layer for layer in layers if layer is not None]
+    return framed(drawn, width, height, entries=entries, bottom=24 if axis else 2)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """The one scale of all the bars, and its axis."""
+
+    domain: list[float]
+    axis: Any
+
+    def x(self, field: str) -> Any:
+        alt = altair()
+        scale = alt.Scale(domain=self.domain, nice=False, zero=True)
+        return alt.X(f"{field}:Q", scale=scale, axis=self.axis)
 
 
 def _placed(rows: Sequence[Bar]) -> tuple[list[tuple[Bar, int]], int]:
@@ -85,34 +119,12 @@ def _layer(values: list[dict[str, Any]]) -> Any:
     return alt.Chart(alt.Data(values=values)) if values else None
 
 
-def _x(field: str, domain: list[float], **more: Any) -> Any:
-    alt = altair()
-    scale = alt.Scale(domain=domain, nice=False, zero=True)
-    return alt.X(f"{field}:Q", scale=scale, **{"axis": None, **more})
-
-
 def _y(field: str = "y") -> Any:
     return altair().Y(f"{field}:Q", scale=None, axis=None)
 
 
-def axis_format(largest: float, unit: str, title: str = "") -> dict[str, Any]:
-    """An axis of few round numbers in a unit that fits: 0.004 s is labelled 4, its title ms."""
-    factor, name = scale_of(largest, unit)
-    return {
-        "labelExpr": f"format(datum.value / {factor!r}, ',~r')",
-        "title": f"{title}, {name}" if title and name else title or name or None,
-        "tickCount": 5,
-        "titleAnchor": "start",
-    }
-
-
 def _stretches(
-    placed: Sequence[tuple[Bar, int]],
-    domain: list[float],
-    marks: Marks,
-    unit: str,
-    axis: bool,
-    longest: float,
+    placed: Sequence[tuple[Bar, int]], scale: _Scale, marks: Marks, thick: int = _BAR, top: int = 20
 ) -> Any:
     alt = altair()
     values = []
@@ -124,8 +136,8 @@ def _stretches(
                 {
                     "start": start,
                     "end": end,
-                    "y": at + 20,
-                    "y2": at + 20 + _BAR,
+                    "y": at + top,
+                    "y2": at + top + thick,
                     "ink": INKS[part.ink][0],
                     "mark": marks.add(part.tip, part.number),
                 }
@@ -134,12 +146,8 @@ def _stretches(
     layer = _layer(values)
     if layer is None:
         return None
-    shown: dict[str, Any] = {"axis": None}
-    if axis:
-        grid = axis_format(longest, unit)
-        shown = {"axis": alt.Axis(**grid, values=_round_ticks(longest), grid=True)}
     return layer.mark_rect(cornerRadius=2).encode(
-        x=_x("start", domain, **shown),
+        x=scale.x("start"),
         x2="end:Q",
         y=_y(),
         y2="y2:Q",
@@ -159,14 +167,14 @@ def _round_ticks(longest: float) -> list[float]:
     return [i * step for i in range(int(longest / step + 1e-9) + 1)]
 
 
-def _names(placed: Sequence[tuple[Bar, int]], width: int) -> Any:
-    letters = int(width / _LETTER)
+def _names(placed: Sequence[tuple[Bar, int]], width: float) -> Any:
+    letters = int(width / LETTER)
     names = [
-        {"x": 0, "y": at + 10, "text": shorten(row.name, letters), "ink": INKS["ink"][0]}
+        {"x": 0, "y": at + 8, "text": shorten(row.name, letters), "ink": INKS["ink"][0]}
         for row, at in placed
     ]
     headings = [
-        {"x": 0, "y": at - 14, "text": shorten(row.heading, letters), "ink": INKS["muted"][0]}
+        {"x": 0, "y": at - 15, "text": shorten(row.heading, letters), "ink": INKS["muted"][0]}
         for row, at in placed
         if row.heading
     ]
@@ -183,27 +191,34 @@ def _names(placed: Sequence[tuple[Bar, int]], width: int) -> Any:
     )
 
 
-def _intervals(placed: Sequence[tuple[Bar, int]], domain: list[float]) -> Any:
+def _intervals(placed: Sequence[tuple[Bar, int]], scale: _Scale) -> Any:
     values = [
-        {"low": row.low.value, "high": row.high.value, "y": at + 20 + _BAR / 2}
+        {
+            "low": row.low.value,
+            "high": row.high.value,
+            "y": at + 20 + _BAR / 2 - 1.5,
+            "y2": at + 20 + _BAR / 2 + 1.5,
+        }
         for row, at in placed
         if row.low is not None and row.high is not None
     ]
     layer = _layer(values)
     if layer is None:
         return None
-    return layer.mark_rule(color=INKS["ink"][0], strokeWidth=3, strokeCap="butt", aria=False).encode(
-        x=_x("low", domain), x2="high:Q", y=_y()
-    )
+    return layer.mark_rect(
+        color=INKS["ink"][0], stroke=INKS["paper"][0], strokeWidth=1, aria=False
+    ).encode(x=scale.x("low"), x2="high:Q", y=_y(), y2="y2:Q")
 
 
-def _ticks(placed: Sequence[tuple[Bar, int]], domain: list[float], marks: Marks) -> Any:
+def _ticks(
+    placed: Sequence[tuple[Bar, int]], scale: _Scale, marks: Marks, thick: int = _BAR, top: int = 20
+) -> Any:
     alt = altair()
     values = [
         {
             "x": tick.number.value,
-            "y": at + 18,
-            "y2": at + 22 + _BAR,
+            "y": at + top - 2,
+            "y2": at + top + 2 + thick,
             "ink": INKS[tick.ink][0],
             "mark": marks.add(tick.tip, tick.number),
         }
@@ -214,7 +229,7 @@ def _ticks(placed: Sequence[tuple[Bar, int]], domain: list[float], marks: Marks)
     if layer is None:
         return None
     return layer.mark_rule(strokeWidth=2).encode(
-        x=_x("x", domain),
+        x=scale.x("x"),
         y=_y(),
         y2="y2:Q",
         color=alt.Color("ink:N", scale=None),
@@ -222,12 +237,12 @@ def _ticks(placed: Sequence[tuple[Bar, int]], domain: list[float], marks: Marks)
     )
 
 
-def _texts(placed: Sequence[tuple[Bar, int]], domain: list[float], marks: Marks, width: int) -> Any:
+def _texts(placed: Sequence[tuple[Bar, int]], scale: _Scale, marks: Marks, width: float) -> Any:
     """The value at the end of each bar, and after it what changed."""
     alt = altair()
     values = []
     for row, at in placed:
-        x = _extent(row) / domain[1] * (width - 2) + 8
+        x = _extent(row) / scale.domain[1] * width + 8
         for phrase, ink, weight in ((row.value, "ink", 600), (row.change, row.tone, 400)):
             text = plain(phrase)
             shown = next((part for part in phrase if isinstance(part, Number)), None)
@@ -242,7 +257,7 @@ def _texts(placed: Sequence[tuple[Bar, int]], domain: list[float], marks: Marks,
                         "mark": marks.add(text, shown),
                     }
                 )
-            x += _LETTER * len(text) + 8
+            x += LETTER * len(text) + 8
     layer = _layer(values)
     if layer is None:
         return None
@@ -261,3 +276,42 @@ def _texts(placed: Sequence[tuple[Bar, int]], domain: list[float], marks: Marks,
     return alt.layer(*encoded)
 
 
+
+
+_LIST_PITCH, _LIST_BAR = 34, 7
+
+
+def listing(rows: Sequence[Bar], width: int, marks: Marks, entries: Sequence[Entry] = ()) -> Any:
+    """Thin bars under lines of text, the values at the right edge: for many rows."""
+    alt = altair()
+    across = width - RIGHT - 1
+    longest = max((_extent(row) for row in rows), default=0.0) or 1.0
+    scale = _Scale([0.0, longest], None)
+    placed = [(row, i * _LIST_PITCH - 4) for i, row in enumerate(rows)]
+    names, values = [], []
+    for row, at in placed:
+        said = _after(row)
+        names.append(
+            {"x": 0, "y": at + 13, "text": shorten(row.name, int(across / LETTER) - len(said) - 2)}
+        )
+        x = float(across)
+        for phrase, ink in ((row.change, "muted"), (row.value, "ink")):
+            if text := plain(phrase):
+                number = next((part for part in phrase if isinstance(part, Number)), None)
+                mark = marks.add(text, number)
+                values.append(
+                    {"x": x, "y": at + 13, "text": text, "ink": INKS[ink][0], "mark": mark}
+                )
+            # a column for each, so that values stand under one another
+            x -= LETTER * max(len(plain(r.change)) for r in rows) + 14
+    place = {"x": alt.X("x:Q", scale=None, axis=None), "y": _y(), "text": "text:N"}
+    layers = [
+        _stretches(placed, scale, marks, _LIST_BAR, 24),
+        _layer(names).mark_text(align="left", baseline="middle", aria=False).encode(**place),
+        _layer(values)
+        .mark_text(align="right", baseline="middle")
+        .encode(**place, color=alt.Color("ink:N", scale=None), description="mark:N"),
+        _ticks(placed, scale, marks, _LIST_BAR, 24),
+    ]
+    drawn = [layer for layer in layers if layer is not None]
+    return framed(drawn, width, _LIST_PITCH * len(rows), entries=entries)

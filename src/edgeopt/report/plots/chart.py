@@ -14,21 +14,31 @@ from types import ModuleType
 from typing import Any
 
 from edgeopt.errors import MissingExtraError
-from edgeopt.report.numbers import Number
+from edgeopt.report.numbers import Number, scale_of
 
 __all__ = [
+    "BOTTOM",
     "INKS",
+    "LEFT",
+    "LETTER",
     "NARROW",
+    "RIGHT",
+    "TOP",
     "WIDE",
     "Chart",
+    "Entry",
+    "Mark",
     "Marks",
     "altair",
-    "finished",
+    "axes",
+    "axis_format",
+    "framed",
+    "legend",
     "subject_inks",
     "vl_convert",
 ]
 
-WIDE, NARROW = 720, 328
+WIDE, NARROW = 736, 328
 
 #: Colours by name: (light, dark). Every light one is the value of one name only, so that it can
 #: be recognised. Marks stand out by 3:1 from their background, letters by 4.5:1.
@@ -114,17 +124,133 @@ def subject_inks(names: Sequence[str], baseline: str) -> dict[str, str]:
     return {name: inks.get(name, "base") for name in names}
 
 
-def finished(chart: Any, width: int, height: int | None = None) -> dict[str, Any]:
-    """The Vega-Lite specification of an Altair chart, exactly ``width`` wide, letters and all."""
-    light = {name: pair[0] for name, pair in INKS.items()}
-    sized = chart.properties(
-        width=width,
-        autosize={"type": "fit-x", "contains": "padding"},
-        padding={"left": 1, "right": 1, "top": 4, "bottom": 2},
-        background=light["paper"],
-        **({} if height is None else {"height": height}),
+@dataclass(frozen=True)
+class Entry:
+    """One line of a legend. ``shape``: "square", "circle", "ring", "stroke" (upright) or "dash"."""
+
+    words: str
+    ink: str
+    shape: str = "square"
+
+
+#: Pixels of a letter of 13 pixels on the average, on the safe side.
+LETTER = 6.9
+
+_LINE = 20
+
+
+def legend(entries: Sequence[Entry], width: float, left: float = 0.0) -> tuple[list[Any], float]:
+    """Layers that say what is what, in lines over the chart's top edge, and their height.
+
+    Ours rather than Vega's, because that one does not break its lines.
+    """
+    alt = altair()
+    x, line = left, 0
+    symbols, words = [], []
+    for entry in entries:
+        long = LETTER * len(entry.words) + 34
+        if x > left and x + long > left + width:
+            x, line = left, line + 1
+        ink = INKS[entry.ink][0]
+        filled = ink if entry.shape != "ring" else INKS["paper"][0]
+        symbols.append(
+            {"x": x + 7, "line": line, "ink": ink, "fill": filled, "shape": _SHAPES[entry.shape]}
+        )
+        words.append({"x": x + 20, "line": line, "text": entry.words})
+        x += long
+    height = _LINE * (line + 1) if entries else 0
+    for value in (*symbols, *words):
+        value["y"] = value["line"] * _LINE - height - 6
+    place = {"x": alt.X("x:Q", scale=None), "y": alt.Y("y:Q", scale=None)}
+    if not entries:
+        return [], 0.0
+    return [
+        alt.Chart(alt.Data(values=symbols))
+        .mark_point(size=100, opacity=1, strokeWidth=2, aria=False)
+        .encode(
+            **place,
+            stroke=alt.Stroke("ink:N", scale=None),
+            fill=alt.Fill("fill:N", scale=None),
+            shape=alt.Shape("shape:N", scale=None),
+        ),
+        alt.Chart(alt.Data(values=words))
+        .mark_text(align="left", baseline="middle", aria=False)
+        .encode(**place, text="text:N"),
+    ], height + 6.0
+
+
+_SHAPES = {
+    "square": "square",
+    "circle": "circle",
+    "ring": "circle",
+    "stroke": "M0,-0.8L0,0.8",
+    "dash": "M-0.7,-0.18L0.7,-0.18L0.7,0.18L-0.7,0.18Z",
+}
+
+
+def framed(
+    layers: Sequence[Any],
+    width: int,
+    height: int,
+    *,
+    entries: Sequence[Entry] = (),
+    left: int = 1,
+    bottom: int = 2,
+    top: int = 4,
+) -> dict[str, Any]:
+    """The Vega-Lite specification of layers, exactly ``width`` wide: the plot's own pixels are
+    known before it is drawn, so that labels can be placed."""
+    across = width - left - RIGHT
+    said, above = legend(entries, width - RIGHT - 1, 1.0 - left)
+    if said and top > 4:
+        # the axis title stands between the legend and the plot
+        said = [layer.transform_calculate(y=f"datum.y - {top - 8}") for layer in said]
+    chart = altair().layer(*layers, *said)
+    specification = _styled(chart, across, height)
+    specification["autosize"] = "none"
+    specification["padding"] = {"left": left, "right": RIGHT, "top": top + above, "bottom": bottom}
+    return specification
+
+
+#: Pixels at the right edge, for half of the last label of an axis.
+RIGHT = 14
+
+
+def axes(x: Mapping[str, Any], y: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Axes whose titles are read without turning one's head: x's below, y's above."""
+    alt = altair()
+    return (
+        alt.Axis(**{"titleAnchor": "start", "grid": False, **x}),
+        alt.Axis(
+            **{
+                "titleAngle": 0,
+                "titleAlign": "left",
+                "titleX": 1 - LEFT,
+                "titleY": -14,
+                "titleAnchor": "start",
+                **y,
+            }
+        ),
     )
-    styled = sized.configure(
+
+
+#: Pixels for the labels of an axis, at the left and below; and above, for y's title.
+LEFT, BOTTOM, TOP = 50, 46, 24
+
+
+def axis_format(largest: float, unit: str, title: str = "") -> dict[str, Any]:
+    """An axis of few round numbers in a unit that fits: 0.004 s is labelled 4, its title ms."""
+    factor, name = scale_of(largest, unit)
+    return {
+        "labelExpr": f"format(datum.value / {factor!r}, ',~r')",
+        "title": f"{title}, {name}" if title and name else title or name or None,
+        "tickCount": 5,
+    }
+
+
+def _styled(chart: Any, width: float, height: float) -> dict[str, Any]:
+    light = {name: pair[0] for name, pair in INKS.items()}
+    styled = chart.properties(width=width, height=height, background=light["paper"]).configure(
         font=FONT,
         view={"stroke": None},
         axis={
@@ -138,19 +264,6 @@ def finished(chart: Any, width: int, height: int | None = None) -> dict[str, Any
             "titleFontWeight": "normal",
             "labelPadding": 6,
             "titlePadding": 8,
-        },
-        legend={
-            "labelColor": light["ink"],
-            "labelFontSize": 13,
-            "symbolType": "square",
-            "symbolSize": 120,
-            "symbolStrokeWidth": 0,
-            "orient": "top",
-            "title": None,
-            "labelLimit": width - 40,
-            "offset": 10,
-            "rowPadding": 4,
-            "columnPadding": 18,
         },
         text={"color": light["ink"], "fontSize": 13},
     )

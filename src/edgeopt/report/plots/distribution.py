@@ -1,34 +1,50 @@
-"""Latency distributions: the share of inferences that took no longer, for each process.
+"""Latency distributions: the latency at every percentile, for each process and for all.
 
-An empirical distribution function shows every sample and needs no bins: p50 and p99 are read off
-it, processes that differ are seen as lines apart, and a long tail as a line that bends late.
+A percentile plot with an axis of nines, as HdrHistogram draws it: it shows every sample and needs
+no bins, the tail gets as much room as the middle, processes that differ are lines apart, and the
+scale begins at zero. A line ends where the number of samples no longer supports its percentile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeopt.core import Measurement
+from edgeopt.numerics.statistics import TAIL_FLOOR
 from edgeopt.report.document import Document, conditions_words, pairing_of
-from edgeopt.report.plots.amounts import MOST_CONDITIONS
-from edgeopt.report.plots.bars import axis_format
-from edgeopt.report.plots.chart import INKS, Chart, Marks, altair, finished, subject_inks
 from edgeopt.report.numbers import quantity, shorten
+from edgeopt.report.plots.amounts import MOST_CONDITIONS
+from edgeopt.report.plots.chart import (
+    BOTTOM,
+    INKS,
+    LEFT,
+    TOP,
+    Chart,
+    Entry,
+    Marks,
+    altair,
+    axes,
+    axis_format,
+    framed,
+    subject_inks,
+)
 
 __all__ = ["distributions"]
-
-#: Where the functions are drawn: finer towards the tail that people ask about.
-_SHARES = np.unique(np.concatenate([np.linspace(0, 0.95, 58), np.linspace(0.95, 1, 26)]))
-
-#: The right edge is where this share of the slowest artifact's samples has ended.
-_SHOWN = 0.995
 
 #: More lines than this hide one another.
 _MOST_SUBJECTS = 6
 _MOST_PROCESSES = 12
+
+#: Percentiles that the axis names.
+_NAMED = (0.0, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999)
+
+_POINTS = 72
 
 
 def distributions(document: Document) -> Iterator[Chart]:
@@ -38,109 +54,93 @@ def distributions(document: Document) -> Iterator[Chart]:
             m
             for name in document.names[:_MOST_SUBJECTS]
             for m in document.results.of(name, "latency")
-            if pairing_of(m.conditions) == pairing and any(m.values)
+            if pairing_of(m.conditions) == pairing and _pooled(m).size
         ]
         if measured:
             yield _chart(document, measured, pairing, i)
 
 
+def _pooled(m: Measurement) -> NDArray[np.float64]:
+    return _finite(list(chain.from_iterable(m.values)))
+
+
+def _finite(values: Sequence[float]) -> NDArray[np.float64]:
+    array = np.asarray(values, np.float64)
+    finite: NDArray[np.float64] = array[np.isfinite(array)]
+    return finite
+
+
+def _nines(share: float) -> float:
+    """Where a share stands on the axis: 0 at none, 1 at 90%, 2 at 99%."""
+    return -math.log10(1.0 - share)
+
+
+def _last(count: int) -> float:
+    """The largest share that so many samples say something about; never under the half."""
+    return max(0.5, 1.0 - TAIL_FLOOR / count)
+
+
+def _line(values: NDArray[np.float64]) -> list[dict[str, float]]:
+    places = np.linspace(0.0, _nines(_last(values.size)), _POINTS)
+    times = np.quantile(values, 1.0 - 10.0**-places)
+    return [
+        {"place": round(float(place), 4), "time": float(f"{time:.5g}")}
+        for place, time in zip(places, times, strict=True)
+    ]
+
+
 def _chart(
-    document: Document, measured: list[Measurement], pairing: tuple[Any, ...], place: int
+    document: Document, measured: Sequence[Measurement], pairing: tuple[Any, ...], place: int
 ) -> Chart:
     inks = subject_inks(document.names, document.results.baseline)
-    pooled = {m.subject: _finite(sum(m.values, ())) for m in measured}
-    pooled = {name: values for name, values in pooled.items() if values.size}
-    edge = max(float(np.quantile(values, _SHOWN)) for values in pooled.values())
-    least = min(float(values.min()) for values in pooled.values())
-    domain = _domain(least, edge)
-    beyond = [
-        f"{n:,} of {values.size:,} samples of {name} lie beyond the right edge, "
-        f"the longest {quantity(float(values.max()), 's')}"
-        for name, values in pooled.items()
-        if (n := int((values > domain[1]).sum()))
-    ]
-    lines = [line for m in measured if m.subject in pooled for line in _lines(m, domain)]
-    shown = {name: shorten(name, 44) for name in pooled}
+    lines = []
+    for m in measured:
+        processes = [v for v in map(_finite, m.values[:_MOST_PROCESSES]) if v.size]
+        for i, values in enumerate((*processes, _pooled(m))):
+            about = {"ink": INKS[inks[m.subject]][0], "line": f"{m.subject}/{i}"}
+            whole = int(i == len(processes))
+            lines += [{**point, **about, "whole": whole} for point in _line(values)]
+    right = max(_nines(_last(_pooled(m).size)) for m in measured)
+    top = max(point["time"] for point in lines)
+    named = [share for share in _NAMED if _nines(share) <= right + 1e-9]
 
     def draw(width: int, marks: Marks) -> Any:
         alt = altair()
-        values = [{**point, "name": shown[point["subject"]]} for line in lines for point in line]
-        base = alt.Chart(alt.Data(values=values)).encode(
-            x=alt.X(
-                "time:Q",
-                scale=alt.Scale(domain=domain, nice=False, zero=False),
-                axis=alt.Axis(**axis_format(domain[1], "s", "latency"), grid=False),
-            ),
-            y=alt.Y(
-                "share:Q",
-                scale=alt.Scale(domain=[0, 1]),
-                axis=alt.Axis(
-                    values=[0, 0.25, 0.5, 0.75, 0.9, 1],
-                    format="%",
-                    title="inferences done",
-                    titleAnchor="end",
-                ),
-            ),
-            color=alt.Color(
-                "name:N",
-                scale=alt.Scale(
-                    domain=list(shown.values()), range=[INKS[inks[n]][0] for n in shown]
-                ),
-                legend=alt.Legend(columns=1 if width < 500 else 3),
-            ),
+        # on a phone the names of two percentiles would meet
+        shares = [s for s in named if width > 500 or s not in (0.75, 0.95)]
+        x, y = axes(
+            {
+                "title": "share of inferences that took no longer",
+                "values": [round(_nines(share), 6) for share in shares],
+                "labelExpr": "format((1 - pow(10, -datum.value)) * 100, '.4~r') + '%'",
+                "grid": True,
+            },
+            axis_format(top, "s", "latency"),
+        )
+        base = alt.Chart(alt.Data(values=lines)).encode(
+            x=alt.X("place:Q", axis=x, scale=alt.Scale(domain=[0, right], nice=False)),
+            y=alt.Y("time:Q", axis=y, scale=alt.Scale(domain=[0, top * 1.04], nice=False)),
+            color=alt.Color("ink:N", scale=None),
             detail="line:N",
         )
-        processes = base.transform_filter("datum.process >= 0").mark_line(
-            strokeWidth=1, opacity=0.45, interpolate="linear", aria=False
+        apart = base.transform_filter("datum.whole == 0").mark_line(
+            strokeWidth=1, opacity=0.5, aria=False
         )
-        pooled_lines = base.transform_filter("datum.process < 0").mark_line(
-            strokeWidth=2.5, interpolate="linear", aria=False
+        together = base.transform_filter("datum.whole == 1").mark_line(strokeWidth=2.5, aria=False)
+        entries = [Entry(shorten(m.subject, 44), inks[m.subject]) for m in measured]
+        return framed(
+            [apart, together], width, 240, entries=entries, left=LEFT, bottom=BOTTOM, top=TOP
         )
-        return finished(alt.layer(processes, pooled_lines), width, 260)
 
     words = conditions_words(pairing)
-    middle = "; ".join(
-        f"{name}: from {quantity(float(v.min()), 's')} over p50 {quantity(float(np.median(v)), 's')}"
-        f" to {quantity(float(v.max()), 's')} at most, {v.size:,} samples"
-        for name, v in pooled.items()
-    )
+    said = []
+    for m in measured:
+        pooled = _pooled(m)
+        middle, last = (quantity(float(np.quantile(pooled, q)), "s") for q in (0.5, 1.0))
+        said.append(f"{m.subject}: p50 {middle}, longest {last}, of {pooled.size:,} samples")
     return Chart(
         f"distribution-{place + 1}",
-        f"Latency distribution: {words}",
-        f"Share of inferences that took no longer than a time. {middle}.",
+        f"Latency at every percentile: {words}",
+        f"Latency at every percentile. {'; '.join(said)}.",
         draw,
-        ". ".join(beyond),
     )
-
-
-def _finite(values: Any) -> Any:
-    array = np.asarray(values, np.float64)
-    return array[np.isfinite(array)]
-
-
-def _domain(least: float, edge: float) -> list[float]:
-    """From zero where that costs no more than half of the width."""
-    if least < 0.5 * edge:
-        return [0.0, edge * 1.02]
-    margin = max((edge - least) * 0.04, edge * 1e-6)
-    return [least - margin, edge + margin]
-
-
-def _lines(m: Measurement, domain: list[float]) -> Iterator[list[dict[str, Any]]]:
-    """The processes' functions and, under the number -1, that of all of them."""
-    for i, values in [*enumerate(m.values[:_MOST_PROCESSES]), (-1, sum(m.values, ()))]:
-        finite = _finite(values)
-        if not finite.size:
-            continue
-        times = np.quantile(finite, _SHARES)
-        yield [
-            {
-                "time": float(f"{time:.6g}"),
-                "share": float(f"{share:.4g}"),
-                "process": i,
-                "line": f"{m.subject}/{i}",
-                "subject": m.subject,
-            }
-            for time, share in zip(times, _SHARES, strict=True)
-            if time <= domain[1]
-        ]

@@ -9,13 +9,25 @@ from typing import Any
 from edgeopt.core import Layer, Subject
 from edgeopt.report.document import Document
 from edgeopt.report.numbers import Number, number, pointer, shorten
-from edgeopt.report.plots.bars import Bar, Part, bars
-from edgeopt.report.plots.chart import INKS, Chart, Marks, altair, finished, subject_inks
+from edgeopt.report.plots.bars import Bar, Part, listing
+from edgeopt.report.plots.chart import (
+    BOTTOM,
+    INKS,
+    LEFT,
+    TOP,
+    Chart,
+    Entry,
+    Marks,
+    altair,
+    axes,
+    framed,
+    subject_inks,
+)
 
 __all__ = ["errors", "layers"]
 
 #: Tensors drawn of each artifact, the largest first; and artifacts.
-_MOST_TENSORS = 12
+_MOST_TENSORS = 10
 _MOST_SUBJECTS = 4
 
 #: Tensors of which an error is drawn, of all artifacts together.
@@ -59,10 +71,13 @@ def _largest(
         rows.append(Bar(layer.name, (Part(shown, ink, tip),), (shown,), change, ticks=ticks))
     rest = len(subject.layers) - len(rows)
     said = "; ".join(f"{r.name}: {r.value[0].text}" for r in rows if isinstance(r.value[0], Number))
-    title = f"Largest tensors of {subject.name}"
+    entries = [Entry("bytes", ink)]
+    if any(row.ticks for row in rows):
+        entries.append(Entry("bytes in the baseline", "muted", "stroke"))
+    title = f"Largest tensors of {shorten(subject.name, 56)}"
 
     def draw(width: int, marks: Marks) -> Any:
-        return bars(rows, width, marks, "B")
+        return listing(rows, width, marks, entries)
 
     return Chart(
         f"layers-{place + 1}",
@@ -108,7 +123,7 @@ def errors(document: Document) -> Iterator[Chart]:
                 {
                     "place": i + 1,
                     "error": error.value,
-                    "name": shown[subject.name],
+                    "ink": INKS[inks[subject.name]][0],
                     "tip": f"{subject.name}, {layer.name}: {error.text}",
                     "number": error,
                 }
@@ -123,35 +138,31 @@ def errors(document: Document) -> Iterator[Chart]:
     def draw(width: int, marks: Marks) -> Any:
         alt = altair()
         data = [
-            {**{k: v[k] for k in ("place", "error", "name")}, "mark": marks.add(v["tip"], v["number"])}
+            {**{k: v[k] for k in ("place", "error", "ink")}, "mark": marks.add(v["tip"], v["number"])}
             for v in kept
         ]
-        chart = (
+        x, y = axes(
+            {"title": "tensor, in the order of the file", "tickMinStep": 1, "tickCount": 6},
+            {"title": "SQNR, dB (higher is closer)", "tickCount": 5},
+        )
+        dots = (
             alt.Chart(alt.Data(values=data))
             .mark_circle(size=46, opacity=0.85)
             .encode(
-                x=alt.X(
-                    "place:Q",
-                    axis=alt.Axis(title="tensor, in the order of the file", grid=False, tickMinStep=1,
-                                  titleAnchor="start", tickCount=6),
-                    scale=alt.Scale(nice=False, zero=False, padding=8),
-                ),
+                x=alt.X("place:Q", axis=x, scale=alt.Scale(nice=False, zero=False, padding=8)),
                 y=alt.Y(
                     "error:Q",
-                    axis=alt.Axis(title="SQNR, dB", tickCount=5, titleAnchor="end"),
+                    axis=y,
                     scale=alt.Scale(domain=[min(0.0, lowest), highest * 1.05], nice=True),
                 ),
-                color=alt.Color(
-                    "name:N",
-                    scale=alt.Scale(
-                        domain=list(shown.values()), range=[INKS[inks[n]][0] for n in shown]
-                    ),
-                    legend=alt.Legend(columns=1 if width < 500 else 3, symbolType="circle"),
-                ),
+                color=alt.Color("ink:N", scale=None),
                 description="mark:N",
             )
         )
-        return finished(chart, width, 240)
+        entries = [Entry(words, inks[name], "circle") for name, words in shown.items()]
+        return framed(
+            [dots], width, 220, entries=entries, left=LEFT, bottom=BOTTOM, top=TOP
+        )
 
     thinned = f"one of {step} tensors is drawn" if step > 1 else ""
     yield Chart(

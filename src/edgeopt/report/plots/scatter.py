@@ -8,15 +8,28 @@ from typing import Any
 
 from edgeopt.report.document import Document, conditions_words
 from edgeopt.report.numbers import plain, shorten
-from edgeopt.report.pareto import Point, points
-from edgeopt.report.plots.bars import axis_format
-from edgeopt.report.plots.chart import INKS, Chart, Marks, altair, finished, subject_inks
+from edgeopt.report.pareto import Point, compared_in, points
+from edgeopt.report.plots.chart import (
+    BOTTOM,
+    INKS,
+    LEFT,
+    LETTER,
+    RIGHT,
+    TOP,
+    Chart,
+    Entry,
+    Marks,
+    altair,
+    axes,
+    axis_format,
+    framed,
+    subject_inks,
+)
 
 __all__ = ["scatter"]
 
-_HEIGHT = 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 26, 44
-_LETTER, _LINE = 6.9, 15.0
+_HEIGHT = 280
+_LINE = 15.0
 
 #: More points than this are labelled only where they are on the front.
 _MOST_LABELS = 10
@@ -28,7 +41,7 @@ def scatter(document: Document) -> Iterator[Chart]:
     if len(found) < 2:
         return
     inks = subject_inks(document.names, document.results.baseline)
-    words = conditions_words(document.pairings("latency")[0])
+    words = conditions_words(compared_in(document) or ())
 
     def draw(width: int, marks: Marks) -> Any:
         return _drawn(found, inks, width, marks)
@@ -61,7 +74,7 @@ class _Label:
 
 def _drawn(found: Sequence[Point], inks: dict[str, str], width: int, marks: Marks) -> Any:
     alt = altair()
-    across, down = width - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    across, down = width - LEFT - RIGHT, _HEIGHT
     x_end = 1.12 * max(p.size.value for p in found)
     y_end = 1.12 * max(p.high for p in found)
     x = alt.Scale(domain=[0, x_end], nice=False)
@@ -78,28 +91,16 @@ def _drawn(found: Sequence[Point], inks: dict[str, str], width: int, marks: Mark
                 "mark": marks.add(tip, p.latency),
             }
         )
+    x_axis, y_axis = axes(
+        {**axis_format(x_end, "B", "file size"), "grid": True, "tickCount": across // 90},
+        axis_format(y_end, "s", "latency, p50"),
+    )
     dots = (
         alt.Chart(alt.Data(values=values))
         .mark_point(size=150, strokeWidth=2.5, opacity=1)
         .encode(
-            x=alt.X(
-                "size:Q", scale=x, axis=alt.Axis(**axis_format(x_end, "B", "file size"), grid=True)
-            ),
-            y=alt.Y(
-                "latency:Q",
-                scale=y,
-                axis=alt.Axis(
-                    **{
-                        **axis_format(y_end, "s", "latency, p50"),
-                        "titleAnchor": "start",
-                    },
-                    grid=True,
-                    titleAngle=0,
-                    titleAlign="left",
-                    titleX=-_LEFT + 2,
-                    titleY=-14,
-                ),
-            ),
+            x=alt.X("size:Q", scale=x, axis=x_axis),
+            y=alt.Y("latency:Q", scale=y, axis=y_axis),
             stroke=alt.Stroke("ink:N", scale=None),
             fill=alt.Fill("fill:N", scale=None),
             description="mark:N",
@@ -107,11 +108,16 @@ def _drawn(found: Sequence[Point], inks: dict[str, str], width: int, marks: Mark
     )
     named = found if len(found) <= _MOST_LABELS else [p for p in found if p.front]
     labels = _labels(named, across, down, x_end, y_end)
-    layers = [dots, *_texts(named, labels, across)]
-    specification = finished(alt.layer(*layers), across, down)
-    specification["autosize"] = "none"
-    specification["padding"] = {"left": _LEFT, "right": _RIGHT, "top": _TOP, "bottom": _BOTTOM}
-    return specification
+    drawn = [dots, *_texts(named, labels, across)]
+    return framed(
+        drawn, width, down, entries=_ENTRIES, left=LEFT, bottom=BOTTOM, top=TOP
+    )
+
+
+_ENTRIES = (
+    Entry("on the Pareto front", "muted", "circle"),
+    Entry("beaten by another", "muted", "ring"),
+)
 
 
 def _labels(
@@ -126,7 +132,7 @@ def _labels(
     labels: list[_Label] = []
     for point, (x, y) in zip(found, centres, strict=True):
         letters = max(len(shorten(point.name, _letters(across))), len(_detail(point)))
-        wide, high = _LETTER * letters, 2 * _LINE
+        wide, high = LETTER * letters, 2 * _LINE
         places = [
             _Label("left", x + 13, y, (x + 13, y - high / 2, x + 13 + wide, y + high / 2)),
             _Label("right", x - 13, y, (x - 13 - wide, y - high / 2, x - 13, y + high / 2)),
@@ -137,7 +143,7 @@ def _labels(
             _Label("left", x - 9, y + 27, (x - 9, y + 12, x - 9 + wide, y + 27 + _LINE)),
             _Label("right", x + 9, y + 27, (x + 9 - wide, y + 12, x + 9, y + 27 + _LINE)),
         ]
-        frame = (-_LEFT / 2, -_TOP / 2, across + _RIGHT, down)
+        frame = (-LEFT / 2, -6.0, across + RIGHT, down)
         best = min(places, key=lambda place: _cost(place.box, taken, frame))
         labels.append(best)
         taken.append(best.box)
@@ -145,7 +151,7 @@ def _labels(
 
 
 def _letters(across: float) -> int:
-    return int(0.52 * across / _LETTER)
+    return int(0.52 * across / LETTER)
 
 
 def _cost(
@@ -182,18 +188,21 @@ def _texts(found: Sequence[Point], labels: Sequence[_Label], across: float) -> l
                 for p, label in zip(found, labels, strict=True)
                 if label.align == align
             ]
-            if values:
-                layers.append(
-                    alt.Chart(alt.Data(values=values))
-                    .mark_text(
-                        align=align,
-                        baseline="middle",
-                        color=INKS[ink][0],
-                        fontWeight=weight,
-                        aria=False,
-                    )
-                    .encode(
-                        x=alt.X("x:Q", scale=None), y=alt.Y("y:Q", scale=None), text="text:N"
-                    )
+            place = {"x": alt.X("x:Q", scale=None), "y": alt.Y("y:Q", scale=None)}
+            # first as a broad stroke of the paper, which keeps the grid off the letters
+            strokes = {"stroke": INKS["paper"][0], "strokeWidth": 4, "strokeJoin": "round"}
+            layers += [
+                alt.Chart(alt.Data(values=values))
+                .mark_text(
+                    align=align,
+                    baseline="middle",
+                    color=INKS[ink][0],
+                    fontWeight=weight,
+                    aria=False,
+                    **more,
                 )
+                .encode(**place, text="text:N")
+                for more in (strokes, {})
+                if values
+            ]
     return layers
