@@ -1,0 +1,1 @@
+def pin(n): return None

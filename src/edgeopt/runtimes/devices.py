@@ -1,0 +1,1 @@
+def resolve(device, runtime): return "cpu"
