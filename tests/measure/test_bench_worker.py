@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from edgeopt.measure import bench_worker
-from edgeopt.measure.bench import Trial, _write_job
+from edgeopt.measure.bench import Trial, write_job
 from edgeopt.runtimes.engine import Case
 
 
 def answers(
     folder: Path, trial: Trial, commands: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    job = _write_job(trial, folder, 0)
+    job = write_job(trial, folder, 0)
     pipe = io.BytesIO()
     lines = io.BytesIO(b"".join(json.dumps(command).encode() + b"\n" for command in commands))
     bench_worker.main(job, lines, pipe)

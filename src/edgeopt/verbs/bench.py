@@ -17,7 +17,14 @@ from edgeopt.measure.bench import Bench, BenchSettings, Trial, run_bench
 from edgeopt.measure.environment import environment
 from edgeopt.numerics.derive import derive
 from edgeopt.runtimes.devices import resolve
-from edgeopt.verbs.bench_trials import RUNTIMES, Asked, names_of, runtime_of, trials_of
+from edgeopt.verbs.bench_trials import (
+    RUNTIMES,
+    Asked,
+    names_of,
+    runtime_of,
+    trials_of,
+    without_repacking,
+)
 
 __all__ = ["bench", "save_results"]
 
@@ -91,9 +98,10 @@ def bench(
     for name, source in _zip(names, sources):
         trials.extend(trials_of(name, source, asked, devices[name]))
     settings = BenchSettings(processes=processes, seconds=seconds, silence=timeout, cold=cold)
+    trials, warnings = without_repacking(trials, settings)
     before = environment(threads=max(threads))
     layers = dict(zip(names, (found for _, found in opened), strict=True))
-    document = _Document(names, sources, layers, trials, asked, settings, before)
+    document = _Document(names, sources, layers, trials, asked, settings, before, warnings)
     digests: dict[str, str] = {}
 
     def so_far(found: Bench) -> None:
@@ -142,6 +150,7 @@ class _Document:
         asked: Asked,
         settings: BenchSettings,
         before: Mapping[str, Any],
+        warnings: Sequence[str],
     ) -> None:
         self._names = names
         self._layers = layers
@@ -149,6 +158,7 @@ class _Document:
         self._runtimes = {trial.subject: trial.case.runtime for trial in trials}
         self._settings = {**asdict(asked), **asdict(settings)}
         self._before = before
+        self._warnings = tuple(warnings)
         self._made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
     def results(self, found: Bench, digests: Mapping[str, str]) -> Results:
@@ -165,7 +175,7 @@ class _Document:
             environment=dict(self._before),
             settings=self._settings,
             unavailable=found.unavailable,
-            warnings=found.warnings,
+            warnings=(*self._warnings, *found.warnings),
         )
 
     def _subject(self, name: str, found: Bench, digests: Mapping[str, str]) -> Subject:
