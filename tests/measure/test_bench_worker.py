@@ -52,7 +52,7 @@ def test_every_step(tmp_path: Path, trial: Trial) -> None:
     assert imports["seconds"] >= 0 and load["repeats"] is True and "verified" not in load
     assert 0 < first["seconds"] < 60
     assert 1 <= len(turn["samples"]) <= 7 and all(value > 0 for value in turn["samples"])
-    assert set(turn["energy"]) == {"joules", "reason"}
+    assert set(turn["energy"]) == {"joules", "reason", "how"}
     assert len(short["samples"]) == 1 and "energy" not in short
     assert memory["memory"]["peak"] > 0
     assert memory["info"]["providers"] == ["CPUExecutionProvider"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ def bench(
         model=model,
         trust_pickle=trust_pickle,
     )
-    sources = [open_source(artifact) for artifact in artifacts]
+    opened = [_described(open_source(artifact)) for artifact in artifacts]
+    sources = [source for source, _ in opened]
     if out is not None:
         checked_output(out, [source.path for source in sources])
     names = names_of([source.path for source in sources])
@@ -91,7 +92,8 @@ def bench(
         trials.extend(trials_of(name, source, asked, devices[name]))
     settings = BenchSettings(processes=processes, seconds=seconds, silence=timeout, cold=cold)
     before = environment(threads=max(threads))
-    document = _Document(names, sources, trials, asked, settings, before)
+    layers = dict(zip(names, (found for _, found in opened), strict=True))
+    document = _Document(names, sources, layers, trials, asked, settings, before)
     digests: dict[str, str] = {}
 
     def so_far(found: Bench) -> None:
@@ -118,6 +120,16 @@ def save_results(results: Results, path: str | Path) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def _described(source: Source) -> tuple[Source, tuple[Layer, ...]]:
+    """The source without its tensors, and what is told of them.
+
+    Tensors hold a map of the file, and pages that anybody maps cannot be evicted: a cold load
+    would find them in memory.
+    """
+    layers = tuple(Layer(weight.name, weight.dtype, weight.nbytes) for weight in source.weights)
+    return replace(source, weights=(), extras=()), layers
+
+
 class _Document:
     """What is known before measuring, ready to be joined with what is found."""
 
@@ -125,12 +137,14 @@ class _Document:
         self,
         names: Sequence[str],
         sources: Sequence[Source],
+        layers: Mapping[str, tuple[Layer, ...]],
         trials: Sequence[Trial],
         asked: Asked,
         settings: BenchSettings,
         before: Mapping[str, Any],
     ) -> None:
         self._names = names
+        self._layers = layers
         self._sources = dict(_zip(names, sources))
         self._runtimes = {trial.subject: trial.case.runtime for trial in trials}
         self._settings = {**asdict(asked), **asdict(settings)}
@@ -165,9 +179,7 @@ class _Document:
             files=tuple((_relative(file, root), file.stat().st_size) for file in source.files),
             sha256=digests.get(name, ""),
             placement=found.info.get(name, {}),
-            layers=tuple(
-                Layer(weight.name, weight.dtype, weight.nbytes) for weight in source.weights
-            ),
+            layers=self._layers[name],
             failure=found.failures.get(name, ""),
         )
 
