@@ -94,9 +94,10 @@ def bench(
         checked_output(out, [source.path for source in sources])
     names = names_of([source.path for source in sources])
     devices = {name: resolve(device, runtime_of(s, asked)) for name, s in _zip(names, sources)}
+    described = next((source for source in sources if source.inputs), None)
     trials: list[Trial] = []
     for name, source in _zip(names, sources):
-        trials.extend(trials_of(name, source, asked, devices[name]))
+        trials.extend(trials_of(name, source, asked, devices[name], described))
     settings = BenchSettings(processes=processes, seconds=seconds, silence=timeout, cold=cold)
     trials, warnings = without_repacking(trials, settings)
     before = environment(threads=max(threads))
