@@ -7,11 +7,19 @@ ones, and the system can drop them. PSS divides each page by the processes that 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["SMAPS", "FilePages", "Mapped", "file_pages", "mappings"]
+__all__ = [
+    "SMAPS",
+    "FilePages",
+    "Mapped",
+    "file_pages",
+    "mapped_files",
+    "mappings",
+    "mappings_known",
+]
 
 SMAPS = Path("/proc/self/smaps")
 
@@ -49,6 +57,11 @@ class FilePages:
     shareable: bool
 
 
+def mappings_known() -> bool:
+    """Whether this system says what a process has mapped: Linux does."""
+    return SMAPS.exists()
+
+
 def file_pages(path: str | os.PathLike[str], smaps: Path = SMAPS) -> FilePages | None:
     """The mappings of ``path``; None where there is none, or the system does not say."""
     real = os.path.realpath(path)
@@ -68,6 +81,19 @@ def file_pages(path: str | os.PathLike[str], smaps: Path = SMAPS) -> FilePages |
         anonymous=total("Anonymous"),
         shareable=all(each.shared for each in found),
     )
+
+
+def mapped_files(files: Iterable[Path], folder: Path) -> dict[str, bool | None]:
+    """Whether this process has each file mapped now, by its path from ``folder``; None where the
+    system does not say."""
+    known = mappings_known()
+    mapped = {each.path for each in mappings()}
+    return {
+        Path(os.path.relpath(file, folder)).as_posix(): (
+            os.path.realpath(file) in mapped if known else None
+        )
+        for file in files
+    }
 
 
 def mappings(smaps: Path = SMAPS) -> Iterator[Mapped]:
