@@ -30,7 +30,7 @@ from edgeopt import errors
 from edgeopt.core import Progress
 from edgeopt.errors import EdgeoptError, InputsError, OutputError, WorkerError
 
-__all__ = ["Feeds", "Outcome", "Workplace", "workplace"]
+__all__ = ["Feeds", "Outcome", "Workplace", "rebuild_error", "workplace"]
 
 #: Seconds without a sign of life after which a worker is given up. It speaks at least once a
 #: sample and once a round of blocks, so this bounds one load or one inference.
@@ -172,6 +172,11 @@ def _furnish(feeds: Iterable[Mapping[str, NDArray[Any]]], folder: Path) -> Workp
     return Workplace(folder, Feeds(count, names), shapes)
 
 
+def rebuild_error(error: Mapping[str, Any]) -> EdgeoptError:
+    """The error that another process sent as its ``type`` and ``message``."""
+    return _BY_NAME.get(error["type"], errors.SourceError)(error["message"])
+
+
 def _sample_name(index: int, position: int) -> str:
     return f"sample-{index:06d}-{position}.npy"
 
@@ -235,9 +240,7 @@ def _listen(
         if "result" in message:
             return Outcome(message["result"])
         if "error" in message:
-            error = message["error"]
-            kind = _BY_NAME.get(error["type"], errors.SourceError)
-            return Outcome(None, kind(error["message"]), error["subject"])
+            return Outcome(None, rebuild_error(message["error"]), message["error"]["subject"])
         if progress is not None:
             progress(message["step"], message["fraction"])
 
