@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from edgeopt.core.ggml import TYPE_NUMBERS
 from edgeopt.core.packages import is_installed
 from edgeopt.errors import InputsError, MissingExtraError, SourceError, WorkerError
-from edgeopt.runtimes.smaps import FilePages, file_pages
+from edgeopt.runtimes.smaps import FilePages, file_pages, mappings_known
 
 __all__ = ["Generated", "Session", "installed", "preload"]
 
@@ -348,7 +348,7 @@ class Session:
         pages = file_pages(self.path)
         buffers: dict[str, int] = self._asked["buffers"]
         repacked = any("REPACK" in name or "AMX" in name for name in buffers)
-        known = Path("/proc/self/smaps").exists()
+        known = mappings_known()
         return {
             "runtime": "llama.cpp",
             "version": f"llama-cpp-python {llama_cpp.__version__}",

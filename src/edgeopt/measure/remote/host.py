@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from edgeopt.core import Progress, format_bytes
 from edgeopt.errors import EdgeoptError, HostError, OutputError, SourceError, WorkerError
-from edgeopt.measure.process import rebuild_error
+from edgeopt.measure.child import rebuilt
 from edgeopt.measure.remote import boot
 from edgeopt.measure.remote.bundle import make_bundle
 from edgeopt.measure.remote.target import Target
@@ -287,7 +287,7 @@ class Host:
             if "ready" in message:
                 return None
             if "error" in message:
-                raise rebuild_error(message["error"])
+                raise rebuilt(message["error"])
             if "bye" in message:
                 raise self._lost(doing)
             if "step" in message and progress is not None:

@@ -1,0 +1,2 @@
+def resolve(device, runtime):
+    return "cpu"
