@@ -15,9 +15,9 @@ import subprocess
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -28,6 +28,7 @@ from edgeopt.measure.remote import boot
 from edgeopt.measure.remote.bundle import make_bundle
 from edgeopt.measure.remote.target import Target
 from edgeopt.measure.remote.transport import Transport, open_transport
+from edgeopt.runtimes.engine import ENGINES
 
 __all__ = ["ENTRIES", "PACKAGES", "Host", "connect"]
 
@@ -42,7 +43,8 @@ PACKAGES: Mapping[str, tuple[tuple[str, str], ...]] = {
 ENTRIES = (
     "edgeopt.measure.remote.keeper",
     "edgeopt.measure.worker",
-    "edgeopt.measure.environment",
+    "edgeopt.measure.bench_worker",
+    *(ENGINES[runtime].partition(":")[0] for runtime in PACKAGES),
 )
 
 #: Seconds between our signs of life, and without one of theirs after which they are gone.
@@ -102,7 +104,7 @@ class Host:
         self._transport = transport
         self._log = log
         self._lock = threading.Lock()
-        self._sent: dict[tuple[str, int, int], tuple[str, int]] = {}
+        self._sent: dict[str, tuple[str, tuple[int, int]]] = {}
         self._closed = threading.Event()
         self._removed: bool | None = None
         command = f"exec {_quote(python)} -u -c {shlex.quote(_COMMAND)}"
@@ -204,38 +206,45 @@ class Host:
                 " ssh://user@host/folder"
             )
 
-    def put(self, files: Mapping[str, Path], progress: Progress | None = None) -> dict[str, str]:
+    def put(
+        self, files: Mapping[str, Path], progress: Progress | None = None, *, instead_of: str = ""
+    ) -> dict[str, str]:
         """Send files to the names they get in the folder there; name -> full path there.
 
-        What is there already is not sent again. Raises OutputError where it does not fit or
-        cannot be written, SourceError where a file cannot be read.
+        What is there already is not sent again. Where room is short, other files whose names begin
+        with ``instead_of`` go first. Raises OutputError where it does not fit or cannot be
+        written, SourceError where a file cannot be read.
         """
         try:
             stats = {name: path.stat() for name, path in files.items()}
         except OSError as error:
             raise SourceError(f"{error.filename}: {error.strerror}; it cannot be sent") from None
-        keys = {name: (name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
-        new = [name for name in files if keys[name] not in self._sent]
+        seals = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+        new = [name for name in files if self._sent.get(name, ("", None))[1] != seals[name]]
         total = sum(stats[name].st_size for name in new)
+        if instead_of and total + _SPARE > self.facts.free:
+            self.drop([n for n in self._sent if n.startswith(instead_of) and n not in files])
         self.room(total)
         sent = 0
         for name in new:
             if progress is not None:
                 progress(f"sending to {self.target.host}", sent / total if total else None)
-            answer = self._send(name, files[name], stats[name].st_size, progress, sent, total)
-            self._sent[keys[name]] = (answer["path"], stats[name].st_size)
+            there = self._send(name, files[name], stats[name].st_size, progress, sent, total)
+            self._sent[name] = (there, seals[name])
             sent += stats[name].st_size
-        return {name: self._sent[keys[name]][0] for name in files}
+        return {name: self._sent[name][0] for name in files}
 
     def drop(self, names: Iterable[str]) -> None:
         """Remove files from the folder there."""
-        gone = set(names)
-        self.ask({"do": "drop", "names": sorted(gone)}, "removing files")
-        self._sent = {key: value for key, value in self._sent.items() if key[0] not in gone}
+        gone = [name for name in names if self._sent.pop(name, None)]
+        if gone:
+            answer = self.ask({"do": "drop", "names": gone}, "removing files")
+            self.facts = replace(self.facts, free=answer["free"])
 
     def _send(
         self, name: str, path: Path, size: int, progress: Progress | None, before: int, total: int
-    ) -> Mapping[str, Any]:
+    ) -> str:
+        """Send one file; where it is there."""
         digest = hashlib.sha256()
         left = size
         with self._lock, path.open("rb", buffering=0) as stream:
@@ -262,9 +271,8 @@ class Host:
                 f"{self.target}: {path.name} cannot be written in {place} ({error}); free some"
                 " space, or name another folder, as ssh://user@host/folder"
             ) from None
-        self.facts = _Facts(**{**self.facts.__dict__, "free": answer["free"]})
-        result: Mapping[str, Any] = answer
-        return result
+        self.facts = replace(self.facts, free=answer["free"])
+        return str(answer["path"])
 
     # -- requests -----------------------------------------------------------------------------
 
@@ -279,7 +287,13 @@ class Host:
         found = self.ask({"do": "environment", "threads": threads}, "describing the machine")
         return {**found, "on": str(self.target)}
 
-    def _answer(self, doing: str, progress: Progress | None, patience: float) -> Any:
+    def _answer(
+        self,
+        doing: str,
+        progress: Progress | None,
+        patience: float,
+        on_part: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> Any:
         while True:
             message = self._read(doing, patience)
             if "result" in message:
@@ -290,6 +304,8 @@ class Host:
                 raise rebuilt(message["error"])
             if "bye" in message:
                 raise self._lost(doing)
+            if "part" in message and on_part is not None:
+                on_part(message["part"])
             if "step" in message and progress is not None:
                 progress(message["step"], message["fraction"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ class Place(Protocol):
     """Where a request is answered: its folder, and how progress goes back."""
 
     folder: Path
+
+    def say(self, message: Mapping[str, Any]) -> None: ...
 
     def progress(self, step: str, fraction: float | None) -> None: ...
 
@@ -39,15 +42,41 @@ def job(place: Place, request: Mapping[str, Any]) -> dict[str, Any]:
     samples = Feeds(request["samples"]["count"], tuple(request["samples"]["names"]))
     folder = place.folder / request["folder"]
     folder.mkdir(parents=True, exist_ok=True)
-    outcome = Workplace(folder, samples, {}, request["number"]).run(
+    outcome = Workplace(folder, samples, {}, _jobs=request["number"]).run(
         request["job"], progress=place.progress, silence=request["silence"]
     )
     error = outcome.error and {"type": type(outcome.error).__name__, "message": str(outcome.error)}
     return {"result": outcome.result, "error": error, "subject": outcome.subject}
 
 
+def resolve(place: Place, request: Mapping[str, Any]) -> str:
+    """The device that a runtime takes, as :func:`edgeopt.runtimes.devices.resolve`."""
+    from edgeopt.runtimes.devices import resolve
+
+    return resolve(request["device"], request["runtime"])
+
+
+def bench(place: Place, request: Mapping[str, Any]) -> dict[str, Any]:
+    """A benchmark of files put before; what there is after each process round goes back too."""
+    from edgeopt.measure.bench import Bench, BenchSettings, run_bench
+    from edgeopt.measure.remote.bench import trial_from_json
+
+    def so_far(found: Bench) -> None:
+        place.say({"part": dataclasses.asdict(found)})
+
+    found = run_bench(
+        [trial_from_json(trial, place.folder) for trial in request["trials"]],
+        BenchSettings(**request["settings"]),
+        progress=place.progress,
+        on_round=so_far,
+    )
+    return dataclasses.asdict(found)
+
+
 REQUESTS: Mapping[str, Callable[[Place, Mapping[str, Any]], Any]] = {
     "environment": environment,
     "drop": drop,
     "job": job,
+    "resolve": resolve,
+    "bench": bench,
 }
