@@ -44,7 +44,8 @@ def time_candidates(
     order; with several feeds, each round uses the next one for every candidate. ``seconds`` is
     the time given to all of them together. A candidate that does not load or run is left out and
     named in ``failures``; one whose native code takes the worker down is left out too, and the
-    others are timed again without it. ``on`` is another machine to time them on. Raises InputsError where no feed is given.
+    others are timed again without it. ``on`` is another machine to time them on. Raises
+    InputsError where no feed is given.
     """
     samples = [feeds] if isinstance(feeds, Mapping) else feeds
     job = {

@@ -95,9 +95,9 @@ def measure_pair(
     ``seconds`` is the time given to interleaved latency blocks, less once the ratio is known to
     1%. The first feed is what latency, load and memory are measured with; fidelity takes them
     all, one at a time. ``output_map`` names the artifact's output for each of the source's where
-    the names differ; ``on`` is another machine to measure on. Measurements: ``file`` (B), ``latency`` and ``load`` (s), ``memory`` (B,
-    the peak above the process before loading), ``memory_heap`` and ``memory_mapped`` (B, what of
-    it remains at the end, by kind).
+    the names differ; ``on`` is another machine to measure on. Measurements: ``file`` (B),
+    ``latency`` and ``load`` (s), ``memory`` (B, the peak above the process before loading),
+    ``memory_heap`` and ``memory_mapped`` (B, what of it remains at the end, by kind).
 
     Raises the source's error where the source cannot be loaded or run, InputsError where the
     feeds do not fit it. What goes wrong with the artifact is in the result's ``failure``.

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from tests.sshd import Server
 
 from edgeopt.errors import EdgeoptError, HostError, OutputError, SourceError, WorkerError
 from edgeopt.measure.remote import host as host_module
+from edgeopt.measure.remote import link
 from edgeopt.measure.remote.host import Host, connect
 from edgeopt.measure.remote.target import parse_target
 
@@ -100,7 +101,6 @@ def test_it_says_what_machine_it_is(server: Server) -> None:
         found = host.environment(threads=2)
         assert host.facts.executable == sys.executable
         assert host.facts.packages["numpy"] == np.__version__
-    assert found["on"] == server.url
     assert found["threads"] == 2
     assert found["machine"] == os.uname().machine
 
@@ -279,7 +279,7 @@ def test_the_runner_is_killed(server: Server, number: int) -> None:
 def test_the_connection_is_cut(server: Server) -> None:
     """Our ssh dies: the runner there ends by itself, and takes its folder along."""
     with pytest.raises(WorkerError), connected(server) as host:
-        host._process.kill()
+        host._link._process.kill()
         assert gone(server.space)
         host.environment()
 
@@ -304,7 +304,7 @@ def test_we_are_killed(server: Server) -> None:
 
 
 def test_a_machine_that_goes_silent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "_GONE", 0.3)
+    monkeypatch.setattr(link, "GONE", 0.3)
     with pytest.raises(WorkerError, match="no sign of it for 0 s"), connected(server) as host:
         (keeper,) = processes(server.space)
         os.kill(keeper, signal.SIGSTOP)
@@ -316,17 +316,15 @@ def test_a_machine_that_goes_silent(server: Server, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_sign_of_life_goes_each_way(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "_PING", 0.02)
+    monkeypatch.setattr(link, "PING", 0.02)
     with connected(server) as host:
-        assert host._lines.get(timeout=5) == b'edgeopt {"pong": true}\n'
+        assert host._link._lines.get(timeout=5) == b'edgeopt {"pong": true}\n'
 
 
 def test_a_folder_that_cannot_be_removed_is_named(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Host, "_leave", lambda self: Host_leave(self) and False)
+    close = link.Link.close
+    monkeypatch.setattr(link.Link, "close", lambda self: close(self) and False)
     with pytest.warns(UserWarning, match="could not be removed"), connected(server):
         pass
-
-
-Host_leave: Callable[[Host], bool] = Host._leave

@@ -23,8 +23,10 @@ __all__ = ["bench_from_json", "resolve_on", "run_bench_on", "trial_from_json"]
 def resolve_on(host: Host, device: str, runtime: str) -> str:
     """The device that ``--device`` means there, as :func:`edgeopt.runtimes.devices.resolve`."""
     _require_known(host, runtime)
-    found = host.ask({"do": "resolve", "device": device, "runtime": runtime}, "finding a device")
-    return str(found)
+    try:
+        return str(host.ask({"do": "resolve", "device": device, "runtime": runtime}, "looking"))
+    except UsageError as error:
+        raise UsageError(f"--on {host.target}: {error}") from None
 
 
 def run_bench_on(

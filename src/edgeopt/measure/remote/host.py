@@ -1,31 +1,29 @@
-"""Our side of another machine: connect, send files, ask, and leave nothing behind.
+"""Our side of another machine: connect, send the runner and files, ask, and leave nothing behind.
 
 One connection carries everything. Whoever holds a :class:`Host` sleeps while the other machine
-works; a sign of life goes each way every 20 seconds.
+works.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import queue
 import shlex
-import subprocess
 import tempfile
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any, TypeAlias
 
 from edgeopt.core import Progress, format_bytes
-from edgeopt.errors import EdgeoptError, HostError, OutputError, SourceError, WorkerError
+from edgeopt.errors import HostError, OutputError, SourceError, WorkerError
 from edgeopt.measure.child import rebuilt
-from edgeopt.measure.remote import boot
+from edgeopt.measure.remote import boot, link
 from edgeopt.measure.remote.bundle import make_bundle
+from edgeopt.measure.remote.link import Link
 from edgeopt.measure.remote.target import Target
 from edgeopt.measure.remote.transport import Transport, open_transport
 from edgeopt.runtimes.engine import ENGINES
@@ -44,16 +42,15 @@ ENTRIES = (
     "edgeopt.measure.remote.keeper",
     "edgeopt.measure.worker",
     "edgeopt.measure.bench_worker",
-    *(ENGINES[runtime].partition(":")[0] for runtime in PACKAGES),
+    *(
+        module
+        for runtime in PACKAGES
+        if find_spec(module := ENGINES[runtime].partition(":")[0]) is not None
+    ),
 )
 
-#: Seconds between our signs of life, and without one of theirs after which they are gone.
-_PING = 20.0
-_GONE = 120.0
-
-#: Seconds for the first word (a small board's Python takes its time), and for the last.
+#: Seconds for the first word: a small board's Python takes its time.
 _HELLO = 60.0
-_BYE = 10.0
 
 #: Bytes that must stay free on the other machine beside what is sent: jobs, logs, samples.
 _SPARE = 32 << 20
@@ -79,7 +76,7 @@ os.dup2(2, 1)
 boot(a, sys.stdin.buffer, _pipe)
 """
 
-_MARK = b"edgeopt "
+_OnPart: TypeAlias = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -99,20 +96,10 @@ class Host:
 
     def __init__(self, transport: Transport, python: str, log: IO[bytes]) -> None:
         self.target = transport.target
-        self.python = python
         self.facts = _Facts("", "", "", "", {}, 0)
-        self._transport = transport
-        self._log = log
-        self._lock = threading.Lock()
-        self._sent: dict[str, tuple[str, tuple[int, int]]] = {}
-        self._closed = threading.Event()
-        self._removed: bool | None = None
         command = f"exec {_quote(python)} -u -c {shlex.quote(_COMMAND)}"
-        self._process = transport.start(command, log)
-        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        threading.Thread(target=self._forward, daemon=True).start()
-
-    # -- opening and closing ------------------------------------------------------------------
+        self._link = Link(transport, python, command, log)
+        self._sent: dict[str, tuple[str, tuple[int, int]]] = {}
 
     def open(self) -> None:
         """Hear what the machine is, and send it the runner."""
@@ -128,8 +115,8 @@ class Host:
             "sha256": bundle.sha256,
             "main": ENTRIES[0],
         }
-        self._write(json.dumps(first).encode() + b"\n")
-        hello = self._read("connecting", _HELLO)
+        self._link.send(first)
+        hello = self._link.read("connecting", _HELLO)
         if "old" in hello:
             raise HostError(
                 f"{self.target}: {hello['executable']} is Python {hello['old']}, the runner needs"
@@ -141,45 +128,15 @@ class Host:
                 " write to, as ssh://user@host/folder"
             )
         self.facts = _Facts(**{name: hello[name] for name in _Facts.__dataclass_fields__})
-        self._write(bundle.data)
-        self._answer("starting the runner", None, _HELLO)
-        threading.Thread(target=self._ping, daemon=True).start()
+        self._link.folder = self.facts.folder
+        with self._link.sending() as write:
+            write(bundle.data)
+        self._answer("starting the runner", _HELLO)
+        self._link.beat()
 
     def close(self) -> bool:
         """End the connection; whether the folder on the other machine is known to be gone."""
-        if self._removed is None:
-            self._removed = self._leave()
-        return self._removed
-
-    def _leave(self) -> bool:
-        self._closed.set()
-        with contextlib.suppress(OSError):
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-        gone = not self.facts.folder
-        with contextlib.suppress(EdgeoptError):
-            while not gone:
-                gone = self._read("leaving", _BYE).get("bye") is True
-        _end(self._process, 1.0 if gone else 0.0)
-        if not gone:
-            gone = self._remove()
-        return gone
-
-    def _remove(self) -> bool:
-        """Over a connection of its own, where the runner did not get to it."""
-        folder = self.facts.folder
-        if not PurePosixPath(folder).name.startswith("edgeopt-"):
-            return False
-        remover: subprocess.Popen[bytes] | None = None
-        try:
-            remover = self._transport.start(f"rm -rf -- {shlex.quote(folder)}", self._log)
-            remover.communicate(timeout=2 * _BYE)
-        except (EdgeoptError, OSError, subprocess.TimeoutExpired):
-            return False
-        finally:
-            if remover is not None:
-                _end(remover, 0.0)
-        return remover.returncode == 0
+        return self._link.close()
 
     # -- files --------------------------------------------------------------------------------
 
@@ -247,24 +204,22 @@ class Host:
         """Send one file; where it is there."""
         digest = hashlib.sha256()
         left = size
-        with self._lock, path.open("rb", buffering=0) as stream:
-            self._write_locked(
-                json.dumps({"do": "put", "name": name, "size": size}).encode() + b"\n"
-            )
+        with self._link.sending() as write, path.open("rb", buffering=0) as stream:
+            write(_line({"do": "put", "name": name, "size": size}))
             while left:
                 chunk = stream.read(min(_CHUNK, left))
                 if not chunk:
-                    self._closed.set()
+                    self._link.abandon()
                     raise SourceError(f"{path}: it became shorter while it was sent; try again")
                 digest.update(chunk)
-                self._write_locked(chunk)
+                write(chunk)
                 left -= len(chunk)
                 if progress is not None:
                     done = before + size - left
                     progress(f"sending to {self.target.host}", done / total)
-            self._write_locked(json.dumps({"sha256": digest.hexdigest()}).encode() + b"\n")
+            write(_line({"sha256": digest.hexdigest()}))
         try:
-            answer = self._answer(f"taking {path.name}", None, _GONE)
+            answer = self._answer(f"taking {path.name}")
         except OutputError as error:
             place = self.facts.folder.rpartition("/")[0] or "/"
             raise OutputError(
@@ -276,26 +231,32 @@ class Host:
 
     # -- requests -----------------------------------------------------------------------------
 
-    def ask(self, request: Mapping[str, Any], doing: str, progress: Progress | None = None) -> Any:
-        """The result of a request; raises what it raised there, WorkerError where the machine or
-        the connection is lost meanwhile."""
-        self._write(json.dumps(request).encode() + b"\n")
-        return self._answer(doing, progress, _GONE)
+    def ask(
+        self,
+        request: Mapping[str, Any],
+        doing: str,
+        progress: Progress | None = None,
+        on_part: _OnPart | None = None,
+    ) -> Any:
+        """The result of a request, its parts to ``on_part`` as they come; raises what it raised
+        there, WorkerError where the machine or the connection is lost meanwhile."""
+        self._link.send(dict(request))
+        return self._answer(doing, progress=progress, on_part=on_part)
 
     def environment(self, threads: int = 1) -> dict[str, Any]:
         """The machine, as its own :func:`edgeopt.measure.environment.environment` says."""
         found = self.ask({"do": "environment", "threads": threads}, "describing the machine")
-        return {**found, "on": str(self.target)}
+        return dict(found)
 
     def _answer(
         self,
         doing: str,
-        progress: Progress | None,
-        patience: float,
-        on_part: Callable[[Mapping[str, Any]], None] | None = None,
+        patience: float | None = None,
+        progress: Progress | None = None,
+        on_part: _OnPart | None = None,
     ) -> Any:
         while True:
-            message = self._read(doing, patience)
+            message = self._link.read(doing, link.GONE if patience is None else patience)
             if "result" in message:
                 return message["result"]
             if "ready" in message:
@@ -303,80 +264,11 @@ class Host:
             if "error" in message:
                 raise rebuilt(message["error"])
             if "bye" in message:
-                raise self._lost(doing)
+                raise self._link.lost(doing)
             if "part" in message and on_part is not None:
                 on_part(message["part"])
             if "step" in message and progress is not None:
                 progress(message["step"], message["fraction"])
-
-    # -- bytes --------------------------------------------------------------------------------
-
-    def _forward(self) -> None:
-        assert self._process.stdout is not None
-        with contextlib.suppress(ValueError, OSError):  # closed under us at the end
-            for line in self._process.stdout:
-                self._lines.put(line)
-        self._lines.put(None)
-
-    def _read(self, doing: str, patience: float) -> dict[str, Any]:
-        """The next message; whatever else a login prints before the first is passed over."""
-        while True:
-            try:
-                line = self._lines.get(timeout=patience)
-            except queue.Empty:
-                raise self._lost(doing, f"no sign of it for {patience:.0f} s") from None
-            if line is None:
-                self._lines.put(None)
-                raise self._lost(doing)
-            if line.startswith(_MARK):
-                message: dict[str, Any] = json.loads(line[len(_MARK) :])
-                return message
-
-    def _write(self, data: bytes) -> None:
-        with self._lock:
-            self._write_locked(data)
-
-    def _write_locked(self, data: bytes) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(data)
-            self._process.stdin.flush()
-        except (OSError, ValueError):
-            raise self._lost("sending") from None
-
-    def _ping(self) -> None:
-        while not self._closed.wait(_PING):
-            with contextlib.suppress(EdgeoptError):
-                self._write(b'{"do": "ping"}\n')
-
-    def _lost(self, doing: str, reason: str = "") -> EdgeoptError:
-        """What to raise now that the connection is gone: why it was refused, or when it broke."""
-        self._closed.set()
-        _end(self._process, 1.0)
-        code = self._process.returncode
-        self._log.flush()
-        self._log.seek(0)
-        said = self._log.read().decode(errors="replace")
-        why = self._transport.explain(code, said)
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        last = f" ({lines[-1][:200]})" if lines else ""
-        if self.facts.folder:  # it had been there
-            reason = reason or (last[2:-1] if last else "the connection or its Python ended")
-            return WorkerError(
-                f"{self.target}: lost while {doing}: {reason}; check the machine (memory, power,"
-                " network) and run it again"
-            )
-        if why is not None:
-            return why
-        if code in (126, 127):
-            return HostError(
-                f"{self.target}: no {self.python} there{last}; install Python 3.10 or later, or"
-                " name it with --remote-python PATH"
-            )
-        return HostError(
-            f"{self.target}: no answer from {self.python} there ({reason or f'code {code}'})"
-            f"{last}; try it by hand"
-        )
 
 
 @contextmanager
@@ -408,18 +300,11 @@ def _left_behind(host: Host) -> str:
     return f"its folder {host.facts.folder} could not be removed"
 
 
+def _line(message: Mapping[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
 def _quote(program: str) -> str:
     """Quoted for the shell there, which still finds its user's own folder."""
     home, found, rest = program.partition("~/")
     return f"~/{shlex.quote(rest)}" if found and not home else shlex.quote(program)
-
-
-def _end(process: subprocess.Popen[bytes], patience: float) -> None:
-    with contextlib.suppress(OSError):
-        if process.stdin is not None:
-            process.stdin.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=patience)
-    if process.returncode is None:
-        process.kill()
-        process.wait()

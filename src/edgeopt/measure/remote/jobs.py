@@ -33,8 +33,8 @@ class RemoteJobs:
         return str(self.host.target)
 
     def environment(self, threads: int = 1) -> dict[str, Any]:
-        """The machine there."""
-        return self.host.environment(threads)
+        """The machine there, and what ``--on`` calls it."""
+        return {**self.host.environment(threads), "on": self.name}
 
     def run_job(
         self,
@@ -52,7 +52,7 @@ class RemoteJobs:
         paths = [job[key] for key in _MODELS if key in job]
         paths += job.get("candidates", {}).values()
         there = self._shipping.send({Path(p): _files(Path(p)) for p in paths}, progress)
-        answer = self.host.ask(
+        found = self.host.ask(
             {
                 "do": "job",
                 "folder": folder,
@@ -64,12 +64,9 @@ class RemoteJobs:
             f"doing a {job['kind']} job",
             progress,
         )
+        answer = self._shipping.as_here(found)
         error = answer["error"]
-        return Outcome(
-            answer["result"],
-            rebuilt(self._shipping.as_here(error)) if error else None,
-            answer["subject"],
-        )
+        return Outcome(answer["result"], rebuilt(error) if error else None, answer["subject"])
 
     def forget(self, place: Workplace) -> None:
         """Remove the samples of ``place`` there."""

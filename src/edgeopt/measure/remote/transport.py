@@ -44,11 +44,12 @@ def open_transport(target: Target) -> Transport:
 def spawn(
     arguments: list[str], stderr: IO[bytes], environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Start a transport's program, in a session of its own: Ctrl-C reaches us alone, and we close
-    the connection in order."""
+    """Start a transport's program, its pipes unbuffered, in a session of its own: Ctrl-C reaches
+    us alone, and we close the connection in order."""
     try:
         return subprocess.Popen(
             arguments,
+            bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
