@@ -128,6 +128,7 @@ _gate = click.option(
 @click.command(context_settings=SETTINGS, short_help="Measure latency, load time, memory and size.")
 @click.argument("artifacts", metavar="ARTIFACT...", nargs=-1, required=True)
 @_how
+@opt.on
 @opt.inputs
 @opt.loading
 @click.option("--baseline", metavar="FILE", help="Saved results to compare with.")
