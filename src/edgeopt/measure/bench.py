@@ -74,6 +74,7 @@ def run_bench(
                 for part in session.alive_together(group, process):
                     session.round(part, jobs, process)
                 session.done += 1
+                session.latest = snapshot()
                 if on_round is not None:
                     on_round(session.result())
     return session.result()
@@ -93,7 +94,7 @@ class _Session:
         self.settings = settings
         self.progress = progress
         self.warnings = tuple(warnings)
-        self.began = snapshot()
+        self.began = self.latest = snapshot()
         self.taken = {id(trial): Taken(trial.subject, trial.conditions) for trial in trials}
         self.failures: dict[str, str] = {}
         self.info: dict[str, dict[str, Any]] = {}
@@ -128,7 +129,7 @@ class _Session:
             dict(self.info),
             dict(self.failures),
             tuple(dict.fromkeys(warnings)),
-            between(self.began, snapshot()).to_json(),
+            between(self.began, self.latest).to_json(),
         )
 
     def alive_together(self, group: Sequence[Trial], process: int) -> list[Sequence[Trial]]:
