@@ -10,25 +10,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
-import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt import errors
 from edgeopt.core import Progress
 from edgeopt.errors import EdgeoptError, InputsError, OutputError, WorkerError
+from edgeopt.measure.child import end, epitaph, read_mark, rebuilt, start
 
 __all__ = ["Feeds", "Outcome", "Workplace", "workplace"]
 
@@ -36,16 +33,11 @@ __all__ = ["Feeds", "Outcome", "Workplace", "workplace"]
 #: sample and once a round of blocks, so this bounds one load or one inference.
 SILENCE = 600.0
 
+#: The module that a worker runs.
+_WORKER = "edgeopt.measure.worker"
+
 #: How a worker can fail to answer.
 _ENDED, _SILENT = "ended", "silent"
-
-#: Errors that a worker may send by name, rebuilt from their message alone.
-_BY_NAME: Mapping[str, type[EdgeoptError]] = {
-    name: cls
-    for name in errors.__all__
-    if isinstance(cls := getattr(errors, name), type)
-    and cls not in (errors.FormatError, errors.MissingExtraError)
-}
 
 
 @dataclass(frozen=True)
@@ -97,18 +89,18 @@ class Workplace:
         path.write_text(json.dumps(document), encoding="utf-8")
         log, mark = path.with_suffix(".log"), path.with_suffix(".mark")
         with log.open("wb") as stderr:
-            worker = _start(path, stderr)
+            worker = start(_WORKER, path, stderr)
         try:
             answer = _listen(worker, progress, silence)
         finally:
-            _end(worker)
+            end(worker)
         if isinstance(answer, Outcome):
             return answer
-        subject, doing = _read_mark(mark)
+        subject, doing = read_mark(mark)
         if answer is _SILENT:
             text = f"the worker gave no sign for {silence:.0f} s while {doing}; try smaller inputs"
         else:
-            text = _epitaph(worker.returncode, doing, log)
+            text = epitaph(worker.returncode, doing, log)
         return Outcome(None, WorkerError(text), subject)
 
     def run_candidates(
@@ -176,39 +168,6 @@ def _sample_name(index: int, position: int) -> str:
     return f"sample-{index:06d}-{position}.npy"
 
 
-def _start(job: Path, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-    if not sys.executable:
-        raise WorkerError("this Python does not know its own executable; run it from a python")
-    root = str(Path(errors.__file__).resolve().parent.parent)
-    environment = {
-        **os.environ,
-        # What we found our modules by, the worker finds them by; the current folder ("") is not
-        # passed on.
-        "PYTHONPATH": os.pathsep.join(filter(None, (root, *sys.path))),
-        # numpy's own pools are not what is measured; unused threads cost start time and memory.
-        "OPENBLAS_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        # llama.cpp asks for its threads itself. Where others want the cores too, threads that spin
-        # while they wait for one another take up to twenty times as long.
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-m", "edgeopt.measure.worker", job.name],
-            stdin=subprocess.PIPE,  # never written to: its end tells the worker we are gone
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            cwd=job.parent,
-            env=environment,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise WorkerError(f"cannot start a worker: {error.strerror}; free memory and retry") from (
-            error
-        )
-
-
 def _listen(
     worker: subprocess.Popen[bytes], progress: Progress | None, silence: float
 ) -> Outcome | str:
@@ -236,48 +195,6 @@ def _listen(
             return Outcome(message["result"])
         if "error" in message:
             error = message["error"]
-            kind = _BY_NAME.get(error["type"], errors.SourceError)
-            return Outcome(None, kind(error["message"]), error["subject"])
+            return Outcome(None, rebuilt(error), error["subject"])
         if progress is not None:
             progress(message["step"], message["fraction"])
-
-
-def _end(worker: subprocess.Popen[bytes]) -> None:
-    """Leave nothing running: what has ended by itself is only reaped."""
-    if worker.stdin is not None:
-        with contextlib.suppress(OSError):
-            worker.stdin.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        # A worker that has answered, or lost its input, ends at once; the rest is made to.
-        worker.wait(timeout=0.5)
-    if worker.returncode is None:
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(worker.pid, signal.SIGKILL)
-        else:
-            worker.kill()
-        worker.wait()
-    if worker.stdout is not None:
-        worker.stdout.close()
-
-
-def _read_mark(mark: Path) -> tuple[str, str]:
-    """What the worker was busy with when it ended: (subject, doing)."""
-    try:
-        subject, doing = json.loads(mark.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "", "starting"
-    return str(subject), str(doing)
-
-
-def _epitaph(code: int | None, doing: str, log: Path) -> str:
-    if code is not None and code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return f"the worker died from {name}{hint} while {doing}"
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    last = f": {lines[-1][:300]}" if lines else ""
-    return f"the worker ended with code {code} while {doing}{last}"
