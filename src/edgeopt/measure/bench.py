@@ -27,7 +27,7 @@ from edgeopt.measure.relay import Runner, SubjectError, runner
 from edgeopt.measure.samples import Taken
 from edgeopt.runtimes.engine import Case, Feed
 
-__all__ = ["Bench", "BenchSettings", "Trial", "run_bench"]
+__all__ = ["Bench", "BenchSettings", "Trial", "run_bench", "write_job"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Trial:
 class BenchSettings:
     """``processes`` fresh workers a trial; ``seconds`` of steady-state timing a trial over all of
     them; ``turn`` seconds a turn; at most ``samples`` inferences kept a process; ``silence``
-    seconds after which a worker without an answer is given up."""
+    seconds after which a worker without an answer is given up. Artifacts that together need more
+    than ``memory`` bytes (None: no limit) are measured one at a time."""
 
     processes: int = 5
     seconds: float = 10.0
@@ -57,6 +58,12 @@ class BenchSettings:
     cold: bool = True
     pin: bool = True
     energy: bool = True
+    memory: int | None = None
+
+
+#: Bytes that a loaded artifact takes for each byte of its files: the weights, copies in the layout
+#: that kernels like, activations.
+_MEMORY_PER_BYTE = 2.0
 
 
 @dataclass(frozen=True)
@@ -87,20 +94,20 @@ def run_bench(
     session = _Session(tuple(trials), settings, progress)
     with tempfile.TemporaryDirectory(prefix="edgeopt-", ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
-        jobs = {id(trial): _write_job(trial, folder, i) for i, trial in enumerate(trials)}
-        groups: dict[str, list[Trial]] = {}
-        for trial in trials:
-            groups.setdefault(trial.group, []).append(trial)
-        session.steps = settings.processes * len(groups)
+        jobs = {id(trial): write_job(trial, folder, i) for i, trial in enumerate(trials)}
+        session.steps = settings.processes * len(session.groups)
         for process in range(settings.processes):
-            for group in groups.values():
-                session.round(group, jobs, process)
+            for group in session.groups.values():
+                for part in session.alive_together(group, process):
+                    session.round(part, jobs, process)
+                session.done += 1
                 if on_round is not None:
                     on_round(session.result())
     return session.result()
 
 
-def _write_job(trial: Trial, folder: Path, index: int) -> Path:
+def write_job(trial: Trial, folder: Path, index: int) -> Path:
+    """The trial as a worker reads it: a document, and its inputs beside it."""
     job = folder / f"case-{index}.json"
     document = {
         "subject": trial.subject,
@@ -135,6 +142,9 @@ class _Session:
         self.info: dict[str, dict[str, Any]] = {}
         self.steps = 1
         self.done = 0
+        self.groups: dict[str, list[Trial]] = {}
+        for trial in trials:
+            self.groups.setdefault(trial.group, []).append(trial)
         first: dict[str, Trial] = {}
         for trial in trials:
             first.setdefault(trial.subject, trial)
@@ -150,6 +160,11 @@ class _Session:
             measurements.extend(taken.measurements())
             unavailable.extend(taken.unavailable())
             warnings.extend(taken.warnings())
+        if any(len(group) > 1 and self._too_large(group) for group in self.groups.values()):
+            warnings.append(
+                "the artifacts do not fit in memory together and were measured one at a time: "
+                "what the machine did meanwhile may have fallen on one of them"
+            )
         return Bench(
             tuple(measurements),
             tuple(dict.fromkeys(unavailable)),
@@ -158,10 +173,23 @@ class _Session:
             tuple(dict.fromkeys(warnings)),
         )
 
+    def alive_together(self, group: Sequence[Trial], process: int) -> list[Sequence[Trial]]:
+        """The group whole, or its trials one by one where memory does not hold all of them."""
+        if len(group) == 1 or not self._too_large(group):
+            return [group]
+        ordered = group if process % 2 == 0 else reversed(group)
+        return [[trial] for trial in ordered]
+
+    def _too_large(self, group: Sequence[Trial]) -> bool:
+        limit = self.settings.memory
+        if limit is None:
+            return False
+        sizes = (file.stat().st_size for t in group for file in t.case.files if file.is_file())
+        return _MEMORY_PER_BYTE * sum(sizes) > limit
+
     def round(self, group: Sequence[Trial], jobs: Mapping[int, Path], process: int) -> None:
         """One process round of one group: every trial a fresh worker, then turns."""
         order = list(group) if process % 2 == 0 else list(reversed(group))
-        self.done += 1
         with ExitStack() as stack:
             live: list[tuple[Trial, Runner]] = []
             for trial in order:
@@ -254,7 +282,7 @@ class _Session:
     def _say(self, step: str, process: int, share: float = 0.0) -> None:
         if self.progress is not None:
             text = f"process {process + 1} of {self.settings.processes}, {step}:"
-            self.progress(text, min(1.0, (self.done - 1 + min(1.0, share)) / self.steps))
+            self.progress(text, min(1.0, (self.done + min(1.0, share)) / self.steps))
 
 
 #: Turns that every trial gets in any case: one A B B A.

@@ -1,1 +1,2 @@
-def steady_start(s): return min(3, len(s)//2)
+def steady_start(s):
+    return min(3, len(s) // 2)

@@ -11,7 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["SMAPS", "FilePages", "Mapped", "file_pages", "mapped_files", "mappings", "mappings_known"]
+__all__ = [
+    "SMAPS",
+    "FilePages",
+    "Mapped",
+    "file_pages",
+    "mapped_files",
+    "mappings",
+    "mappings_known",
+]
 
 SMAPS = Path("/proc/self/smaps")
 

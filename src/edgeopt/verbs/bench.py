@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from edgeopt.core import Layer, Measurement, Progress, Results, Source, Subject
 from edgeopt.errors import UsageError
+from edgeopt.files.atomic import checked_output, writing
 from edgeopt.files.open import open_source
 from edgeopt.measure.bench import Bench, BenchSettings, Trial, run_bench
 from edgeopt.measure.environment import environment
+from edgeopt.numerics.derive import derive
 from edgeopt.runtimes.devices import resolve
-from edgeopt.verbs.bench_trials import RUNTIMES, Asked, names_of, runtime_of, trials_of
+from edgeopt.verbs.bench_trials import (
+    RUNTIMES,
+    Asked,
+    names_of,
+    runtime_of,
+    trials_of,
+    without_repacking,
+)
 
-__all__ = ["bench"]
+__all__ = ["bench", "save_results"]
 
 #: Fewer processes than this cannot tell one process's luck from the artifact's time.
 _FEWEST_PROCESSES = 5
@@ -40,8 +50,8 @@ def bench(
     trust_pickle: bool = False,
     cold: bool = True,
     timeout: float = 600.0,
+    out: str | Path | None = None,
     progress: Progress | None = None,
-    on_round: Callable[[Results], None] | None = None,
 ) -> Results:
     """Measure ``artifacts`` side by side: the first is the one that others are compared with.
 
@@ -52,7 +62,8 @@ def bench(
     where it is free), with ``seconds`` of steady-state timing an artifact and condition over all
     of them. ``seq`` sets free sequence axes. Inputs come from ``data`` or are made up from the
     signature. ``timeout``: seconds without an answer after which a worker is given up.
-    ``on_round`` gets the results so far after each process round.
+    ``out`` is a file that gets the results as JSON, anew after each process round: what an
+    interrupt or a crash leaves is all that was measured until then.
 
     An artifact whose measuring fails (it does not load, its runtime crashes or hangs) has the
     reason in its subject's ``failure``; the others are measured all the same.
@@ -61,6 +72,7 @@ def bench(
         SourceError: a file that is none of these kinds, or breaks its format.
         UsageError: options that cannot be honoured, a device that is not there.
         InputsError: inputs are missing or do not fit.
+        OutputError: ``out`` cannot be written.
     """
     _check(artifacts, threads, batch, seq, runtime, seconds, processes, prompt, generate, timeout)
     asked = Asked(
@@ -76,20 +88,26 @@ def bench(
         model=model,
         trust_pickle=trust_pickle,
     )
-    sources = [open_source(artifact) for artifact in artifacts]
+    opened = [_described(open_source(artifact)) for artifact in artifacts]
+    sources = [source for source, _ in opened]
+    if out is not None:
+        checked_output(out, [source.path for source in sources])
     names = names_of([source.path for source in sources])
     devices = {name: resolve(device, runtime_of(s, asked)) for name, s in _zip(names, sources)}
+    described = next((source for source in sources if source.inputs), None)
     trials: list[Trial] = []
     for name, source in _zip(names, sources):
-        trials.extend(trials_of(name, source, asked, devices[name]))
+        trials.extend(trials_of(name, source, asked, devices[name], described))
     settings = BenchSettings(processes=processes, seconds=seconds, silence=timeout, cold=cold)
+    trials, warnings = without_repacking(trials, settings)
     before = environment(threads=max(threads))
-    document = _Document(names, sources, trials, asked, settings, before)
+    layers = dict(zip(names, (found for _, found in opened), strict=True))
+    document = _Document(names, sources, layers, trials, asked, settings, before, warnings)
     digests: dict[str, str] = {}
 
     def so_far(found: Bench) -> None:
-        if on_round is not None:
-            on_round(document.results(found, digests))
+        if out is not None:
+            save_results(document.results(found, digests), out)
 
     found = run_bench(trials, settings, progress=progress, on_round=so_far)
     for name, source in _zip(names, sources):
@@ -97,7 +115,28 @@ def bench(
         if progress is not None:
             progress(f"hashing {name}", None)
         digests[name] = source.sha256()
+    so_far(found)
     return document.results(found, digests)
+
+
+def save_results(results: Results, path: str | Path) -> None:
+    """Write the document with what it derives; whole or not at all.
+
+    Raises OutputError where it cannot be written.
+    """
+    text = json.dumps({**results.to_json(), "derived": derive(results).to_json()}, indent=1)
+    with writing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _described(source: Source) -> tuple[Source, tuple[Layer, ...]]:
+    """The source without its tensors, and what is told of them.
+
+    Tensors hold a map of the file, and pages that anybody maps cannot be evicted: a cold load
+    would find them in memory.
+    """
+    layers = tuple(Layer(weight.name, weight.dtype, weight.nbytes) for weight in source.weights)
+    return replace(source, weights=(), extras=()), layers
 
 
 class _Document:
@@ -107,16 +146,20 @@ class _Document:
         self,
         names: Sequence[str],
         sources: Sequence[Source],
+        layers: Mapping[str, tuple[Layer, ...]],
         trials: Sequence[Trial],
         asked: Asked,
         settings: BenchSettings,
         before: Mapping[str, Any],
+        warnings: Sequence[str],
     ) -> None:
         self._names = names
+        self._layers = layers
         self._sources = dict(_zip(names, sources))
         self._runtimes = {trial.subject: trial.case.runtime for trial in trials}
         self._settings = {**asdict(asked), **asdict(settings)}
         self._before = before
+        self._warnings = tuple(warnings)
         self._made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
     def results(self, found: Bench, digests: Mapping[str, str]) -> Results:
@@ -133,7 +176,7 @@ class _Document:
             environment=dict(self._before),
             settings=self._settings,
             unavailable=found.unavailable,
-            warnings=found.warnings,
+            warnings=(*self._warnings, *found.warnings),
         )
 
     def _subject(self, name: str, found: Bench, digests: Mapping[str, str]) -> Subject:
@@ -147,9 +190,7 @@ class _Document:
             files=tuple((_relative(file, root), file.stat().st_size) for file in source.files),
             sha256=digests.get(name, ""),
             placement=found.info.get(name, {}),
-            layers=tuple(
-                Layer(weight.name, weight.dtype, weight.nbytes) for weight in source.weights
-            ),
+            layers=self._layers[name],
             failure=found.failures.get(name, ""),
         )
 
