@@ -58,13 +58,14 @@ def show_results(
     if as_json:
         print_document({**results.to_json(), "derived": derived.to_json()})
     else:
-        from edgeopt.report.results_text import render
+        from edgeopt.report.results_text import render_results
 
-        render(results, derived, console())
-    from edgeopt.report.results_files import write_report
+        render_results(results, derived, console())
+    if reports:
+        from edgeopt.report.results_files import write_report
 
-    for path in reports:
-        write_report(results, Path(path))
+        for path in reports:
+            write_report(results, Path(path))
     if charts is not None:
         from edgeopt.report.charts import write_charts
 

@@ -27,7 +27,7 @@ from edgeopt.measure.relay import Runner, SubjectError, runner
 from edgeopt.measure.samples import Taken
 from edgeopt.runtimes.engine import Case, Feed
 
-__all__ = ["Bench", "BenchSettings", "Trial", "run_bench"]
+__all__ = ["Bench", "BenchSettings", "Trial", "run_bench", "write_job"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def run_bench(
     session = _Session(tuple(trials), settings, progress)
     with tempfile.TemporaryDirectory(prefix="edgeopt-", ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
-        jobs = {id(trial): _write_job(trial, folder, i) for i, trial in enumerate(trials)}
+        jobs = {id(trial): write_job(trial, folder, i) for i, trial in enumerate(trials)}
         session.steps = settings.processes * len(session.groups)
         for process in range(settings.processes):
             for group in session.groups.values():
@@ -106,7 +106,8 @@ def run_bench(
     return session.result()
 
 
-def _write_job(trial: Trial, folder: Path, index: int) -> Path:
+def write_job(trial: Trial, folder: Path, index: int) -> Path:
+    """The trial as a worker reads it: a document, and its inputs beside it."""
     job = folder / f"case-{index}.json"
     document = {
         "subject": trial.subject,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,14 @@ from edgeopt.files.open import open_source
 from edgeopt.measure.bench import Bench, BenchSettings, Trial
 from edgeopt.numerics.derive import derive
 from edgeopt.verbs.bench_place import place
-from edgeopt.verbs.bench_trials import RUNTIMES, Asked, names_of, runtime_of, trials_of
+from edgeopt.verbs.bench_trials import (
+    RUNTIMES,
+    Asked,
+    names_of,
+    runtime_of,
+    trials_of,
+    without_repacking,
+)
 
 __all__ = ["bench", "save_results"]
 
@@ -85,11 +92,13 @@ def bench(
         model=model,
         trust_pickle=trust_pickle,
     )
-    sources = [open_source(artifact) for artifact in artifacts]
+    opened = [_described(open_source(artifact)) for artifact in artifacts]
+    sources = [source for source, _ in opened]
     if out is not None:
         checked_output(out, [source.path for source in sources])
     names = names_of([source.path for source in sources])
     settings = BenchSettings(processes=processes, seconds=seconds, silence=timeout, cold=cold)
+    layers = dict(zip(names, (found for _, found in opened), strict=True))
     digests: dict[str, str] = {}
     if on is not None and progress is not None:
         progress(f"connecting to {on}", None)
@@ -98,8 +107,10 @@ def bench(
         for name, source in _zip(names, sources):
             found_device = machine.resolve(device, runtime_of(source, asked))
             trials.extend(trials_of(name, source, asked, found_device))
-        before = machine.environment(max(threads))
-        document = _Document(names, sources, trials, asked, settings, before, on)
+        trials, warnings = without_repacking(trials, settings, machine.problem_of)
+        before = machine.environment(threads=max(threads))
+        known = {**asdict(asked), **asdict(settings), "on": on}
+        document = _Document(names, sources, layers, trials, known, before, warnings)
 
         def so_far(found: Bench) -> None:
             if out is not None:
@@ -125,6 +136,16 @@ def save_results(results: Results, path: str | Path) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def _described(source: Source) -> tuple[Source, tuple[Layer, ...]]:
+    """The source without its tensors, and what is told of them.
+
+    Tensors hold a map of the file, and pages that anybody maps cannot be evicted: a cold load
+    would find them in memory.
+    """
+    layers = tuple(Layer(weight.name, weight.dtype, weight.nbytes) for weight in source.weights)
+    return replace(source, weights=(), extras=()), layers
+
+
 class _Document:
     """What is known before measuring, ready to be joined with what is found."""
 
@@ -132,17 +153,19 @@ class _Document:
         self,
         names: Sequence[str],
         sources: Sequence[Source],
+        layers: Mapping[str, tuple[Layer, ...]],
         trials: Sequence[Trial],
-        asked: Asked,
-        settings: BenchSettings,
+        settings: Mapping[str, Any],
         before: Mapping[str, Any],
-        on: str | None,
+        warnings: Sequence[str],
     ) -> None:
         self._names = names
+        self._layers = layers
         self._sources = dict(_zip(names, sources))
         self._runtimes = {trial.subject: trial.case.runtime for trial in trials}
-        self._settings = {**asdict(asked), **asdict(settings), "on": on}
+        self._settings = settings
         self._before = before
+        self._warnings = tuple(warnings)
         self._made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
     def results(self, found: Bench, digests: Mapping[str, str]) -> Results:
@@ -159,7 +182,7 @@ class _Document:
             environment=dict(self._before),
             settings=self._settings,
             unavailable=found.unavailable,
-            warnings=found.warnings,
+            warnings=(*self._warnings, *found.warnings),
         )
 
     def _subject(self, name: str, found: Bench, digests: Mapping[str, str]) -> Subject:
@@ -173,9 +196,7 @@ class _Document:
             files=tuple((_relative(file, root), file.stat().st_size) for file in source.files),
             sha256=digests.get(name, ""),
             placement=found.info.get(name, {}),
-            layers=tuple(
-                Layer(weight.name, weight.dtype, weight.nbytes) for weight in source.weights
-            ),
+            layers=self._layers[name],
             failure=found.failures.get(name, ""),
         )
 

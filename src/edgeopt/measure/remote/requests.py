@@ -56,6 +56,16 @@ def resolve(place: Place, request: Mapping[str, Any]) -> str:
     return resolve(request["device"], request["runtime"])
 
 
+def problem(place: Place, request: Mapping[str, Any]) -> str:
+    """Why a trial of a file put before does not run; empty where it does."""
+    from edgeopt.measure.bench import BenchSettings
+    from edgeopt.measure.probe import problem_of
+    from edgeopt.measure.remote.bench import trial_from_json
+
+    trial = trial_from_json(request["trial"], place.folder)
+    return problem_of(trial, BenchSettings(**request["settings"]))
+
+
 def bench(place: Place, request: Mapping[str, Any]) -> dict[str, Any]:
     """A benchmark of files put before; what there is after each process round goes back too."""
     from edgeopt.measure.bench import Bench, BenchSettings, run_bench
@@ -78,5 +88,6 @@ REQUESTS: Mapping[str, Callable[[Place, Mapping[str, Any]], Any]] = {
     "drop": drop,
     "job": job,
     "resolve": resolve,
+    "problem": problem,
     "bench": bench,
 }
