@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edgeopt.core import Progress
 from edgeopt.measure.bench import Bench, BenchSettings, Trial, run_bench
 from edgeopt.measure.environment import environment
-from edgeopt.measure.remote.host import Host
 from edgeopt.runtimes.devices import resolve
 
 __all__ = ["Place", "place"]
@@ -23,7 +21,7 @@ class Place(Protocol):
         """The device that ``--device`` means for a runtime. Raises UsageError for one that is not
         there, HostError where the runtime is not."""
 
-    def environment(self, threads: int) -> dict[str, Any]:
+    def environment(self, *, threads: int = 1) -> dict[str, Any]:
         """The machine, as it says of itself."""
 
     def run(
@@ -31,10 +29,16 @@ class Place(Protocol):
         trials: Sequence[Trial],
         settings: BenchSettings,
         *,
-        progress: Progress | None,
-        on_round: Callable[[Bench], None] | None,
+        progress: Progress | None = None,
+        on_round: Callable[[Bench], None] | None = None,
     ) -> Bench:
         """As :func:`edgeopt.measure.bench.run_bench`."""
+
+
+class _Here:
+    resolve = staticmethod(resolve)
+    environment = staticmethod(environment)
+    run = staticmethod(run_bench)
 
 
 @contextmanager
@@ -46,41 +50,9 @@ def place(on: str | None, python: str = "python3") -> Iterator[Place]:
     if on is None:
         yield _Here()
         return
+    from edgeopt.measure.remote.bench import RemoteBench
     from edgeopt.measure.remote.host import connect
     from edgeopt.measure.remote.target import parse_target
 
     with connect(parse_target(on), python=python) as host:
-        yield _There(host)
-
-
-class _Here:
-    resolve = staticmethod(resolve)
-    run = staticmethod(run_bench)
-
-    def environment(self, threads: int) -> dict[str, Any]:
-        return environment(threads=threads)
-
-
-@dataclass(frozen=True)
-class _There:
-    host: Host
-
-    def resolve(self, device: str, runtime: str) -> str:
-        from edgeopt.measure.remote.bench import resolve_on
-
-        return resolve_on(self.host, device, runtime)
-
-    def environment(self, threads: int) -> dict[str, Any]:
-        return self.host.environment(threads)
-
-    def run(
-        self,
-        trials: Sequence[Trial],
-        settings: BenchSettings,
-        *,
-        progress: Progress | None,
-        on_round: Callable[[Bench], None] | None,
-    ) -> Bench:
-        from edgeopt.measure.remote.bench import run_bench_on
-
-        return run_bench_on(self.host, trials, settings, progress=progress, on_round=on_round)
+        yield RemoteBench(host)

@@ -19,8 +19,7 @@ from edgeopt.cli import cli
 from edgeopt.core import Results
 from edgeopt.errors import HostError, InputsError, UsageError
 from edgeopt.measure.bench import Bench, BenchSettings, Trial, run_bench
-from edgeopt.measure.remote import bench as remote_bench
-from edgeopt.measure.remote.bench import resolve_on, run_bench_on
+from edgeopt.measure.remote.bench import RemoteBench
 from edgeopt.measure.remote.host import Host, connect
 from edgeopt.measure.remote.target import parse_target
 from edgeopt.runtimes.engine import Case
@@ -45,9 +44,8 @@ def test_the_same_as_here(server: Server, tmp_path: Path) -> None:
     rounds: list[Bench] = []
     steps: list[str] = []
     with connect(parse_target(server.url), python=sys.executable) as host:
-        assert resolve_on(host, "cpu", "onnxruntime") == "cpu"
-        there = run_bench_on(
-            host,
+        assert RemoteBench(host).resolve("cpu", "onnxruntime") == "cpu"
+        there = RemoteBench(host).run(
             trials,
             QUICK,
             progress=lambda step, part: steps.append(step),
@@ -76,7 +74,9 @@ def test_a_machine_that_is_lost_keeps_what_it_gave(server: Server, tmp_path: Pat
 
     settings = BenchSettings(processes=50, seconds=20.0, turn=0.005, cold=False)
     with connect(parse_target(server.url), python=sys.executable) as host:
-        found = run_bench_on(host, [trial(write_mlp(tmp_path / "a.onnx"))], settings, on_round=lose)
+        found = RemoteBench(host).run(
+            [trial(write_mlp(tmp_path / "a.onnx"))], settings, on_round=lose
+        )
     assert found.measurements == rounds[-1].measurements != ()
     assert "lost while measuring" in found.failures["a"]
 
@@ -92,11 +92,11 @@ def test_what_is_not_measured_elsewhere(server: Server, tmp_path: Path) -> None:
     objects = trial(path, feed={"x": np.array([None])})
     with connect(parse_target(server.url), python=sys.executable) as host:
         with pytest.raises(UsageError, match="torch is not measured on another machine"):
-            run_bench_on(host, [torch], QUICK)
+            RemoteBench(host).run([torch], QUICK)
         with pytest.raises(Exception, match="not beside or below"):
-            run_bench_on(host, [outside], QUICK)
+            RemoteBench(host).run([outside], QUICK)
         with pytest.raises(InputsError, match="input x: not an array"):
-            run_bench_on(host, [objects], QUICK)
+            RemoteBench(host).run([objects], QUICK)
 
 
 def test_a_device_that_is_not_there(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,14 +106,14 @@ def test_a_device_that_is_not_there(server: Server, monkeypatch: pytest.MonkeyPa
     with connect(parse_target(server.url), python=sys.executable) as host:
         monkeypatch.setattr(Host, "ask", refuse)
         with pytest.raises(UsageError, match=r"--on ssh://.*: no CUDA"):
-            resolve_on(host, "cuda", "onnxruntime")
+            RemoteBench(host).resolve("cuda", "onnxruntime")
 
 
 def test_no_runtime_there(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with connect(parse_target(server.url), python=sys.executable) as host:
         host.facts.packages["llama_cpp"] = None  # type: ignore[index]
         with pytest.raises(HostError, match="pip install llama-cpp-python"):
-            resolve_on(host, "cpu", "llama.cpp")
+            RemoteBench(host).resolve("cpu", "llama.cpp")
 
 
 def test_by_the_command_line(
@@ -146,4 +146,3 @@ def test_the_command_line_refuses(
 ) -> None:
     with pytest.raises((UsageError, HostError), match=said):
         verb.bench([mlp()], on=on)
-    assert remote_bench.__all__

@@ -202,8 +202,10 @@ def _write(stream: IO[bytes], chunk: bytes) -> str:
 
 
 def _close(stream: IO[bytes], problem: str) -> str:
+    """Down to the disk: pages not yet written cannot be evicted, and no load would be cold."""
     try:
-        stream.close()
+        with stream:
+            os.fsync(stream.fileno())
     except OSError as error:
         return problem or error.strerror or str(error)
     return problem
