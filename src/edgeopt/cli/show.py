@@ -84,17 +84,11 @@ def show_results(
     chart_format: str,
     fail_if: Sequence[str],
 ) -> None:
-    """Print the results and write the reports that were asked for; then the exit code: 3 where
+    """Write the reports that were asked for and print the results; then the exit code: 3 where
     measuring an artifact failed, 4 where a condition of --fail-if holds."""
     from edgeopt.numerics.derive import derive
 
     derived = derive(results)
-    if as_json:
-        print_document({**results.to_json(), "derived": derived.to_json()})
-    else:
-        from edgeopt.report.results_text import render_results
-
-        render_results(results, derived, console())
     if reports:
         from edgeopt.report.results_files import write_report
 
@@ -104,6 +98,12 @@ def show_results(
         from edgeopt.report.charts import write_charts
 
         write_charts(results, derived, Path(charts), chart_format)
+    if as_json:
+        print_document({**results.to_json(), "derived": derived.to_json()})
+    else:
+        from edgeopt.report.results_text import render_results
+
+        render_results(results, derived, console())
     for subject in results.subjects:
         if subject.failure:
             fail(f"{subject.name}: {subject.failure}", 3)
