@@ -34,7 +34,7 @@ ENVIRONMENT: Mapping[str, Any] = {
     "memory_limit": 4_294_967_296,
     "load_1min": 0.42,
     "governor": "unavailable",
-    "frequency": {"before": 2.9e9, "after": 2.88e9},
+    "frequency_now_mhz": [2880, 2900],
     "steal": 0.004,
     "python": "3.11.2",
     "onnxruntime": "1.32.0",

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from edgeopt.errors import MissingExtraError
-from edgeopt.report.numbers import Number, scale_of
+from edgeopt.report.numbers import Number, scale_of, shorten
 
 __all__ = [
     "BOLD",
@@ -62,11 +62,11 @@ INKS: Mapping[str, tuple[str, str]] = {
     "s4": ("#8a3fc0", "#c690f5"),
     "s5": ("#bf2f6b", "#ff86b3"),
     "s6": ("#71701b", "#c9c75a"),
-    "k1": ("#8d97a4", "#7c8794"),
-    "k2": ("#b9c2cc", "#525c68"),
+    "k1": ("#7d8793", "#8792a0"),
+    "k2": ("#2f8a8f", "#4fb3b8"),
     "k3": ("#3a78d6", "#5b95f0"),
-    "k4": ("#d4740f", "#f0913a"),
-    "k5": ("#3c9a7e", "#4fc7a2"),
+    "k4": ("#c96a0a", "#f0913a"),
+    "k5": ("#8b5cc7", "#b48cf0"),
 }
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -168,7 +168,8 @@ def _legend(entries: Sequence[Entry], width: float, left: float) -> tuple[list[A
     x, line = left, 0
     symbols, words = [], []
     for entry in entries:
-        long = LETTER * len(entry.words) + 36
+        text = shorten(entry.words, int((width - 24) / LETTER))
+        long = LETTER * len(text) + 36
         if x > left and x + long > left + width:
             x, line = left, line + 1
         ink = INKS[entry.ink][0]
@@ -176,7 +177,7 @@ def _legend(entries: Sequence[Entry], width: float, left: float) -> tuple[list[A
         symbols.append(
             {"x": x + 7, "line": line, "ink": ink, "fill": filled, "shape": _SHAPES[entry.shape]}
         )
-        words.append({"x": x + 20, "line": line, "text": entry.words})
+        words.append({"x": x + 20, "line": line, "text": text})
         x += long
     if not entries:
         return [], 0.0
