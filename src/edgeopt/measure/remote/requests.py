@@ -60,7 +60,7 @@ def problem(place: Place, request: Mapping[str, Any]) -> str:
     """Why a trial of a file put before does not run; empty where it does."""
     from edgeopt.measure.bench import BenchSettings
     from edgeopt.measure.probe import problem_of
-    from edgeopt.measure.remote.bench import trial_from_json
+    from edgeopt.measure.remote.wire import trial_from_json
 
     trial = trial_from_json(request["trial"], place.folder)
     return problem_of(trial, BenchSettings(**request["settings"]))
@@ -69,7 +69,7 @@ def problem(place: Place, request: Mapping[str, Any]) -> str:
 def bench(place: Place, request: Mapping[str, Any]) -> dict[str, Any]:
     """A benchmark of files put before; what there is after each process round goes back too."""
     from edgeopt.measure.bench import Bench, BenchSettings, run_bench
-    from edgeopt.measure.remote.bench import trial_from_json
+    from edgeopt.measure.remote.wire import trial_from_json
 
     def so_far(found: Bench) -> None:
         place.say({"part": dataclasses.asdict(found)})
