@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeopt.report.document import Document
-from edgeopt.report.numbers import Number, Phrase, count, number, pointer
+from edgeopt.report.numbers import Number, Phrase, Said, count, number, pointer
 
 __all__ = ["Fact", "environment_facts", "placement_facts", "settings_facts"]
 
@@ -62,10 +62,16 @@ def placement_facts(document: Document, subject: int) -> tuple[Fact, ...]:
 
 def _facts(values: Mapping[str, Any], path: tuple[str | int, ...]) -> Iterator[Fact]:
     for key, value in values.items():
-        name = _TITLES.get(key, str(key).replace("_", " "))
+        name = _TITLES.get(key) or _named(str(key))
         phrase = _phrase(value, (*path, key), _unit(str(key)))
         known = value not in ("unavailable", None)
         yield Fact(name, phrase if known else ("unavailable",), known)
+
+
+def _named(key: str) -> str:
+    """A key as words; the unit is said by the value."""
+    suffix = next((s for s in _SUFFIXES if key.endswith(s)), "")
+    return key.removesuffix(suffix).replace("_", " ")
 
 
 def _unit(key: str) -> str:
@@ -84,14 +90,17 @@ def _phrase(value: Any, path: tuple[str | int, ...], unit: str) -> Phrase:
         return _joined([(f"{k}: ", v, (*path, k)) for k, v in value.items()], unit)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return _joined([("", v, (*path, i)) for i, v in enumerate(value)], unit)
-    return (str(value),)
+    return (Said(value),)
 
 
 def _joined(members: Sequence[tuple[str, Any, tuple[str | int, ...]]], unit: str) -> Phrase:
     said: list[str | Number] = []
     for label, value, path in members[:_MOST]:
         said += [", "] if said else []
-        said += [label, *_phrase(value, path, unit or _unit(str(path[-1])))]
+        said += [
+            *([Said(label)] if label else []),
+            *_phrase(value, path, unit or _unit(str(path[-1]))),
+        ]
     if len(members) > _MOST:
-        said.append(f", and {len(members) - _MOST} more")
+        said.append(", and more")
     return tuple(said) if said else ("none",)

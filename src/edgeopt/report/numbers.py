@@ -16,12 +16,13 @@ __all__ = [
     "SHAPES",
     "Number",
     "Phrase",
+    "Said",
     "count",
     "exactly",
     "number",
     "plain",
-    "printable",
     "pointer",
+    "printable",
     "quantity",
     "rate",
     "scale_of",
@@ -43,6 +44,13 @@ class Number:
     value: float
     shape: str = "value"
     scale: float = 1.0
+
+
+class Said(str):
+    """Words that the document gave, as a name or a reason: whatever digits are in them are no
+    numbers of the report."""
+
+    __slots__ = ()
 
 
 #: Words with numbers among them.
@@ -67,7 +75,7 @@ _SCALES: Mapping[str, Sequence[tuple[float, str]]] = {
 
 
 def scale_of(largest: float, unit: str) -> tuple[float, str]:
-    """(factor, unit) that values up to ``largest`` are best read in: 0.0041, "s" -> (1e-3, "ms")."""
+    """(factor, unit) that values up to ``largest`` are best read in: 0.0041 s in (1e-3, "ms")."""
     scales = _SCALES.get(unit)
     if scales is None:
         return 1.0, unit

@@ -14,7 +14,7 @@ from typing import Any
 from edgeopt.core import METRICS
 from edgeopt.report.document import Document, conditions_words
 from edgeopt.report.headline import quality_number
-from edgeopt.report.numbers import Number, Phrase, count, exactly, pointer, rate
+from edgeopt.report.numbers import Number, Phrase, Said, count, exactly, pointer, rate
 
 __all__ = ["Column", "Table", "tables"]
 
@@ -100,7 +100,7 @@ def _sizes(document: Document) -> Iterator[Table]:
         files = len(document.results.subject(name).files)
         place = document.names.index(name)
         parts = count(files, pointer("subjects", place, "files"), "length")
-        rows.append(((name,), (shown,), (exact,), (parts,) if sharded else _NONE, change))
+        rows.append(((Said(name),), (shown,), (exact,), (parts,) if sharded else _NONE, change))
     columns = (
         Column("artifact", words=True),
         Column("file size"),
@@ -129,7 +129,7 @@ def _latency(document: Document) -> Iterator[Table]:
             compared = document.contrast(name, "latency", "p50", pairing)
             rows.append(
                 (
-                    (name,),
+                    (Said(name),),
                     _shown(document.figure(index, "p50")),
                     document.interval(index, "p50"),
                     *(_shown(document.figure(index, p)) for p in ("p90", "p95", "p99")),
@@ -170,7 +170,7 @@ def _medians(
                 cells.append(_shown(document.figure(found[0], "median")) if found else _NONE)
             if any(cells):
                 change = _change(document, name, compared, "median", pairing)
-                rows.append(((name,), *cells, change))
+                rows.append(((Said(name),), *cells, change))
         columns = (
             Column("artifact", words=True),
             *(Column(_TITLES.get(m, METRICS[m].title), _SPARE.get(m, 0)) for m in metrics),
@@ -213,8 +213,8 @@ def _fidelity(document: Document) -> Iterator[Table]:
             cosine = Number(f"{output.cosine:.5f}", pointer(*key, "cosine"), output.cosine)
             rows.append(
                 (
-                    (name,),
-                    (output.output,),
+                    (Said(name),),
+                    (Said(output.output),),
                     shown,
                     _NONE if math.isnan(output.cosine) else (cosine,),
                     _NONE
@@ -250,7 +250,9 @@ def _quality(document: Document) -> Iterator[Table]:
         better = "higher is better" if quality.higher_is_better else "lower is better"
         shown = quality_number(document, i)
         name = f"{quality.metric} ({better})"
-        rows.append(((quality.subject,), (name,), (shown,), (samples,), (quality.how,)))
+        rows.append(
+            ((Said(quality.subject),), (Said(name),), (shown,), (samples,), (Said(quality.how),))
+        )
     columns = (
         Column("artifact", words=True),
         Column("metric", words=True),

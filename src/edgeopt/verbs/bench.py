@@ -16,14 +16,7 @@ from edgeopt.files.open import open_source
 from edgeopt.measure.bench import Bench, BenchSettings, Trial
 from edgeopt.numerics.derive import derive
 from edgeopt.verbs.bench_place import place
-from edgeopt.verbs.bench_trials import (
-    RUNTIMES,
-    Asked,
-    names_of,
-    runtime_of,
-    trials_of,
-    without_repacking,
-)
+from edgeopt.verbs.bench_trials import RUNTIMES, Asked, names_of, runtime_of, trials_of
 
 __all__ = ["bench", "save_results"]
 
@@ -97,8 +90,9 @@ def bench(
     if out is not None:
         checked_output(out, [source.path for source in sources])
     names = names_of([source.path for source in sources])
-    settings = BenchSettings(processes=processes, seconds=seconds, silence=timeout, cold=cold)
+    described = next((source for source in sources if source.inputs), None)
     layers = dict(zip(names, (found for _, found in opened), strict=True))
+    settings = BenchSettings(processes=processes, seconds=seconds, silence=timeout, cold=cold)
     digests: dict[str, str] = {}
     if on is not None and progress is not None:
         progress(f"connecting to {on}", None)
@@ -106,11 +100,9 @@ def bench(
         trials: list[Trial] = []
         for name, source in _zip(names, sources):
             found_device = machine.resolve(device, runtime_of(source, asked))
-            trials.extend(trials_of(name, source, asked, found_device))
-        trials, warnings = without_repacking(trials, settings, machine.problem_of)
+            trials.extend(trials_of(name, source, asked, found_device, described))
         before = machine.environment(threads=max(threads))
-        known = {**asdict(asked), **asdict(settings), "on": on}
-        document = _Document(names, sources, layers, trials, known, before, warnings)
+        document = _Document(names, sources, layers, trials, asked, settings, before, on)
 
         def so_far(found: Bench) -> None:
             if out is not None:
@@ -155,17 +147,17 @@ class _Document:
         sources: Sequence[Source],
         layers: Mapping[str, tuple[Layer, ...]],
         trials: Sequence[Trial],
-        settings: Mapping[str, Any],
+        asked: Asked,
+        settings: BenchSettings,
         before: Mapping[str, Any],
-        warnings: Sequence[str],
+        on: str | None,
     ) -> None:
         self._names = names
         self._layers = layers
         self._sources = dict(_zip(names, sources))
         self._runtimes = {trial.subject: trial.case.runtime for trial in trials}
-        self._settings = settings
+        self._settings = {**asdict(asked), **asdict(settings), "on": on}
         self._before = before
-        self._warnings = tuple(warnings)
         self._made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
     def results(self, found: Bench, digests: Mapping[str, str]) -> Results:
@@ -179,10 +171,10 @@ class _Document:
             baseline=self._names[0],
             subjects=tuple(self._subject(name, found, digests) for name in self._names),
             measurements=(*sizes, *found.measurements),
-            environment=dict(self._before),
+            environment={**self._before, "while_measuring": dict(found.activity)},
             settings=self._settings,
             unavailable=found.unavailable,
-            warnings=(*self._warnings, *found.warnings),
+            warnings=found.warnings,
         )
 
     def _subject(self, name: str, found: Bench, digests: Mapping[str, str]) -> Subject:

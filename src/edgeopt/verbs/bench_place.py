@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from edgeopt.core import Progress
-from edgeopt.measure.bench import Bench, BenchSettings, Trial, run_bench
+from edgeopt.measure.bench import Bench, run_bench
 from edgeopt.measure.environment import environment
-from edgeopt.measure.probe import problem_of
+from edgeopt.measure.trial import BenchSettings, Trial
 from edgeopt.runtimes.devices import resolve
 
 __all__ = ["Place", "place"]
@@ -25,9 +25,6 @@ class Place(Protocol):
     def environment(self, *, threads: int = 1) -> dict[str, Any]:
         """The machine, as it says of itself."""
 
-    def problem_of(self, trial: Trial, settings: BenchSettings) -> str:
-        """As :func:`edgeopt.measure.probe.problem_of`."""
-
     def run(
         self,
         trials: Sequence[Trial],
@@ -42,7 +39,6 @@ class Place(Protocol):
 class _Here:
     resolve = staticmethod(resolve)
     environment = staticmethod(environment)
-    problem_of = staticmethod(problem_of)
     run = staticmethod(run_bench)
 
 

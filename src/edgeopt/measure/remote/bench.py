@@ -12,10 +12,11 @@ import numpy as np
 
 from edgeopt.core import Progress
 from edgeopt.errors import InputsError, OutputError, UsageError, WorkerError
-from edgeopt.measure.bench import Bench, BenchSettings, Trial
+from edgeopt.measure.bench import Bench
 from edgeopt.measure.remote.host import PACKAGES, Host
 from edgeopt.measure.remote.shipping import Shipping
 from edgeopt.measure.remote.wire import bench_from_json, trial_to_json
+from edgeopt.measure.trial import BenchSettings, Trial
 
 __all__ = ["RemoteBench"]
 
@@ -43,12 +44,6 @@ class RemoteBench:
     def environment(self, *, threads: int = 1) -> dict[str, Any]:
         """The machine, as it says of itself."""
         return self._host.environment(threads)
-
-    def problem_of(self, trial: Trial, settings: BenchSettings) -> str:
-        """As :func:`edgeopt.measure.probe.problem_of`, there."""
-        (sent,) = self._send([trial], None)
-        request = {"do": "problem", "trial": sent, "settings": dataclasses.asdict(settings)}
-        return str(self._shipping.as_here(self._host.ask(request, f"trying {trial.subject}")))
 
     def run(
         self,

@@ -56,20 +56,11 @@ def resolve(place: Place, request: Mapping[str, Any]) -> str:
     return resolve(request["device"], request["runtime"])
 
 
-def problem(place: Place, request: Mapping[str, Any]) -> str:
-    """Why a trial of a file put before does not run; empty where it does."""
-    from edgeopt.measure.bench import BenchSettings
-    from edgeopt.measure.probe import problem_of
-    from edgeopt.measure.remote.wire import trial_from_json
-
-    trial = trial_from_json(request["trial"], place.folder)
-    return problem_of(trial, BenchSettings(**request["settings"]))
-
-
 def bench(place: Place, request: Mapping[str, Any]) -> dict[str, Any]:
     """A benchmark of files put before; what there is after each process round goes back too."""
-    from edgeopt.measure.bench import Bench, BenchSettings, run_bench
+    from edgeopt.measure.bench import Bench, run_bench
     from edgeopt.measure.remote.wire import trial_from_json
+    from edgeopt.measure.trial import BenchSettings
 
     def so_far(found: Bench) -> None:
         place.say({"part": dataclasses.asdict(found)})
@@ -88,6 +79,5 @@ REQUESTS: Mapping[str, Callable[[Place, Mapping[str, Any]], Any]] = {
     "drop": drop,
     "job": job,
     "resolve": resolve,
-    "problem": problem,
     "bench": bench,
 }

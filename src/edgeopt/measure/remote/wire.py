@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from edgeopt.core import Measurement, Unavailable
-from edgeopt.measure.bench import Bench, Trial
+from edgeopt.measure.bench import Bench
 from edgeopt.measure.bench_worker import case_from_json, case_to_json
+from edgeopt.measure.trial import Trial
 
 __all__ = ["bench_from_json", "trial_from_json", "trial_to_json"]
 
