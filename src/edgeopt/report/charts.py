@@ -106,7 +106,8 @@ def _svg(specification: dict[str, Any], chart: Chart, marks: Marks) -> bytes:
     title = ElementTree.Element(f"{{{_SVG}}}title")
     title.text = printable(chart.title)
     root.insert(0, title)
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    drawn: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return drawn
 
 
 FORMATS: Mapping[str, Callable[[dict[str, Any], Chart, Marks], bytes]] = {"svg": _svg, "png": _png}
