@@ -70,7 +70,7 @@ def test_a_machine_that_is_lost_keeps_what_it_gave(server: Server, tmp_path: Pat
 
     def lose(found: Bench) -> None:
         rounds.append(found)
-        keeper = min(pid for pid in processes(server.space) if _is_keeper(pid))
+        keeper = min(pid for pid in processes(server) if _is_keeper(pid))
         os.kill(keeper, 9)  # the eldest: a worker that is just being started looks like it
 
     settings = BenchSettings(processes=50, seconds=20.0, turn=0.005, cold=False)
