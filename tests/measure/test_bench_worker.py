@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from edgeopt.measure import bench_worker
-from edgeopt.measure.bench import Trial, _write_job
+from edgeopt.measure.trial import Trial, write_job
 from edgeopt.runtimes.engine import Case
 
 
 def answers(
     folder: Path, trial: Trial, commands: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    job = _write_job(trial, folder, 0)
+    job = write_job(trial, folder, 0)
     pipe = io.BytesIO()
     lines = io.BytesIO(b"".join(json.dumps(command).encode() + b"\n" for command in commands))
     bench_worker.main(job, lines, pipe)
@@ -52,7 +52,7 @@ def test_every_step(tmp_path: Path, trial: Trial) -> None:
     assert imports["seconds"] >= 0 and load["repeats"] is True and "verified" not in load
     assert 0 < first["seconds"] < 60
     assert 1 <= len(turn["samples"]) <= 7 and all(value > 0 for value in turn["samples"])
-    assert set(turn["energy"]) == {"joules", "reason"}
+    assert set(turn["energy"]) == {"joules", "reason", "how"}
     assert len(short["samples"]) == 1 and "energy" not in short
     assert memory["memory"]["peak"] > 0
     assert memory["info"]["providers"] == ["CPUExecutionProvider"]

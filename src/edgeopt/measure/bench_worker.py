@@ -24,6 +24,7 @@ from edgeopt.errors import EdgeoptError
 from edgeopt.measure.cold import evict, warm
 from edgeopt.measure.energy import EnergyMeter
 from edgeopt.measure.footprint import Footprint
+from edgeopt.measure.gpu import GpuMemoryMeter, Gpus
 from edgeopt.measure.pinning import pin
 from edgeopt.runtimes.engine import Case, Engine, Feed, make_engine
 
@@ -45,18 +46,25 @@ class BenchWorker:
         self._mark = mark
         self._engine: Engine = make_engine(case)
         self._footprint: Footprint | None = None
+        # Only a worker that computes on a device loads the library that watches it.
+        self._gpus = Gpus() if case.device == "cuda" else None
+        self._gpu = self._gpus.find() if self._gpus is not None else None
+        self._gpu_memory: GpuMemoryMeter | None = None
+        self._energy = EnergyMeter(self._gpus, self._gpu)
         self._last = 0.0
 
     def imports(self, command: _Command) -> dict[str, Any]:
         """Load the runtime; what is resident then is the baseline."""
         self._mark(f"loading {self._case.runtime}")
         pinned = pin(self._case.threads) if command.get("pin", True) else None
+        if self._gpus is not None:
+            self._gpu_memory = GpuMemoryMeter.begin(self._gpus, self._gpu)
         start = time.perf_counter()
         self._engine.imports()
         seconds = time.perf_counter() - start
         gc.collect()
         self._footprint = Footprint.begin(self._case.files)
-        return {"seconds": seconds, "pinned": pinned}
+        return {"seconds": seconds, "pinned": pinned and dataclasses.asdict(pinned)}
 
     def load(self, command: _Command) -> dict[str, Any]:
         """Open the artifact, its pages brought in before, or (``cold``) thrown out and checked."""
@@ -98,7 +106,8 @@ class BenchWorker:
         try:
             if self._last < _LEAD_IN * seconds:
                 run()
-            meter = EnergyMeter().begin() if command.get("energy") else None
+            if command.get("energy"):
+                self._energy.begin()
             end = clock() + seconds
             before = clock()
             while True:
@@ -108,21 +117,30 @@ class BenchWorker:
                 before = after
                 if after >= end or len(samples) >= limit:
                     break
-            energy = meter.end() if meter is not None else None
+            energy = self._energy.end() if command.get("energy") else None
         finally:
             if was:
                 gc.enable()
         self._last = samples[-1]
         answer: dict[str, Any] = {"samples": [round(value, 9) for value in samples]}
         if energy is not None:
-            answer["energy"] = {"joules": energy.joules, "reason": energy.reason}
+            answer["energy"] = {
+                "joules": energy.joules,
+                "reason": energy.reason,
+                "how": energy.covers,
+            }
         return answer
 
     def memory(self, command: _Command) -> dict[str, Any]:
         """What is resident now and was at most, and what the runtime did."""
         assert self._footprint is not None
-        reading = self._footprint.read()
-        return {"memory": dataclasses.asdict(reading), "info": self._engine.info()}
+        memory = dataclasses.asdict(self._footprint.read())
+        if self._gpu_memory is None:
+            memory["gpu_how"] = "runs on the CPU"
+        else:
+            found = self._gpu_memory.read()
+            memory["gpu"], memory["gpu_how"] = found.nbytes, found.how
+        return {"memory": memory, "info": self._engine.info()}
 
 
 _COMMANDS = frozenset({"imports", "load", "first", "turn", "memory"})

@@ -52,6 +52,7 @@ class Taken:
         if energy["joules"] is None:
             self.missing("energy", energy["reason"])
         else:
+            self._how["energy"] = energy["how"]
             joules, count = self._joules[-1]
             self._joules[-1] = (joules + energy["joules"], count + len(samples))
 
@@ -61,9 +62,10 @@ class Taken:
             metric = f"memory.{kind}"
             value = reading.get(kind)
             if value is None:
-                self.missing(metric, str(reading.get(f"{kind}_reason") or "unavailable here"))
+                self.missing(metric, reading.get(f"{kind}_how") or "the system does not say")
             else:
                 self.add(metric, float(value))
+                self._how[metric] = str(reading.get(f"{kind}_how", ""))
         self._how["memory.peak"] = str(reading.get("how", ""))
 
     def measurements(self) -> Iterable[Measurement]:

@@ -99,8 +99,13 @@ def runtime_of(source: Source, asked: Asked) -> str:
     return wanted
 
 
-def trials_of(name: str, source: Source, asked: Asked, device: str) -> list[Trial]:
-    """Every set of conditions that ``source`` is measured under."""
+def trials_of(
+    name: str, source: Source, asked: Asked, device: str, described: Source | None = None
+) -> list[Trial]:
+    """Every set of conditions that ``source`` is measured under.
+
+    ``described`` is another artifact, whose inputs it gets where it does not say what it takes.
+    """
     runtime = runtime_of(source, asked)
     case = Case(
         path=source.path.resolve(),
@@ -121,7 +126,7 @@ def trials_of(name: str, source: Source, asked: Asked, device: str) -> list[Tria
             for workload, tokens in (("pp", asked.prompt), ("tg", asked.generate))
             if tokens
         ]
-    feeds = _feeds(source, asked)
+    feeds = _feeds(source, asked, described)
     return [
         _trial(name, replace(case, threads=threads), batch, asked.seq, feed)
         for threads in asked.threads
@@ -152,8 +157,10 @@ def _trial(
 # inputs
 
 
-def _feeds(source: Source, asked: Asked) -> list[tuple[int | None, Feed]]:
+def _feeds(source: Source, asked: Asked, described: Source | None) -> list[tuple[int | None, Feed]]:
     """(batch, feed) of every batch size; samples of --data, or made up from the signature."""
+    if described is not None and not source.inputs and not asked.inputs and asked.data is None:
+        source = described
     specs = _specs(source, asked)
     samples = load(asked.data).fit(specs) if asked.data is not None else None
     return [
