@@ -41,8 +41,11 @@ class Cpu:
         root = self._root()
         python = next((FOLDER / "sysroot/usr/bin").glob("python3.*[0-9]"))
         done = subprocess.run(
-            [emulator(), "-L", str(root), "-cpu", self.option, str(python), "-S", str(GUEST)]
-            + list(arguments),
+            [
+                emulator(),
+                *("-L", str(root), "-cpu", self.option),
+                *(str(python), "-S", str(GUEST), *arguments),
+            ],
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join([str(FOLDER / "site"), str(ROOT / "src")]),
@@ -80,7 +83,7 @@ class Cpu:
         )
 
 
-#: No dotprod (Raspberry Pi 3, and the Pi 4's A72 is the same in this); dotprod (Pi 5); i8mm and SVE.
+#: No dotprod (Raspberry Pi 3, and the Pi 4's A72 is the same in this); dotprod (Pi 5); i8mm, SVE.
 #: With SME, numpy's own products are wrong under emulation, so it is off; vectors of 256 bits are
 #: what Neoverse V1 has, and wider ones take minutes to emulate.
 _A53 = Cpu("cortex-a53", "cortex-a53", 0xD03, _BASE, frozenset())

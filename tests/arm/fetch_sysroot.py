@@ -49,7 +49,8 @@ def emulator() -> str:
         if found:
             return found
     raise Missing(
-        "qemu-aarch64-static is not installed; on Debian or Ubuntu: apt-get install qemu-user-static"
+        "qemu-aarch64-static is not installed; on Debian or Ubuntu: "
+        "apt-get install qemu-user-static"
     )
 
 
@@ -107,8 +108,10 @@ def _sysroot(folder: Path) -> str:
     python = version.group(1)
     packages = (f"python{python}-minimal", f"libpython{python}-stdlib", *_LIBRARIES)
     _run(
-        ["apt-get", "-qq", "-y", "--download-only", "--no-install-recommends", "install"]
-        + list(packages),
+        [
+            *("apt-get", "-qq", "-y", "--download-only", "--no-install-recommends"),
+            *("install", *packages),
+        ],
         env,
     )
     sysroot = folder / "sysroot"
