@@ -160,7 +160,7 @@ def conditions(draw: st.DrawFn) -> Condition:
     number = draw(st.floats(0, 1 if metric in SHARES else 1e30, allow_nan=False))
     signed = kind != "value" or (room == "fidelity" and metric not in SHARES)
     given = "%" if kind == "ratio" else draw(st.sampled_from(fitting))
-    if signed and given != "%" or kind == "ratio":
+    if (signed and given != "%") or kind == "ratio":
         number = math.copysign(number, draw(st.sampled_from([1, -1])))
     where = draw(st.dictionaries(st.sampled_from(["threads", "device"]), st.sampled_from("a1")))
     return Condition(

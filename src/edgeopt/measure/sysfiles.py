@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["first_line", "kilobytes", "number", "numbered", "reset_peak", "text"]
+__all__ = ["first_line", "kilobytes", "number", "numbered", "numbers", "reset_peak", "text"]
 
 #: Written to clear_refs, sets the peak resident size back to the current one.
 _RESET_PEAK = "5"
@@ -45,6 +45,12 @@ def kilobytes(path: Path) -> dict[str, int]:
         if len(parts) == 2 and parts[1] == "kB" and parts[0].isdigit():
             values[name] = int(parts[0]) * 1024
     return values
+
+
+def numbers(path: Path) -> dict[str, int]:
+    """``name 123`` lines; empty where the file cannot be read."""
+    pairs = [line.split() for line in (text(path) or "").splitlines()]
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
 
 
 def numbered(folder: Path, prefix: str) -> list[Path]:

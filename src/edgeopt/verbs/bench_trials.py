@@ -15,11 +15,10 @@ from edgeopt.data.inputspec import parse_inputs
 from edgeopt.data.samples import Feed, Samples, load
 from edgeopt.data.synthetic import synthetic
 from edgeopt.errors import InputsError, UsageError
-from edgeopt.measure.bench import BenchSettings, Trial
-from edgeopt.measure.probe import problem_of
+from edgeopt.measure.bench import Trial
 from edgeopt.runtimes.engine import Case
 
-__all__ = ["RUNTIMES", "Asked", "names_of", "runtime_of", "trials_of", "without_repacking"]
+__all__ = ["RUNTIMES", "Asked", "names_of", "runtime_of", "trials_of"]
 
 #: ``--runtime``'s words, and the runtime that each names.
 RUNTIMES: Mapping[str, str] = {
@@ -50,11 +49,6 @@ _ALSO: Mapping[str, frozenset[str]] = {
     "torch-module": frozenset({"weights"}),
     "safetensors": frozenset({"torch"}),
 }
-
-#: Tokens that a GGUF file is tried with, and the end that means an instruction of the kernels is
-#: not one of the machine's.
-_PROBE_TOKENS = 32
-_ILLEGAL = "died from SIGILL"
 
 _SEQUENCE = re.compile(r"seq|token|length|len|time|steps|^(t|s|l)$", re.IGNORECASE)
 
@@ -105,8 +99,13 @@ def runtime_of(source: Source, asked: Asked) -> str:
     return wanted
 
 
-def trials_of(name: str, source: Source, asked: Asked, device: str) -> list[Trial]:
-    """Every set of conditions that ``source`` is measured under."""
+def trials_of(
+    name: str, source: Source, asked: Asked, device: str, described: Source | None = None
+) -> list[Trial]:
+    """Every set of conditions that ``source`` is measured under.
+
+    ``described`` is another artifact, whose inputs it gets where it does not say what it takes.
+    """
     runtime = runtime_of(source, asked)
     case = Case(
         path=source.path.resolve(),
@@ -127,41 +126,12 @@ def trials_of(name: str, source: Source, asked: Asked, device: str) -> list[Tria
             for workload, tokens in (("pp", asked.prompt), ("tg", asked.generate))
             if tokens
         ]
-    feeds = _feeds(source, asked)
+    feeds = _feeds(source, asked, described)
     return [
         _trial(name, replace(case, threads=threads), batch, asked.seq, feed)
         for threads in asked.threads
         for batch, feed in feeds
     ]
-
-
-def without_repacking(
-    trials: Sequence[Trial], settings: BenchSettings
-) -> tuple[list[Trial], list[str]]:
-    """The trials, GGUF ones without llama.cpp's repacking where that crashes; and what to say.
-
-    Some virtual machines announce AMX and do not run it: weights that were repacked for it then
-    end the process. Each GGUF file is tried for a few tokens; where one dies so, all go without.
-    """
-    first: dict[str, Trial] = {}
-    for trial in trials:
-        if trial.case.runtime == "llama.cpp" and trial.case.device == "cpu":
-            first.setdefault(trial.subject, trial)
-    for trial in first.values():
-        probe = replace(trial, case=replace(trial.case, workload="pp", tokens=_PROBE_TOKENS))
-        if _ILLEGAL in problem_of(probe, settings):
-            options = {"repack": False}
-            plain = [
-                replace(t, case=replace(t.case, options={**(t.case.options or {}), **options}))
-                if t.case.runtime == "llama.cpp"
-                else t
-                for t in trials
-            ]
-            return plain, [
-                "llama.cpp's repacking ends in SIGILL on this machine: GGUF files are measured "
-                "without it"
-            ]
-    return list(trials), []
 
 
 def _trial(
@@ -187,8 +157,10 @@ def _trial(
 # inputs
 
 
-def _feeds(source: Source, asked: Asked) -> list[tuple[int | None, Feed]]:
+def _feeds(source: Source, asked: Asked, described: Source | None) -> list[tuple[int | None, Feed]]:
     """(batch, feed) of every batch size; samples of --data, or made up from the signature."""
+    if described is not None and not source.inputs and not asked.inputs and asked.data is None:
+        source = described
     specs = _specs(source, asked)
     samples = load(asked.data).fit(specs) if asked.data is not None else None
     return [
