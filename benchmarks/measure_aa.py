@@ -6,8 +6,8 @@ Each run measures three copies of a small convolutional net side by side, as ``e
 the baseline, a copy, and a copy whose inferences take 5% longer (it spins, see
 ``_slowed_worker.py``). A run is a false alarm where the copy is called better or worse by its
 median latency, and a find where the slowed one is called worse. The verdicts on everything else
-that is compared (tails, loads, memory) are counted too. Less
-``--seconds`` makes a run shorter, and its verdicts less certain. Results go to ``benchmarks/results/measure_aa.json`` and ``.md``.
+that is compared (tails, loads, memory) are counted too. Less ``--seconds`` makes a run shorter,
+and its verdicts less certain. Results go to ``benchmarks/results/measure_aa.json`` and ``.md``.
 """
 
 from __future__ import annotations
