@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from edgeopt import errors
 from edgeopt.graphs.capture import child, parent
 from edgeopt.measure import jobs, pair, process, worker
+from edgeopt.measure.child import rebuilt
 from edgeopt.verbs import graph_plan, proving
 
 __all__ = ["forked_capture", "no_processes"]
@@ -34,8 +34,7 @@ def _measure(
     if "result" in last:
         return process.Outcome(last["result"])
     error = last["error"]
-    kind = process._BY_NAME.get(error["type"], errors.SourceError)
-    return process.Outcome(None, kind(error["message"]), error["subject"])
+    return process.Outcome(None, rebuilt(error), error["subject"])
 
 
 def _capture(job: Path, room: Path, progress: Any) -> dict[str, Any]:

@@ -237,7 +237,7 @@ def test_bad_usage_is_one_line_and_exits_2(
 
 
 def command(*args: str, cwd: Path, **kwargs: Any) -> subprocess.Popen[str]:
-    source = str(Path(cli.__file__).parents[1])
+    source = str(Path(cli.__file__).parents[2])
     return subprocess.Popen(
         [sys.executable, "-m", "edgeopt", *args],
         cwd=cwd,

@@ -69,7 +69,7 @@ def fake_proc(folder: Path, hwm: int, rss: int, rollup: str | None = None) -> Pa
 def test_without_a_reset_only_what_exceeds_the_old_peak_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_reset_peak", lambda proc: False)
+    monkeypatch.setattr(memory, "reset_peak", lambda proc: False)
     proc = fake_proc(tmp_path / "self", hwm=1000, rss=400)
     meter = MemoryMeter(proc)
     fake_proc(proc, hwm=1500, rss=600)
@@ -79,7 +79,7 @@ def test_without_a_reset_only_what_exceeds_the_old_peak_counts(
 
 
 def test_a_reset_that_is_refused_is_noticed(tmp_path: Path) -> None:
-    assert not memory._reset_peak(tmp_path / "nowhere")
+    assert not memory.reset_peak(tmp_path / "nowhere")
 
 
 def test_rollup_splits_heap_from_files(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from edgeopt.errors import OutputError, WorkerError
-from edgeopt.measure import process
+from edgeopt.measure import child, process
 from edgeopt.measure.contest import time_candidates
 from edgeopt.measure.pair import measure_pair
 from edgeopt.measure.process import workplace
@@ -220,10 +220,10 @@ def test_a_worker_loads_neither_torch_nor_onnx() -> None:
 
 
 def test_no_executable_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(child.sys, "executable", "/nowhere/python")
     with workplace([{"x": np.zeros(3)}]) as place, pytest.raises(WorkerError, match="cannot start"):
         place.run({"kind": "solo"})
-    monkeypatch.setattr(process.sys, "executable", "")
+    monkeypatch.setattr(child.sys, "executable", "")
     with workplace([{"x": np.zeros(3)}]) as place, pytest.raises(WorkerError, match="executable"):
         place.run({"kind": "solo"})
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeopt.measure.sysfiles import kilobytes, reset_peak
+
 __all__ = ["MemoryMeter", "MemoryUse"]
 
 _PROC = Path("/proc/self")
-
-#: Written to /proc/self/clear_refs, sets the peak resident size back to the current one.
-_RESET_PEAK = "5"
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class MemoryMeter:
 
     def __init__(self, proc: Path = _PROC) -> None:
         self._proc = proc
-        reset = _reset_peak(proc)
+        reset = reset_peak(proc)
         before = _read(proc)
         # Without a reset, a peak from before would be taken for ours: measure above it instead.
         self._base = 0 if before is None else before.current if reset else before.peak
@@ -70,38 +69,15 @@ def _growth(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None else max(0, after - before)
 
 
-def _reset_peak(proc: Path) -> bool:
-    try:
-        (proc / "clear_refs").write_text(_RESET_PEAK)
-    except OSError:
-        return False
-    return True
-
-
 def _read(proc: Path) -> _Reading | None:
     return _read_proc(proc) if proc.is_dir() else _read_psutil()
 
 
-def _fields(path: Path) -> dict[str, int]:
-    """``Name: 123 kB`` lines as bytes; empty where the file cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    values = {}
-    for line in text.splitlines():
-        name, _, rest = line.partition(":")
-        parts = rest.split()
-        if len(parts) == 2 and parts[1] == "kB" and parts[0].isdigit():
-            values[name] = int(parts[0]) * 1024
-    return values
-
-
 def _read_proc(proc: Path) -> _Reading | None:
-    status = _fields(proc / "status")
+    status = kilobytes(proc / "status")
     if "VmHWM" not in status or "VmRSS" not in status:
         return None
-    rollup = _fields(proc / "smaps_rollup")
+    rollup = kilobytes(proc / "smaps_rollup")
     anonymous = mapped = None
     if "Rss" in rollup and "Anonymous" in rollup:
         anonymous, mapped = rollup["Anonymous"], rollup["Rss"] - rollup["Anonymous"]

@@ -10,42 +10,34 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
-import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt import errors
 from edgeopt.core import Progress
 from edgeopt.errors import EdgeoptError, InputsError, OutputError, WorkerError
+from edgeopt.measure.child import end, epitaph, read_mark, rebuilt, start
 
-__all__ = ["Feeds", "Outcome", "Workplace", "workplace"]
+__all__ = ["Elsewhere", "Feeds", "Outcome", "Workplace", "sample_name", "workplace"]
 
 #: Seconds without a sign of life after which a worker is given up. It speaks at least once a
 #: sample and once a round of blocks, so this bounds one load or one inference.
 SILENCE = 600.0
 
+#: The module that a worker runs.
+_WORKER = "edgeopt.measure.worker"
+
 #: How a worker can fail to answer.
 _ENDED, _SILENT = "ended", "silent"
-
-#: Errors that a worker may send by name, rebuilt from their message alone.
-_BY_NAME: Mapping[str, type[EdgeoptError]] = {
-    name: cls
-    for name in errors.__all__
-    if isinstance(cls := getattr(errors, name), type)
-    and cls not in (errors.FormatError, errors.MissingExtraError)
-}
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,7 @@ class Feeds:
 
     def load(self, folder: Path, index: int) -> dict[str, NDArray[Any]]:
         return {
-            name: np.load(folder / _sample_name(index, i), allow_pickle=False)
+            name: np.load(folder / sample_name(index, i), allow_pickle=False)
             for i, name in enumerate(self.names)
         }
 
@@ -71,16 +63,34 @@ class Outcome:
     subject: str = ""
 
 
+class Elsewhere(Protocol):
+    """Another machine that jobs can be done on (see :mod:`edgeopt.measure.remote`)."""
+
+    def run_job(
+        self,
+        place: Workplace,
+        job: Mapping[str, Any],
+        progress: Progress | None,
+        silence: float,
+    ) -> Outcome:
+        """As :meth:`Workplace.run`, there; raises where the machine itself is lost."""
+
+    def forget(self, place: Workplace) -> None:
+        """Remove the samples of ``place`` there."""
+
+
 @dataclass
 class Workplace:
     """A temporary folder with the samples of one measurement, where its workers run.
 
     ``shapes`` are those of the first sample's inputs, which everything but fidelity is taken with.
+    Where there is an ``elsewhere``, samples and models are sent there and the workers run there.
     """
 
     folder: Path
     feeds: Feeds
     shapes: Mapping[str, tuple[int, ...]]
+    elsewhere: Elsewhere | None = None
     _jobs: int = 0
 
     def run(
@@ -90,25 +100,28 @@ class Workplace:
         progress: Progress | None = None,
         silence: float = SILENCE,
     ) -> Outcome:
-        """Run ``job`` in a fresh process. Only an interrupt of the parent itself raises."""
+        """Run ``job`` in a fresh process. Only an interrupt of the parent itself raises, and the
+        loss of another machine."""
+        if self.elsewhere is not None:
+            return self.elsewhere.run_job(self, job, progress, silence)
         self._jobs += 1
         path = self.folder / f"job-{self._jobs}.json"
         document = {**job, "feeds": {"count": self.feeds.count, "names": list(self.feeds.names)}}
         path.write_text(json.dumps(document), encoding="utf-8")
         log, mark = path.with_suffix(".log"), path.with_suffix(".mark")
         with log.open("wb") as stderr:
-            worker = _start(path, stderr)
+            worker = start(_WORKER, path, stderr)
         try:
             answer = _listen(worker, progress, silence)
         finally:
-            _end(worker)
+            end(worker)
         if isinstance(answer, Outcome):
             return answer
-        subject, doing = _read_mark(mark)
+        subject, doing = read_mark(mark)
         if answer is _SILENT:
             text = f"the worker gave no sign for {silence:.0f} s while {doing}; try smaller inputs"
         else:
-            text = _epitaph(worker.returncode, doing, log)
+            text = epitaph(worker.returncode, doing, log)
         return Outcome(None, WorkerError(text), subject)
 
     def run_candidates(
@@ -133,14 +146,21 @@ class Workplace:
 
 
 @contextmanager
-def workplace(feeds: Iterable[Mapping[str, NDArray[Any]]]) -> Iterator[Workplace]:
+def workplace(
+    feeds: Iterable[Mapping[str, NDArray[Any]]], on: Elsewhere | None = None
+) -> Iterator[Workplace]:
     """A folder with ``feeds`` written out one at a time; removed at the end, come what may.
+    Jobs run here, or ``on`` another machine.
 
     Raises InputsError where there are none or their names differ, OutputError where the disk
     that temporary files go to is full.
     """
     with tempfile.TemporaryDirectory(prefix="edgeopt-", ignore_cleanup_errors=True) as name:
-        yield _furnish(feeds, Path(name))
+        place = _furnish(feeds, Path(name))
+        place.elsewhere = on
+        yield place
+        if on is not None:  # after an error its whole folder goes
+            on.forget(place)
 
 
 def _furnish(feeds: Iterable[Mapping[str, NDArray[Any]]], folder: Path) -> Workplace:
@@ -156,7 +176,7 @@ def _furnish(feeds: Iterable[Mapping[str, NDArray[Any]]], folder: Path) -> Workp
                 f"sample {index} has inputs {', '.join(feed)}, the first has {', '.join(names)}"
             )
         for i, name in enumerate(names):
-            path = folder / _sample_name(index, i)
+            path = folder / sample_name(index, i)
             try:
                 np.save(path, np.asarray(feed[name]), allow_pickle=False)
             except ValueError as error:
@@ -172,41 +192,9 @@ def _furnish(feeds: Iterable[Mapping[str, NDArray[Any]]], folder: Path) -> Workp
     return Workplace(folder, Feeds(count, names), shapes)
 
 
-def _sample_name(index: int, position: int) -> str:
+def sample_name(index: int, position: int) -> str:
+    """The file of one input of one sample."""
     return f"sample-{index:06d}-{position}.npy"
-
-
-def _start(job: Path, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-    if not sys.executable:
-        raise WorkerError("this Python does not know its own executable; run it from a python")
-    root = str(Path(errors.__file__).resolve().parent.parent)
-    environment = {
-        **os.environ,
-        # What we found our modules by, the worker finds them by; the current folder ("") is not
-        # passed on.
-        "PYTHONPATH": os.pathsep.join(filter(None, (root, *sys.path))),
-        # numpy's own pools are not what is measured; unused threads cost start time and memory.
-        "OPENBLAS_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        # llama.cpp asks for its threads itself. Where others want the cores too, threads that spin
-        # while they wait for one another take up to twenty times as long.
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-m", "edgeopt.measure.worker", job.name],
-            stdin=subprocess.PIPE,  # never written to: its end tells the worker we are gone
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            cwd=job.parent,
-            env=environment,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise WorkerError(f"cannot start a worker: {error.strerror}; free memory and retry") from (
-            error
-        )
 
 
 def _listen(
@@ -236,48 +224,6 @@ def _listen(
             return Outcome(message["result"])
         if "error" in message:
             error = message["error"]
-            kind = _BY_NAME.get(error["type"], errors.SourceError)
-            return Outcome(None, kind(error["message"]), error["subject"])
+            return Outcome(None, rebuilt(error), error["subject"])
         if progress is not None:
             progress(message["step"], message["fraction"])
-
-
-def _end(worker: subprocess.Popen[bytes]) -> None:
-    """Leave nothing running: what has ended by itself is only reaped."""
-    if worker.stdin is not None:
-        with contextlib.suppress(OSError):
-            worker.stdin.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        # A worker that has answered, or lost its input, ends at once; the rest is made to.
-        worker.wait(timeout=0.5)
-    if worker.returncode is None:
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(worker.pid, signal.SIGKILL)
-        else:
-            worker.kill()
-        worker.wait()
-    if worker.stdout is not None:
-        worker.stdout.close()
-
-
-def _read_mark(mark: Path) -> tuple[str, str]:
-    """What the worker was busy with when it ended: (subject, doing)."""
-    try:
-        subject, doing = json.loads(mark.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "", "starting"
-    return str(subject), str(doing)
-
-
-def _epitaph(code: int | None, doing: str, log: Path) -> str:
-    if code is not None and code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return f"the worker died from {name}{hint} while {doing}"
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    last = f": {lines[-1][:300]}" if lines else ""
-    return f"the worker ended with code {code} while {doing}{last}"

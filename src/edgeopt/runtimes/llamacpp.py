@@ -2,8 +2,7 @@
 
 Built on the ctypes layer of llama-cpp-python, not on its ``Llama`` class, which keeps an array of
 context x vocabulary floats; here logits are windows on llama.cpp's own buffer, a few hundred rows
-at a time. Struct layouts drift between versions: parameters start from the library's defaults, and
-only fields that this version has are set.
+at a time.
 
 Importing this module costs numpy only; the library is loaded by the first session. What it prints
 is caught, and its last errors become part of ours. Files that are not one's own belong into a
@@ -14,11 +13,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,17 +24,18 @@ from numpy.typing import NDArray
 
 from edgeopt.core.ggml import TYPE_NUMBERS
 from edgeopt.core.packages import is_installed
-from edgeopt.errors import InputsError, MissingExtraError, SourceError, WorkerError
-from edgeopt.runtimes.smaps import FilePages, file_pages
+from edgeopt.errors import InputsError, SourceError, UsageError, WorkerError
+from edgeopt.runtimes.llamacpp_library import LOG as _LOG
+from edgeopt.runtimes.llamacpp_library import filled as _filled
+from edgeopt.runtimes.llamacpp_library import library as _library
+from edgeopt.runtimes.llamacpp_library import listen as _listen
+from edgeopt.runtimes.llamacpp_library import metadata as _metadata
+from edgeopt.runtimes.smaps import FilePages, file_pages, mappings_known
 
-__all__ = ["Generated", "Session", "installed", "preload"]
+__all__ = ["Batch", "Generated", "Session", "installed", "preload"]
 
 #: Tokens decoded at a time: bounds the buffer of logits, and is enough for a CPU's full speed.
 _STEP = 256
-
-#: Levels of llama.cpp's log, and how many lines of errors are remembered.
-_INFO, _ERROR = 2, 4
-_REMEMBERED = 8
 
 #: ``load_mode`` of current versions; older ones have a bool ``use_mmap``.
 _LOAD_MODES = {False: 0, True: 1}
@@ -51,7 +48,8 @@ _EXACT = {
     "flash_attn": False,
 }
 
-_BUFFER_SIZE = re.compile(r"(\S+) model buffer size\s*=\s*([\d.]+) MiB")
+#: Layers to compute on the GPU: more than any model has.
+_ALL_LAYERS = 1 << 20
 
 
 def installed() -> bool:
@@ -62,6 +60,14 @@ def installed() -> bool:
 def preload() -> None:
     """Load the library now, so that the next session's failure is the session's own."""
     _library()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens as llama.cpp takes them; ``numbers`` are what ``native`` points to."""
+
+    native: Any
+    numbers: Any
 
 
 @dataclass(frozen=True)
@@ -77,12 +83,13 @@ class Generated:
 
 
 class Session:
-    """A GGUF file opened by llama.cpp on the CPU; make one with :meth:`open`, close it after use.
+    """A GGUF file opened by llama.cpp; make one with :meth:`open`, close it after use.
 
     ``context`` is the most tokens in a sequence, ``vocabulary`` the width of the logits, ``width``
     that of an embedding. ``trained_context`` is what the model was trained with (0: not said);
     one with a table of positions has no more of them. ``bos`` is the token that this model's
-    texts begin with, or None.
+    texts begin with, or None. ``embeds``: it gives pooled embeddings in place of logits.
+    ``encodes``: it has an encoder that runs before its decoder.
     """
 
     def __init__(self, path: Path, library: Any, model: Any, native: Any, asked: Any) -> None:
@@ -92,9 +99,11 @@ class Session:
         self._vocab = library.llama_model_get_vocab(model)
         self._batch = library.llama_batch_init(asked["step"], 0, 1)
         self.context: int = asked["context"]
+        self.embeds: bool = asked["embeddings"]
         self.vocabulary: int = library.llama_vocab_n_tokens(self._vocab)
         self.width: int = library.llama_model_n_embd(model)
         self.trained_context: int = library.llama_model_n_ctx_train(model)
+        self.encodes: bool = library.llama_model_has_encoder(model)
         bos = library.llama_vocab_bos(self._vocab)
         adds = library.llama_vocab_get_add_bos(self._vocab)
         self.bos: int | None = bos if adds and bos >= 0 else None
@@ -108,31 +117,38 @@ class Session:
         context: int = 512,
         mmap: bool = True,
         repack: bool = False,
-        embeddings: bool = False,
+        embeddings: bool | None = False,
         exact: bool = False,
+        batch: int | None = None,
+        ubatch: int | None = None,
+        device: str = "cpu",
     ) -> Session:
         """Load ``path`` for sequences of up to ``context`` tokens.
 
         ``mmap`` maps the weights instead of reading them into the heap. ``repack`` lets llama.cpp
         copy weights into a layout that its CPU kernels like better, which undoes the mapping's
-        saving. ``embeddings`` gives pooled embeddings in place of logits. ``exact``
-        keeps attention in float32, for a comparison with another implementation; llama.cpp's
-        defaults round it through float16.
+        saving. ``embeddings`` gives pooled embeddings in place of logits; None: where the model
+        is made for nothing else. ``exact`` keeps attention in float32, for a comparison with
+        another implementation; llama.cpp's defaults round it through float16. At most
+        ``batch`` tokens are decoded by a call, ``ubatch`` of them computed at once. With
+        ``device`` "cuda" every layer goes to the GPU.
 
         Raises SourceError where the file is missing or llama.cpp cannot load it,
-        MissingExtraError without llama-cpp-python.
+        MissingExtraError without llama-cpp-python, UsageError for a device that this build does
+        not have or that takes no layer.
         """
         path = Path(path)
         if not path.is_file():
             raise SourceError(f"{path}: no such file; give the path of a GGUF file")
         library = _library()
-        _listen(library)
+        gpu = _on_gpu(library, device)
+        _listen()
         _LOG.clear()
         model = library.llama_model_load_from_file(
             os.fsencode(path),
             _filled(
                 library.llama_model_default_params(),
-                n_gpu_layers=0,
+                n_gpu_layers=_ALL_LAYERS if gpu else 0,
                 load_mode=_LOAD_MODES[mmap],
                 use_mmap=mmap,
                 use_mlock=False,
@@ -141,8 +157,16 @@ class Session:
         )
         if not model:
             raise SourceError(f"{path}: llama.cpp cannot load it{_LOG.reason()}")
+        if gpu and not _LOG.offloaded[0]:
+            library.llama_model_free(model)
+            raise UsageError(
+                f"device {device}: llama.cpp put no layer of {path} on a GPU; use device cpu"
+            )
+        if embeddings is None:
+            embeddings = _is_embedder(model)
         # An embedder looks at a whole sequence at once.
-        step = context if embeddings else min(context, _STEP)
+        step = context if embeddings else min(context, batch or _STEP)
+        at_once = step if embeddings else min(step, ubatch or step)
         attention = _EXACT if exact else {}
         native = library.llama_init_from_model(
             model,
@@ -150,13 +174,13 @@ class Session:
                 library.llama_context_default_params(),
                 n_ctx=context,
                 n_batch=step,
-                n_ubatch=step,
+                n_ubatch=at_once,
                 n_seq_max=1,
                 n_threads=threads,
                 n_threads_batch=threads,
                 embeddings=embeddings,
-                offload_kqv=False,
-                op_offload=False,
+                offload_kqv=gpu,
+                op_offload=gpu,
                 no_perf=True,
                 **attention,
             ),
@@ -168,6 +192,10 @@ class Session:
             "threads": threads,
             "context": context,
             "step": step,
+            "ubatch": at_once,
+            "embeddings": embeddings,
+            "device": device,
+            "layers": list(_LOG.offloaded) if gpu else None,
             "mmap": mmap,
             "repack": repack,
             "buffers": dict(_LOG.buffers),
@@ -306,10 +334,36 @@ class Session:
                 f"{self.path}: token {sequence.max()}, its vocabulary ends at {self.vocabulary - 1}"
             )
 
-    def _forget(self) -> None:
+    def batches(self, tokens: Sequence[int] | NDArray[Any], size: int = 0) -> list[Batch]:
+        """``tokens`` cut for :meth:`advance`: ``size`` at a time, else as many as it takes.
+
+        Raises InputsError for more than the context has, or numbers outside the vocabulary.
+        """
+        sequence = np.asarray(tokens, np.int32)
+        self._check(sequence)
+        made = []
+        for start in range(0, len(sequence), size or self._asked["step"]):
+            part = sequence[start : start + (size or self._asked["step"])]
+            numbers = (ctypes.c_int32 * len(part))(*part.tolist())
+            made.append(Batch(self._library.llama_batch_get_one(numbers, len(part)), numbers))
+        return made
+
+    def restart(self) -> None:
+        """Begin a new sequence: what :meth:`advance` takes next is its beginning."""
+        self._forget(data=False)
+
+    def advance(self, batch: Batch) -> None:
+        """Go on with the sequence by a batch of it; logits of its last token alone. Returns when
+        the device is done. Raises WorkerError where llama.cpp fails."""
+        code = self._library.llama_decode(self._native, batch.native)
+        if code:
+            raise self._failed(code)
+        self._library.llama_synchronize(self._native)
+
+    def _forget(self, *, data: bool = True) -> None:
         # An embedder keeps nothing between calls, and has no memory to clear.
         if memory := self._library.llama_get_memory(self._native):
-            self._library.llama_memory_clear(memory, True)
+            self._library.llama_memory_clear(memory, data)
 
     def _decode(self, part: NDArray[np.int32], start: int, wanted: NDArray[np.bool_]) -> None:
         batch, count = self._batch, len(part)
@@ -322,9 +376,12 @@ class Session:
             batch.seq_id[i][0] = 0
         code = self._library.llama_decode(self._native, batch)
         if code:
-            raise WorkerError(
-                f"{self.path}: llama.cpp fails while running (code {code}){_LOG.reason()}"
-            )
+            raise self._failed(code)
+
+    def _failed(self, code: int) -> WorkerError:
+        return WorkerError(
+            f"{self.path}: llama.cpp fails while running (code {code}){_LOG.reason()}"
+        )
 
     def _rows(self, count: int) -> NDArray[np.float32]:
         pointer = self._library.llama_get_logits(self._native)
@@ -341,14 +398,15 @@ class Session:
         ``mmap`` and ``repack`` are what llama.cpp did, ``*_asked`` what it was asked for.
         ``buffers`` are its own figures, bytes by kind of buffer. ``pages`` are the mapping's, read
         from the system now, and ``pages_shared`` says that the weights in use are the page
-        cache's own pages: other processes that map the file have the same ones.
+        cache's own pages: other processes that map the file have the same ones. ``layers_on_gpu``
+        are [how many, of how many], None on the CPU.
         """
         import llama_cpp
 
         pages = file_pages(self.path)
         buffers: dict[str, int] = self._asked["buffers"]
         repacked = any("REPACK" in name or "AMX" in name for name in buffers)
-        known = Path("/proc/self/smaps").exists()
+        known = mappings_known()
         return {
             "runtime": "llama.cpp",
             "version": f"llama-cpp-python {llama_cpp.__version__}",
@@ -356,6 +414,10 @@ class Session:
             "model": self._text(self._library.llama_model_desc),
             "threads": self._asked["threads"],
             "context": self.context,
+            "batch": self._asked["step"],
+            "ubatch": self._asked["ubatch"],
+            "device": self._asked["device"],
+            "layers_on_gpu": self._asked["layers"],
             "mmap_asked": self._asked["mmap"],
             "mmap": pages is not None if known else None,
             "repack_asked": self._asked["repack"],
@@ -375,74 +437,18 @@ def _shared(pages: FilePages | None, repacked: bool) -> bool:
     return pages is not None and pages.shareable and not pages.anonymous and not repacked
 
 
-# ---------------------------------------------------------------------------------------------
-# the library
+def _on_gpu(library: Any, device: str) -> bool:
+    if device == "cpu":
+        return False
+    if device != "cuda" or not library.llama_supports_gpu_offload():
+        raise UsageError(
+            f"device {device} is not one that this llama.cpp has; use cpu, or install "
+            "llama-cpp-python built with CUDA"
+        )
+    return True
 
 
-class _Log:
-    """What llama.cpp said: its last errors, and the sizes of a model's buffers."""
-
-    def __init__(self) -> None:
-        self.errors: deque[str] = deque(maxlen=_REMEMBERED)
-        self.buffers: dict[str, int] = {}
-
-    def clear(self) -> None:
-        self.errors.clear()
-        self.buffers.clear()
-
-    def take(self, level: int, text: bytes | None, data: object) -> None:
-        line = (text or b"").decode(errors="replace").strip()
-        if level == _ERROR and line:
-            self.errors.append(line)
-        if level == _INFO and (found := _BUFFER_SIZE.search(line)):
-            name, size = found.groups()
-            self.buffers[name] = self.buffers.get(name, 0) + round(float(size) * (1 << 20))
-
-    def reason(self) -> str:
-        """``: the first error``, without the function's name; it is the cause of the rest."""
-        if not self.errors:
-            return ""
-        text = " ".join(self.errors[0].split())
-        text = re.sub(r"^\w+: (error loading model: )?", "", text)
-        return f": {text[:300]}"
-
-
-_LOG = _Log()
-
-
-@cache
-def _library() -> Any:
-    """llama.cpp's functions, quiet. MissingExtraError where the package is not installed,
-    WorkerError where its library does not load."""
-    try:
-        import llama_cpp
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("llama-cpp-python", "llama", "running a GGUF file") from error
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise WorkerError(
-            f"llama-cpp-python is installed and does not load: {reason}; install it again"
-        ) from error
-    llama_cpp.llama_backend_init()
-    return llama_cpp
-
-
-@cache
-def _listener() -> Any:
-    # Kept: llama.cpp calls it as long as the process lives.
-    return _library().llama_log_callback(_LOG.take)
-
-
-def _listen(library: Any) -> None:
-    """Take what llama.cpp says from here on. There is one listener a process, so whoever else
-    uses the library (its ``Llama`` class does) may have put its own in place since."""
-    library.llama_log_set(_listener(), None)
-
-
-def _filled(parameters: Any, **values: object) -> Any:
-    """The library's defaults with the fields set that this version has."""
-    known = {name for name, *_ in parameters._fields_}
-    for name, value in values.items():
-        if name in known:
-            setattr(parameters, name, value)
-    return parameters
+def _is_embedder(model: Any) -> bool:
+    """Whether every token sees all others: such a model generates nothing."""
+    kind = _metadata(model, "general.architecture")
+    return _metadata(model, f"{kind}.attention.causal") == "false"

@@ -8,8 +8,9 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.core import InputSpec
-from edgeopt.errors import FormatError, InputsError, SourceError, UsageError, WorkerError
+from edgeopt.errors import (
+    EdgeoptError,
+    FormatError,
+    InputsError,
+    SourceError,
+    UsageError,
+    WorkerError,
+)
 
 __all__ = ["Session", "preload"]
 
@@ -42,6 +50,9 @@ _DTYPES: Mapping[str, str] = {
 
 _PROVIDERS: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
+#: Makes the session remember which provider each node went to, for :meth:`Session.nodes`.
+_RECORD = "session.record_ep_graph_assignment_info"
+
 #: Only errors: a warning of the runtime is not something that the user did or can mend.
 _ERRORS_ONLY = 3
 
@@ -63,11 +74,13 @@ class Session:
         inputs: tuple[InputSpec, ...],
         outputs: tuple[InputSpec, ...],
         placement: tuple[str, ...],
+        device: str = "cpu",
     ) -> None:
         self.path = path
         self.inputs = inputs
         self.outputs = outputs
         self.placement = placement
+        self.device = device
         self._native = native
 
     @classmethod
@@ -75,11 +88,13 @@ class Session:
         """Load ``path`` with ``threads`` threads inside operators and one between them.
 
         Spinning is off: a pool's idle threads otherwise keep running for a while after each
-        inference, into the turn of whatever is measured next in the same process, and take its
-        cores. With one thread there is no pool and nothing to turn off.
+        inference, into the turn of whatever is measured next, and take its cores. With one thread
+        there is no pool and nothing to turn off. On another device than the CPU, the session
+        remembers where its nodes went.
 
         Raises SourceError where the file is missing or the runtime cannot run it, FormatError
-        where it is no ONNX file, UsageError for a device that this build does not have.
+        where it is no ONNX file, UsageError for a device that this build does not have, or that
+        does not start: a session never falls back to the CPU as a whole.
         """
         path = Path(path)
         runtime = _runtime()
@@ -91,14 +106,24 @@ class Session:
         options.inter_op_num_threads = 1
         options.log_severity_level = _ERRORS_ONLY
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        asked: dict[str, Any] = {"providers": [provider]}
+        if device != "cpu":
+            options.add_session_config_entry(_RECORD, "1")
+            asked["enable_fallback"] = 0  # the wrapper's: to try again on the CPU
         with _open_errors(path):
-            native = runtime.InferenceSession(str(path), options, providers=[provider])
+            native = runtime.InferenceSession(str(path), options, **asked)
+        if provider not in native.get_providers():
+            raise UsageError(
+                f"device {device}: ONNX Runtime has a {provider} that does not start; install the "
+                "CUDA and cuDNN libraries that its release notes name, or use cpu"
+            )
         return cls(
             path,
             native,
             tuple(_spec(path, value) for value in native.get_inputs()),
             tuple(_spec(path, value) for value in native.get_outputs()),
             tuple(native.get_providers()),
+            device,
         )
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -110,6 +135,61 @@ class Session:
         with _run_errors(self.path):
             values = self._native.run(None, dict(feed))
         return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
+
+    def repeat(self, feed: Mapping[str, NDArray[Any]]) -> Callable[[], None]:
+        """An inference of ``feed`` as a function that can be called again and again.
+
+        On the CPU it makes its outputs as arrays. Elsewhere the inputs are copied to the device
+        now, the outputs stay there, and the function returns when the device has made them.
+        Raises InputsError where the device cannot take the feed; the function raises as
+        :meth:`run`.
+        """
+        path, natives = self.path, _native_errors()
+        if self.device == "cpu":
+            native, values = self._native, dict(feed)
+            infer: Callable[[], object] = partial(native.run, None, values)
+        else:
+            with _run_errors(path):
+                infer = self._bound(feed)
+
+        def once() -> None:
+            try:
+                infer()
+            except natives as error:
+                raise _run_error(error, path) from None
+
+        return once
+
+    def _bound(self, feed: Mapping[str, NDArray[Any]]) -> Callable[[], None]:
+        value_of = _runtime().OrtValue.ortvalue_from_numpy
+        native, binding = self._native, self._native.io_binding()
+        for spec in self.inputs:
+            if spec.name in feed:
+                device = "cpu" if spec.dtype == "str" else self.device
+                binding.bind_ortvalue_input(spec.name, value_of(feed[spec.name], device, 0))
+        for spec in self.outputs:
+            binding.bind_output(spec.name, "cpu" if spec.dtype == "str" else self.device)
+        binding.synchronize_inputs()
+
+        def infer() -> None:
+            native.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        return infer
+
+    def nodes(self) -> dict[str, tuple[tuple[str, str], ...]] | None:
+        """(name, operator) of the nodes of each provider, as the runtime shared the graph out.
+
+        None on the CPU, where there is nothing to share out, and where this version of the
+        runtime does not say.
+        """
+        if self.device == "cpu" or not hasattr(self._native, "get_provider_graph_assignment_info"):
+            return None
+        found: dict[str, tuple[tuple[str, str], ...]] = {}
+        for part in self._native.get_provider_graph_assignment_info():
+            nodes = tuple((node.name, node.op_type) for node in part.get_nodes())
+            found[part.ep_name] = (*found.get(part.ep_name, ()), *nodes)
+        return found
 
     def time(self, feed: Mapping[str, NDArray[Any]], runs: int) -> float:
         """Median seconds of ``runs`` inferences in a row, outputs included. Errors as ``run``."""
@@ -140,9 +220,16 @@ class Session:
         return fitted
 
 
-def preload() -> None:
-    """Load the runtime's library now, so that the next session's cost is the session's own."""
-    _runtime()
+def preload(device: str = "cpu") -> str:
+    """Load the runtime's library now, so that the next session's cost is the session's own.
+
+    With ``device`` "cuda" also the CUDA libraries that lie in Python packages, where the system's
+    loader does not look. Returns the runtime's version.
+    """
+    runtime = _runtime()
+    if device == "cuda" and hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()
+    return str(runtime.__version__)
 
 
 def _runtime() -> ModuleType:
@@ -217,7 +304,11 @@ def _run_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except natives as error:
-        reason = _one_line(error, path)
-        if type(error).__name__ in _FEED_ERRORS:
-            raise InputsError(f"{path}: the inputs do not fit: {reason}") from None
-        raise WorkerError(f"{path}: fails while running: {reason}") from None
+        raise _run_error(error, path) from None
+
+
+def _run_error(error: Exception, path: Path) -> EdgeoptError:
+    reason = _one_line(error, path)
+    if type(error).__name__ in _FEED_ERRORS:
+        return InputsError(f"{path}: the inputs do not fit: {reason}")
+    return WorkerError(f"{path}: fails while running: {reason}")

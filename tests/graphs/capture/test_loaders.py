@@ -10,7 +10,8 @@ from torch import nn
 
 from edgeopt.core import Weight
 from edgeopt.errors import CaptureError, InputsError, SourceError, UnsafeError, UsageError
-from edgeopt.graphs.capture.loaders import build, fill
+from edgeopt.graphs.capture.loaders import fill
+from edgeopt.runtimes.torch_modules import build
 
 NETS = "tests.graphs.capture.nets"
 

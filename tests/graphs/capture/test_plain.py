@@ -12,7 +12,8 @@ from edgeopt.data.inputspec import parse_inputs
 from edgeopt.errors import InputsError
 from edgeopt.graphs.capture.loaded import Loaded
 from edgeopt.graphs.capture.loaders import _flat
-from edgeopt.graphs.capture.plain import argument_names, derive, vocabulary
+from edgeopt.graphs.capture.plain import derive, vocabulary
+from edgeopt.runtimes.torch_modules import argument_names
 
 
 def _derive(module, specs=(), example=None):

@@ -149,7 +149,7 @@ def _settle(loaded: Loaded) -> None:
     """Run the model once, learn its outputs' names, and pin what it does not let vary."""
     from edgeopt.graphs.capture.axes import feed, settle
     from edgeopt.graphs.capture.loaded import tensors
-    from edgeopt.graphs.capture.outputs import Flat, flatten
+    from edgeopt.runtimes.torch_outputs import Flat, flatten
 
     first = feed(loaded.inputs)
     complaint = loaded.complaint(first)

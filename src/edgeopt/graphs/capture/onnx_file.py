@@ -11,7 +11,7 @@ from edgeopt.errors import CaptureError, InputsError
 from edgeopt.graphs.capture.axes import Axis, Inputs, axis_for, feed
 from edgeopt.graphs.capture.check import file_io, run_onnx
 from edgeopt.graphs.capture.opset import opset_of, raise_opset
-from edgeopt.graphs.capture.reasons import attempt, one_line
+from edgeopt.runtimes.reasons import attempt, one_line
 
 __all__ = ["GIVEN", "take"]
 

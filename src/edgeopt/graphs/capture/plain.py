@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,8 +12,9 @@ from torch import nn
 from edgeopt.core import Array, InputSpec
 from edgeopt.errors import InputsError
 from edgeopt.graphs.capture.axes import Axis, Inputs, axis_for, feed, names_of
+from edgeopt.runtimes.torch_modules import argument_names
 
-__all__ = ["argument_names", "derive", "vocabulary"]
+__all__ = ["derive", "vocabulary"]
 
 Works = Callable[[Inputs, Mapping[str, Array]], "str | None"]
 
@@ -27,22 +27,6 @@ _EXAMPLE_LINES: Mapping[str, str] = {
     "Conv2d": "float32[1,{0},224,224]",
     "Conv3d": "float32[1,{0},16,112,112]",
 }
-
-
-def argument_names(module: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(required, optional) names of the forward's arguments, in order.
-
-    TorchScript modules tell theirs by schema.
-    """
-    schema = getattr(getattr(module, "forward", None), "schema", None)
-    if schema is not None:
-        arguments = schema.arguments[1:]
-        required = tuple(a.name for a in arguments if not a.has_default_value())
-        return required, tuple(a.name for a in arguments if a.has_default_value())
-    parameters = inspect.signature(module.forward).parameters.values()
-    plain = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    required = tuple(p.name for p in plain if p.default is p.empty)
-    return required, tuple(p.name for p in plain if p.default is not p.empty)
 
 
 def vocabulary(module: nn.Module) -> int:

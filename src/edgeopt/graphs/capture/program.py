@@ -3,47 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from edgeopt.core import InputSpec
-from edgeopt.errors import CaptureError
 from edgeopt.graphs.capture.axes import Axis, Inputs
 from edgeopt.graphs.capture.loaded import Loaded
-from edgeopt.graphs.capture.outputs import Flat
-from edgeopt.graphs.capture.reasons import attempt, one_line
+from edgeopt.runtimes.torch_modules import ProgramModule, exported
+from edgeopt.runtimes.torch_outputs import Flat
 
 __all__ = ["load_program"]
 
 
-class _Reordered(torch.nn.Module):
-    """A program's module called with flat positional tensors, in its signature's order."""
-
-    def __init__(self, program: Any) -> None:
-        super().__init__()
-        self.program = program.module()
-        self.spec = program.call_spec.in_spec
-
-    def forward(self, *tensors: torch.Tensor) -> Any:
-        args, kwargs = torch.utils._pytree.tree_unflatten(list(tensors), self.spec)
-        return self.program(*args, **kwargs)
-
-
 def load_program(path: Path) -> Loaded:
     """Load a program that the user trusts. Raises CaptureError."""
-    program, error = attempt(lambda: torch.export.load(str(path)))
-    if program is None:
-        reason = one_line(error) if error is not None else "it is empty"
-        raise CaptureError(f"{path}: torch cannot load it: {reason}")
+    program, names = exported(path)
     nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
-    names = [str(n) for n in program.graph_signature.user_inputs]
     specs: list[InputSpec] = []
     values = [nodes[name].meta["val"] for name in names]
-    for name, value in zip(names, values, strict=True):
-        if not isinstance(value, torch.Tensor):
-            raise CaptureError(f"{path}: the program's input {name} is no tensor")
     limits = program.range_constraints
     axes: dict[str, Axis] = {}
     usual: dict[str, str] = {}
@@ -63,7 +41,7 @@ def load_program(path: Path) -> Loaded:
             shape.append(usual[key])
         dtype = str(value.dtype).removeprefix("torch.")
         specs.append(InputSpec(name, dtype, tuple(shape)))
-    module = _Reordered(program)
+    module = ProgramModule(program)
     flat = Flat(module, names, positional=True)
     return Loaded(
         call=flat,
@@ -94,7 +72,7 @@ def _axis(name: str, hint: int, limits: Any) -> Axis:
     return Axis(name, first, first)
 
 
-def _vocabulary(program: Any, names: list[str]) -> dict[str, int]:
+def _vocabulary(program: Any, names: Sequence[str]) -> dict[str, int]:
     """Rows of the smallest table that each integer input looks up; 2 where it looks up none."""
     rows = [
         int(node.args[0].meta["val"].shape[0])

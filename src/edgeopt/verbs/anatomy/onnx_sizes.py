@@ -105,8 +105,8 @@ def _openers(source: Source) -> tuple[Callable[[], ir.Model], Callable[[], ir.Mo
     import onnx.version_converter
     import onnx_ir as ir
 
-    from edgeopt.graphs.capture.reasons import attempt
     from edgeopt.graphs.fold import load_model
+    from edgeopt.runtimes.reasons import attempt
     from edgeopt.verbs.graph_base import fold_float
 
     def as_given() -> ir.Model:

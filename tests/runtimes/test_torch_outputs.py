@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from edgeopt.graphs.capture.outputs import Flat, flatten
+from edgeopt.runtimes.torch_outputs import Flat, flatten
 
 A, B = torch.zeros(1), torch.ones(1)
 

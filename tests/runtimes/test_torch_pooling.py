@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edgeopt.errors import CaptureError, FormatError
-from edgeopt.graphs.capture.pooling import POOLING, SentenceModel, head_of, transformer_folder
+from edgeopt.runtimes.torch_pooling import POOLING, SentenceModel, head_of, transformer_folder
 
 
 def _batch():

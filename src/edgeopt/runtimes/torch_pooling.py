@@ -47,7 +47,7 @@ def _first(tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 def _last(tokens: Tensor, mask: Tensor) -> Tensor:
-    positions = torch.arange(tokens.shape[1]).unsqueeze(0)
+    positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
     return _at(tokens, (positions * mask.squeeze(-1).to(torch.int64)).argmax(1))
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeopt.graphs.capture.reasons import attempt, is_data_dependent, one_line
+from edgeopt.runtimes.reasons import attempt, is_data_dependent, one_line
 
 
 def test_the_deepest_cause_is_quoted_in_one_line():

@@ -1,0 +1,162 @@
+"""The commands that measure: bench."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from edgeopt.cli import options as opt
+from edgeopt.cli.options import SETTINGS
+from edgeopt.cli.show import check_reports, progress, show_results
+
+__all__ = ["COMMANDS"]
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    """``1,4,8``: whole numbers, separated by commas."""
+    try:
+        return tuple(int(part) for part in value.split(",")) if value else ()
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not numbers separated by commas, as 1,4") from None
+
+
+_how = opt.options(
+    click.option(
+        "--device",
+        type=click.Choice(["cpu", "cuda", "auto"]),
+        default="auto",
+        show_default=True,
+        help="Where to run.",
+    ),
+    click.option(
+        "--threads",
+        callback=_numbers,
+        default="1",
+        metavar="N,M",
+        show_default=True,
+        help="Threads of the runtime; several are measured in turn.",
+    ),
+    click.option(
+        "--batch",
+        callback=_numbers,
+        default="",
+        metavar="N,M",
+        help="Batch sizes (default: the model's own).",
+    ),
+    click.option("--seq", type=int, metavar="N", help="Size of free sequence axes."),
+    click.option(
+        "--runtime",
+        type=click.Choice(["onnxruntime", "torch", "llama", "weights"]),
+        help="Runtime (default: by file); weights: load only.",
+    ),
+    click.option(
+        "--time",
+        "seconds",
+        type=float,
+        default=10.0,
+        show_default=True,
+        metavar="S",
+        help="Seconds of steady-state timing an artifact and condition.",
+    ),
+    click.option(
+        "--processes",
+        type=int,
+        default=5,
+        show_default=True,
+        metavar="N",
+        help="Fresh worker processes each; 5 or more.",
+    ),
+    click.option(
+        "--prompt",
+        type=int,
+        default=512,
+        show_default=True,
+        metavar="N",
+        help="GGUF: tokens of prompt processing (pp).",
+    ),
+    click.option(
+        "--generate",
+        type=int,
+        default=128,
+        show_default=True,
+        metavar="N",
+        help="GGUF: tokens of generation (tg).",
+    ),
+    click.option(
+        "--cold/--no-cold",
+        default=True,
+        show_default=True,
+        help="Also load with the file's pages out of memory.",
+    ),
+    click.option(
+        "--timeout",
+        type=float,
+        default=600.0,
+        show_default=True,
+        metavar="S",
+        help="Give a silent worker up after this.",
+    ),
+)
+_where_to = opt.options(
+    click.option(
+        "--report",
+        "reports",
+        multiple=True,
+        metavar="FILE",
+        help="Write a report: .html, .md, .csv, .json or .txt; repeatable.",
+    ),
+    click.option("--charts", metavar="FOLDER", help="Write every chart into FOLDER."),
+    click.option(
+        "--chart-format",
+        type=click.Choice(["svg", "png"]),
+        default="svg",
+        show_default=True,
+        help="Format of --charts.",
+    ),
+    click.option("-o", "--out", metavar="OUT", help="Save the results (JSON) as they come."),
+)
+_gate = click.option(
+    "--fail-if",
+    "fail_if",
+    multiple=True,
+    metavar="EXPR",
+    help="Exit with 4 if this holds, as 'latency.p50 > +5%'; repeatable.",
+)
+
+
+@click.command(context_settings=SETTINGS, short_help="Measure latency, load time, memory and size.")
+@click.argument("artifacts", metavar="ARTIFACT...", nargs=-1, required=True)
+@_how
+@opt.on
+@opt.inputs
+@opt.loading
+@click.option("--baseline", metavar="FILE", help="Saved results to compare with.")
+@_gate
+@_where_to
+@opt.json
+def bench(
+    artifacts: tuple[str, ...],
+    baseline: str | None,
+    fail_if: tuple[str, ...],
+    reports: tuple[str, ...],
+    charts: str | None,
+    chart_format: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure ARTIFACTs side by side in fresh processes that take turns: size, cold and warm load,
+    first inference, latency in steady state, throughput, memory by kind, energy.
+
+    ONNX files run in ONNX Runtime, GGUF in llama.cpp (pp and tg, as llama-bench defines them),
+    torch files in torch; safetensors are loaded only. The first ARTIFACT is what the others are
+    compared with."""
+    from edgeopt.verbs.bench import bench as run
+
+    check_reports(reports, charts, fail_if, artifacts)
+    with progress() as report:
+        results = run(artifacts, progress=report, **options)
+    show_results(results, as_json, reports, charts, chart_format, fail_if)
+
+
+COMMANDS = (bench,)

@@ -1,0 +1,128 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+__all__ = [
+    "SETTINGS",
+    "external",
+    "force",
+    "gguf",
+    "inputs",
+    "json",
+    "loading",
+    "on",
+    "options",
+    "out",
+    "proving",
+    "text",
+]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def options(*given: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(given):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+json = click.option("--json", "as_json", is_flag=True, help="Print the document, nothing else.")
+out = click.option("-o", "--out", metavar="OUT", help="File to write (default: beside SOURCE).")
+force = click.option("--force", is_flag=True, help="Keep the file even if the proof fails.")
+loading = options(
+    click.option(
+        "--model", metavar="MODULE:CALLABLE", help="Code that returns the nn.Module to fill."
+    ),
+    click.option("--trust-pickle", is_flag=True, help="Let the file run the code it carries."),
+)
+on = options(
+    click.option(
+        "--on",
+        metavar="URL",
+        help="Measure on another machine: ssh://user@host[:port][/folder] or adb://serial.",
+    ),
+    click.option(
+        "--remote-python",
+        metavar="PATH",
+        default="python3",
+        show_default=True,
+        help="The Python there, with numpy and the runtime.",
+    ),
+)
+external = click.option(
+    "--external-data",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Weights in OUT.data, which the runtime maps (auto: over 256 MiB).",
+)
+inputs = options(
+    click.option(
+        "--data", metavar="DATA", help=".npz, .npy, folder of .npy, or MODULE:CALLABLE of inputs."
+    ),
+    click.option(
+        "--input",
+        "inputs",
+        metavar="SPEC",
+        multiple=True,
+        help="An input, as name:float32[1,3,224,224]; repeatable.",
+    ),
+)
+proving = options(
+    click.option("--min-sqnr", type=float, metavar="DB", help="Fidelity floor in decibels."),
+    click.option(
+        "--prefer",
+        type=click.Choice(["balanced", "speed", "size", "memory"]),
+        default="balanced",
+        show_default=True,
+        help="What to win at; size and memory may cost speed.",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Threads that the runtime is timed with.",
+    ),
+)
+text = options(
+    click.option("--text", metavar="FILE", help="GGUF: the text that predictions are compared on."),
+    click.option(
+        "--chunks",
+        type=click.IntRange(min=1),
+        default=8,
+        show_default=True,
+        help="GGUF: pieces of the text.",
+    ),
+    click.option(
+        "--context",
+        type=click.IntRange(min=8),
+        default=512,
+        show_default=True,
+        help="GGUF: tokens in a piece.",
+    ),
+)
+gguf = options(
+    click.option(
+        "--type", metavar="TYPE", help="GGUF: preset or type, as Q4_K_M, Q8_0, F16 (any case)."
+    ),
+    click.option(
+        "--pre-tokenizer", metavar="NAME", help="GGUF: the text-splitting rule, if not recognised."
+    ),
+    click.option(
+        "--prove",
+        type=click.Choice(["none", "quick", "full"]),
+        default="quick",
+        show_default=True,
+        help="GGUF: full also compares next-token distributions on --text.",
+    ),
+)

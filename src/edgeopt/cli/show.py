@@ -1,0 +1,134 @@
+"""What a command prints: a document, a proof, progress, an error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from edgeopt.core import Progress, Proof, Results
+
+__all__ = [
+    "check_reports",
+    "console",
+    "fail",
+    "print_document",
+    "progress",
+    "show_proof",
+    "show_results",
+]
+
+
+def print_document(document: dict[str, Any]) -> None:
+    click.echo(json.dumps(document, indent=2))
+
+
+def console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def show_proof(proof: Proof, as_json: bool) -> None:
+    if as_json:
+        print_document(proof.to_json())
+    else:
+        from edgeopt.report.text import render
+
+        render(proof, console())
+    for check in proof.verdict.checks:
+        if not check.passed:
+            advice = f"; {check.advice}" if check.advice else ""
+            fail(f"not proven, {check.name}: {check.found}, asked: {check.limit}{advice}", 3)
+
+
+def check_reports(
+    reports: Sequence[str], charts: str | None, fail_if: Sequence[str], sources: Sequence[str]
+) -> None:
+    """What of the output can be known to fail before minutes of measuring."""
+    if fail_if:
+        from edgeopt.verbs.conditions import parse_all
+
+        parse_all(fail_if)
+    if not reports and charts is None:
+        return
+    from edgeopt.core.packages import is_installed
+    from edgeopt.errors import MissingExtraError, OutputError
+    from edgeopt.files.atomic import checked_output
+    from edgeopt.report.results_files import report_suffix
+
+    drawn = charts is not None
+    for report in reports:
+        drawn |= report_suffix(Path(report)) == ".html"
+        checked_output(report, [Path(source) for source in sources])
+    if drawn and not is_installed("vl_convert"):
+        raise MissingExtraError("vl-convert-python", "report", "drawing charts")
+    if charts is not None and Path(charts).exists() and not Path(charts).is_dir():
+        raise OutputError(f"{charts}: is a file; give a folder for the charts")
+
+
+def show_results(
+    results: Results,
+    as_json: bool,
+    reports: Sequence[str],
+    charts: str | None,
+    chart_format: str,
+    fail_if: Sequence[str],
+) -> None:
+    """Write the reports that were asked for and print the results; then the exit code: 3 where
+    measuring an artifact failed, 4 where a condition of --fail-if holds."""
+    from edgeopt.numerics.derive import derive
+
+    derived = derive(results)
+    if reports:
+        from edgeopt.report.results_files import write_report
+
+        for path in reports:
+            write_report(results, Path(path), derived)
+    if charts is not None:
+        from edgeopt.report.charts import write_charts
+
+        write_charts(results, derived, Path(charts), chart_format)
+    if as_json:
+        print_document({**results.to_json(), "derived": derived.to_json()})
+    else:
+        from edgeopt.report.results_text import render_results
+
+        render_results(results, derived, console())
+    for subject in results.subjects:
+        if subject.failure:
+            fail(f"{subject.name}: {subject.failure}", 3)
+    from edgeopt.verbs.gate import enforce
+
+    for finding in enforce(fail_if, results, derived):
+        click.echo(f"edgeopt: not certain: {finding}", err=True)
+
+
+@contextmanager
+def progress() -> Iterator[Progress | None]:
+    """A status line on stderr while a verb runs, if somebody watches; None otherwise."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("opening") as status:
+
+        def report(step: str, done: float | None) -> None:
+            status.update(step if done is None else f"{step} {done:.0%}")
+
+        yield report
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """One line on stderr, and the exit code."""
+    click.echo(f"edgeopt: error: {' '.join(message.split())}", err=True)
+    sys.exit(code)

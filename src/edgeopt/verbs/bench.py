@@ -1,0 +1,236 @@
+"""``edgeopt bench``: latency, load time, memory and size of artifacts, measured side by side."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from edgeopt.core import Layer, Measurement, Progress, Results, Source, Subject
+from edgeopt.errors import UsageError
+from edgeopt.files.atomic import checked_output
+from edgeopt.files.open import open_source
+from edgeopt.measure.bench import Bench, BenchSettings, Trial
+from edgeopt.report.results_files import write_document
+from edgeopt.verbs.bench_place import place
+from edgeopt.verbs.bench_trials import RUNTIMES, Asked, names_of, runtime_of, trials_of
+
+__all__ = ["bench"]
+
+#: Fewer processes than this cannot tell one process's luck from the artifact's time.
+_FEWEST_PROCESSES = 5
+
+
+def bench(
+    artifacts: Sequence[str | Path],
+    *,
+    device: str = "auto",
+    threads: Sequence[int] = (1,),
+    batch: Sequence[int] = (),
+    seq: int | None = None,
+    runtime: str | None = None,
+    seconds: float = 10.0,
+    processes: int = 5,
+    prompt: int = 512,
+    generate: int = 128,
+    data: str | None = None,
+    inputs: Sequence[str] = (),
+    model: str | None = None,
+    trust_pickle: bool = False,
+    cold: bool = True,
+    timeout: float = 600.0,
+    on: str | None = None,
+    remote_python: str = "python3",
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Results:
+    """Measure ``artifacts`` side by side: the first is the one that others are compared with.
+
+    ONNX files run in ONNX Runtime, GGUF files in llama.cpp (``prompt`` tokens of prompt
+    processing, ``generate`` tokens of generation, as llama-bench defines pp and tg), torch files
+    in torch, safetensors and bare state dicts are loaded only. Each is measured in ``processes``
+    fresh worker processes, at each of ``threads`` and ``batch`` (default: the model's own, 1
+    where it is free), with ``seconds`` of steady-state timing an artifact and condition over all
+    of them. ``seq`` sets free sequence axes. Inputs come from ``data`` or are made up from the
+    signature. ``timeout``: seconds without an answer after which a worker is given up.
+    ``on`` is another machine, ``ssh://user@host[:port][/folder]`` or ``adb://serial``, with
+    ``remote_python`` and its own runtimes: the artifacts and a small runner are sent there,
+    measured there, and removed. ``out`` is a file that gets the results as JSON, anew after each
+    process round: what an interrupt or a crash leaves is all that was measured until then.
+
+    An artifact whose measuring fails (it does not load, its runtime crashes or hangs) has the
+    reason in its subject's ``failure``; the others are measured all the same.
+
+    Raises:
+        SourceError: a file that is none of these kinds, or breaks its format.
+        UsageError: options that cannot be honoured, a device that is not there.
+        HostError: the machine of ``on`` cannot be reached, is not trusted, or lacks a runtime.
+        InputsError: inputs are missing or do not fit.
+        OutputError: ``out`` cannot be written.
+    """
+    _check(artifacts, threads, batch, seq, runtime, seconds, processes, prompt, generate, timeout)
+    asked = Asked(
+        device=device,
+        threads=tuple(threads),
+        batch=tuple(batch),
+        seq=seq,
+        runtime=runtime,
+        prompt=prompt,
+        generate=generate,
+        data=data,
+        inputs=tuple(inputs),
+        model=model,
+        trust_pickle=trust_pickle,
+    )
+    opened = [_described(open_source(artifact)) for artifact in artifacts]
+    sources = [source for source, _ in opened]
+    if out is not None:
+        checked_output(out, [source.path for source in sources])
+    names = names_of([source.path for source in sources])
+    described = next((source for source in sources if source.inputs), None)
+    layers = dict(zip(names, (found for _, found in opened), strict=True))
+    settings = BenchSettings(processes=processes, seconds=seconds, silence=timeout, cold=cold)
+    digests: dict[str, str] = {}
+    if on is not None and progress is not None:
+        progress(f"connecting to {on}", None)
+    with place(on, remote_python) as machine:
+        trials: list[Trial] = []
+        for name, source in _zip(names, sources):
+            found_device = machine.resolve(device, runtime_of(source, asked))
+            trials.extend(trials_of(name, source, asked, found_device, described))
+        before = machine.environment(threads=max(threads))
+        document = _Document(names, sources, layers, trials, asked, settings, before, on)
+
+        def so_far(found: Bench) -> None:
+            if out is not None:
+                write_document(document.results(found, digests), Path(out))
+
+        found = machine.run(trials, settings, progress=progress, on_round=so_far)
+    for name, source in _zip(names, sources):
+        # After measuring: reading every byte would have filled the page cache.
+        if progress is not None:
+            progress(f"hashing {name}", None)
+        digests[name] = source.sha256()
+    so_far(found)
+    return document.results(found, digests)
+
+
+def _described(source: Source) -> tuple[Source, tuple[Layer, ...]]:
+    """The source without its tensors, and what is told of them.
+
+    Tensors hold a map of the file, and pages that anybody maps cannot be evicted: a cold load
+    would find them in memory.
+    """
+    layers = tuple(Layer(weight.name, weight.dtype, weight.nbytes) for weight in source.weights)
+    return replace(source, weights=(), extras=()), layers
+
+
+class _Document:
+    """What is known before measuring, ready to be joined with what is found."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        sources: Sequence[Source],
+        layers: Mapping[str, tuple[Layer, ...]],
+        trials: Sequence[Trial],
+        asked: Asked,
+        settings: BenchSettings,
+        before: Mapping[str, Any],
+        on: str | None,
+    ) -> None:
+        self._names = names
+        self._layers = layers
+        self._sources = dict(_zip(names, sources))
+        self._runtimes = {trial.subject: trial.case.runtime for trial in trials}
+        self._settings = {**asdict(asked), **asdict(settings), "on": on}
+        self._before = before
+        self._made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+    def results(self, found: Bench, digests: Mapping[str, str]) -> Results:
+        sizes = [
+            Measurement(name, "file", "B", {}, ((float(source.nbytes),),))
+            for name, source in self._sources.items()
+        ]
+        return Results(
+            verb="bench",
+            made=self._made,
+            baseline=self._names[0],
+            subjects=tuple(self._subject(name, found, digests) for name in self._names),
+            measurements=(*sizes, *found.measurements),
+            environment={**self._before, "while_measuring": dict(found.activity)},
+            settings=self._settings,
+            unavailable=found.unavailable,
+            warnings=found.warnings,
+        )
+
+    def _subject(self, name: str, found: Bench, digests: Mapping[str, str]) -> Subject:
+        source = self._sources[name]
+        root = source.path if source.path.is_dir() else source.path.parent
+        return Subject(
+            name=name,
+            path=str(source.path),
+            kind=source.kind,
+            runtime=self._runtimes[name],
+            files=tuple((_relative(file, root), file.stat().st_size) for file in source.files),
+            sha256=digests.get(name, ""),
+            placement=found.info.get(name, {}),
+            layers=self._layers[name],
+            failure=found.failures.get(name, ""),
+        )
+
+
+def _relative(file: Path, root: Path) -> str:
+    try:
+        return file.relative_to(root).as_posix()
+    except ValueError:
+        return file.name
+
+
+def _zip(names: Sequence[str], sources: Sequence[Source]) -> list[tuple[str, Source]]:
+    return list(zip(names, sources, strict=True))
+
+
+def _check(
+    artifacts: Sequence[str | Path],
+    threads: Sequence[int],
+    batch: Sequence[int],
+    seq: int | None,
+    runtime: str | None,
+    seconds: float,
+    processes: int,
+    prompt: int,
+    generate: int,
+    timeout: float,
+) -> None:
+    if not artifacts:
+        raise UsageError("nothing to measure; give one file or more")
+    seen: dict[Path, str] = {}
+    for artifact in artifacts:
+        path = Path(artifact).resolve()
+        if path in seen:
+            raise UsageError(f"{artifact}: given twice; give each artifact once")
+        seen[path] = str(artifact)
+    for option, values in (("--threads", threads), ("--batch", batch)):
+        for value in values:
+            if value < 1:
+                raise UsageError(f"{option} {value}; use 1 or more")
+        if len(set(values)) != len(values):
+            raise UsageError(f"{option} {','.join(map(str, values))}: give each number once")
+    if seq is not None and seq < 1:
+        raise UsageError(f"--seq {seq}; use 1 or more")
+    if runtime is not None and runtime not in RUNTIMES:
+        raise UsageError(f"--runtime {runtime}; use {', '.join(RUNTIMES)}")
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"--time {seconds:g}; use a number of seconds above 0")
+    if not 0 < timeout < float("inf"):
+        raise UsageError(f"--timeout {timeout:g}; use a number of seconds above 0")
+    if processes < _FEWEST_PROCESSES:
+        raise UsageError(
+            f"--processes {processes}; use {_FEWEST_PROCESSES} or more: fewer cannot tell one "
+            "process's luck from the artifact's time"
+        )
+    if prompt < 0 or generate < 0 or not prompt + generate:
+        raise UsageError(f"--prompt {prompt}, --generate {generate}; use 1 or more of either")

@@ -1,0 +1,281 @@
+"""From the artifacts that somebody names to what is measured: runtime, inputs, conditions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeopt.core import Array, InputSpec, Source
+from edgeopt.data.inputspec import parse_inputs
+from edgeopt.data.samples import Feed, Samples, load
+from edgeopt.data.synthetic import synthetic
+from edgeopt.errors import InputsError, UsageError
+from edgeopt.measure.bench import Trial
+from edgeopt.runtimes.engine import Case
+
+__all__ = ["RUNTIMES", "Asked", "names_of", "runtime_of", "trials_of"]
+
+#: ``--runtime``'s words, and the runtime that each names.
+RUNTIMES: Mapping[str, str] = {
+    "onnxruntime": "onnxruntime",
+    "torch": "torch",
+    "llama": "llama.cpp",
+    "weights": "weights",
+}
+
+#: The runtime that opens each kind of file; a bare state dict is only weights without --model.
+_BY_KIND: Mapping[str, str] = {
+    "onnx": "onnxruntime",
+    "gguf": "llama.cpp",
+    "safetensors": "weights",
+    "torch-state-dict": "weights",
+    "torch-checkpoint": "weights",
+    "torch-module": "torch",
+    "torchscript": "torch",
+    "torch-exported": "torch",
+    "hf-folder": "torch",
+}
+
+#: Runtimes that can open a kind, where there is more than one.
+_ALSO: Mapping[str, frozenset[str]] = {
+    "gguf": frozenset({"weights"}),
+    "torch-state-dict": frozenset({"torch"}),
+    "torch-checkpoint": frozenset({"torch"}),
+    "torch-module": frozenset({"weights"}),
+    "safetensors": frozenset({"torch"}),
+}
+
+_SEQUENCE = re.compile(r"seq|token|length|len|time|steps|^(t|s|l)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user asked to measure with; None: the model's own."""
+
+    device: str = "auto"
+    threads: tuple[int, ...] = (1,)
+    batch: tuple[int, ...] = ()
+    seq: int | None = None
+    runtime: str | None = None
+    prompt: int = 512
+    generate: int = 128
+    data: str | None = None
+    inputs: tuple[str, ...] = ()
+    model: str | None = None
+    trust_pickle: bool = False
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Short unique names: stems, file names where stems are shared, else the shortest end of the
+    path that tells them apart."""
+    for length in range(max(len(path.parts) for path in paths) + 1):
+        names = [
+            path.stem if length == 0 else "/".join(path.parts[-length:]) or str(path)
+            for path in paths
+        ]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def runtime_of(source: Source, asked: Asked) -> str:
+    """The runtime that opens ``source``. Raises UsageError where the one asked for cannot."""
+    usual = _BY_KIND[source.kind]
+    if usual == "weights" and asked.model is not None:
+        usual = "torch"
+    if asked.runtime is None:
+        return usual
+    wanted = RUNTIMES[asked.runtime]
+    if wanted != usual and wanted not in _ALSO.get(source.kind, frozenset()):
+        raise UsageError(
+            f"--runtime {asked.runtime}: {source.path} is {source.kind}, which {usual} opens; "
+            "leave --runtime out"
+        )
+    return wanted
+
+
+def trials_of(
+    name: str, source: Source, asked: Asked, device: str, described: Source | None = None
+) -> list[Trial]:
+    """Every set of conditions that ``source`` is measured under.
+
+    ``described`` is another artifact, whose inputs it gets where it does not say what it takes.
+    """
+    runtime = runtime_of(source, asked)
+    case = Case(
+        path=source.path.resolve(),
+        files=tuple(file.resolve() for file in source.files),
+        runtime=runtime,
+        device=device,
+        options={"kind": source.kind, "model": asked.model, "trust_pickle": asked.trust_pickle},
+    )
+    if runtime == "weights":
+        return [
+            _trial(name, replace(case, workload=workload), None, None)
+            for workload in ("open", "read")
+        ]
+    if runtime == "llama.cpp":
+        return [
+            _trial(name, replace(case, threads=threads, workload=workload, tokens=tokens), 1, None)
+            for threads in asked.threads
+            for workload, tokens in (("pp", asked.prompt), ("tg", asked.generate))
+            if tokens
+        ]
+    feeds = _feeds(source, asked, described)
+    return [
+        _trial(name, replace(case, threads=threads), batch, asked.seq, feed)
+        for threads in asked.threads
+        for batch, feed in feeds
+    ]
+
+
+def _trial(
+    name: str, case: Case, batch: int | None, seq: int | None, feed: Feed | None = None
+) -> Trial:
+    workload = f"{case.workload}{case.tokens}" if case.tokens else case.workload
+    conditions: dict[str, Any] = {
+        "runtime": case.runtime,
+        "device": case.device,
+        "threads": case.threads,
+        "batch": batch,
+        "seq": seq,
+        "workload": workload,
+    }
+    if case.tokens:
+        # A sample is one whole prompt, or one generated token.
+        conditions["tokens"] = case.tokens if case.workload == "pp" else 1
+    shared = {key: value for key, value in conditions.items() if key != "runtime"}
+    return Trial(name, case, conditions, feed or {}, group=repr(sorted(shared.items())))
+
+
+# ---------------------------------------------------------------------------------------------
+# inputs
+
+
+def _feeds(source: Source, asked: Asked, described: Source | None) -> list[tuple[int | None, Feed]]:
+    """(batch, feed) of every batch size; samples of --data, or made up from the signature."""
+    if described is not None and not source.inputs and not asked.inputs and asked.data is None:
+        source = described
+    specs = _specs(source, asked)
+    samples = load(asked.data).fit(specs) if asked.data is not None else None
+    return [
+        (batch, _feed(source, specs, batch, asked.seq, samples))
+        for batch in asked.batch or (_own_batch(specs),)
+    ]
+
+
+def _specs(source: Source, asked: Asked) -> tuple[InputSpec, ...]:
+    given = parse_inputs(asked.inputs)
+    if source.inputs:
+        by_name = {spec.name: spec for spec in given}
+        return tuple(by_name.get(spec.name, spec) for spec in source.inputs)
+    if given:
+        return given
+    if asked.data is not None:
+        first = next(iter(load(asked.data)), {})
+        return tuple(
+            InputSpec(name, value.dtype.name, ("batch", *value.shape[1:]))
+            for name, value in first.items()
+        )
+    raise InputsError(
+        f"{source.path}: does not say what it takes; give --input name:float32[1,3,224,224] or "
+        "--data"
+    )
+
+
+def _own_batch(specs: Sequence[InputSpec]) -> int | None:
+    """1 where the leading axis is free, else what the model insists on."""
+    for spec in specs:
+        if spec.shape:
+            return spec.shape[0] if isinstance(spec.shape[0], int) else 1
+    return None
+
+
+def _feed(
+    source: Source,
+    specs: Sequence[InputSpec],
+    batch: int | None,
+    seq: int | None,
+    samples: Samples | None,
+) -> Feed:
+    sizes = {} if seq is None else _sequence_sizes(source, specs, seq)
+    if samples is not None:
+        return _gathered(source, samples, specs, batch)
+    if batch is not None:
+        for spec in specs:
+            fixed = spec.shape[0] if spec.shape else batch
+            if isinstance(fixed, int) and fixed != batch:
+                raise UsageError(
+                    f"--batch {batch}: {source.path} takes batches of {fixed} only ({spec}); "
+                    f"use --batch {fixed}, or export it with a free batch axis"
+                )
+            if spec.shape and isinstance(spec.shape[0], str):
+                sizes[spec.shape[0]] = batch
+    return next(iter(synthetic(specs, _hints(source), count=1, seed=0, sizes=sizes)))
+
+
+def _hints(source: Source) -> Mapping[str, Any]:
+    if source.kind != "onnx":
+        return {}
+    from edgeopt.graphs.hints import input_hints
+
+    return input_hints(source.path)
+
+
+def _sequence_sizes(source: Source, specs: Sequence[InputSpec], seq: int) -> dict[str, int]:
+    free = {dim for spec in specs for dim in spec.shape[1:] if isinstance(dim, str)}
+    named = {dim for dim in free if _SEQUENCE.search(dim)} or free
+    if not named:
+        raise UsageError(
+            f"--seq {seq}: {source.path} has no free sequence axis "
+            f"({'; '.join(map(str, specs))}); leave it out"
+        )
+    return dict.fromkeys(named, seq)
+
+
+def _gathered(
+    source: Source, samples: Samples, specs: Sequence[InputSpec], batch: int | None
+) -> Feed:
+    """The first samples, joined along the leading axis until the batch is full."""
+    feeds: list[Feed] = []
+    rows = 0
+    for feed in samples:
+        feeds.append(feed)
+        rows += _rows(feed)
+        if batch is None or rows >= batch:
+            break
+    if not feeds:
+        raise InputsError(f"{samples.label}: no samples")
+    if batch is None or rows == batch:
+        pass
+    elif rows > batch:
+        raise UsageError(
+            f"--batch {batch}: the samples of {samples.label} come in batches of {rows}; "
+            f"use --batch {rows}"
+        )
+    else:
+        feeds = [feeds[i % len(feeds)] for i in range(-(-batch // max(1, _rows(feeds[0]))))]
+    joined: dict[str, Array] = {}
+    for spec in specs:
+        parts = [feed[spec.name] for feed in feeds]
+        if len(parts) > 1 and spec.shape and isinstance(spec.shape[0], int):
+            raise UsageError(
+                f"--batch {batch}: {source.path} takes batches of {spec.shape[0]} only ({spec})"
+            )
+        shapes = {part.shape[1:] for part in parts}
+        if len(shapes) > 1:
+            raise InputsError(
+                f"--batch {batch}: samples of {samples.label} differ in shape for {spec.name}; "
+                "use --batch 1"
+            )
+        joined[spec.name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return joined
+
+
+def _rows(feed: Feed) -> int:
+    return next((value.shape[0] for value in feed.values() if value.ndim), 1)
