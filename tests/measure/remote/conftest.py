@@ -10,9 +10,8 @@ from tests import sshd
 
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sshd.Server]:
-    server = sshd.start(tmp_path_factory.mktemp("sshd"))
-    yield server
-    server.stop()
+    with sshd.running(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -46,23 +46,15 @@ def why(server: Server, url: str | None = None, *, python: str = sys.executable)
     return message
 
 
-def processes(space: Path) -> list[int]:
+def processes(server: Server) -> list[int]:
     """Those that work in the folder on the server."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            where = str((entry / "cwd").readlink())
-        except OSError:
-            continue
-        if where.startswith(str(space)):
-            found.append(int(entry.name))
-    return found
+    return [int(p.name) for p in Path("/proc").glob("[0-9]*") if server.is_inside(p)]
 
 
-def gone(space: Path, patience: float = 10.0) -> bool:
+def gone(server: Server, patience: float = 10.0) -> bool:
     end = time.monotonic() + patience
     while time.monotonic() < end:
-        if not processes(space) and not list(space.iterdir()):
+        if not processes(server) and not list(server.space.iterdir()):
             return True
         time.sleep(0.02)
     return False
@@ -261,26 +253,26 @@ def test_nothing_stays_after(server: Server, error: type[BaseException], tmp_pat
         host.put({"file": path})
         raise error
     assert not list(server.space.iterdir())
-    assert not processes(server.space)
+    assert not processes(server)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_the_runner_is_killed(server: Server, number: int) -> None:
     with pytest.raises(WorkerError) as caught, connected(server) as host:
-        (keeper,) = processes(server.space)
+        (keeper,) = processes(server)
         os.kill(keeper, number)
-        assert number == signal.SIGKILL or gone(server.space)
+        assert number == signal.SIGKILL or gone(server)
         host.environment()
     assert "lost while" in str(caught.value)
     assert "run it again" in str(caught.value)
-    assert gone(server.space)
+    assert gone(server)
 
 
 def test_the_connection_is_cut(server: Server) -> None:
     """Our ssh dies: the runner there ends by itself, and takes its folder along."""
     with pytest.raises(WorkerError), connected(server) as host:
         host._link._process.kill()
-        assert gone(server.space)
+        assert gone(server)
         host.environment()
 
 
@@ -298,21 +290,21 @@ def test_we_are_killed(server: Server) -> None:
     assert client.stdout is not None
     with client:
         assert client.stdout.readline() == b"connected\n"
-        assert processes(server.space)
+        assert processes(server)
         client.kill()
-    assert gone(server.space)
+    assert gone(server)
 
 
 def test_a_machine_that_goes_silent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "GONE", 0.3)
     with pytest.raises(WorkerError, match="no sign of it for 0 s"), connected(server) as host:
-        (keeper,) = processes(server.space)
+        (keeper,) = processes(server)
         os.kill(keeper, signal.SIGSTOP)
         try:
             host.environment()
         finally:
             os.kill(keeper, signal.SIGCONT)
-    assert gone(server.space)
+    assert gone(server)
 
 
 def test_a_sign_of_life_goes_each_way(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

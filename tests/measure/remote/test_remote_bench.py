@@ -18,14 +18,15 @@ from tests.sshd import Server
 from edgeopt.cli import cli
 from edgeopt.core import Results
 from edgeopt.errors import HostError, InputsError, UsageError
-from edgeopt.measure.bench import Bench, BenchSettings, Trial, run_bench
+from edgeopt.measure.bench import Bench, run_bench
 from edgeopt.measure.remote.bench import RemoteBench
 from edgeopt.measure.remote.host import Host, connect
 from edgeopt.measure.remote.target import parse_target
+from edgeopt.measure.trial import BenchSettings, Trial
 from edgeopt.runtimes.engine import Case
 from edgeopt.verbs import bench as verb
 
-QUICK = BenchSettings(processes=2, seconds=0.02, turn=0.005, cold=False)
+QUICK = BenchSettings(processes=1, seconds=0.02, turn=0.005, cold=False)
 
 
 def trial(path: Path, *files: Path, name: str = "", feed: object = None, **case: object) -> Trial:
@@ -55,11 +56,11 @@ def test_the_same_as_here(server: Server, tmp_path: Path) -> None:
     assert [(m.subject, m.metric, m.unit, m.conditions) for m in there.measurements] == [
         (m.subject, m.metric, m.unit, m.conditions) for m in here.measurements
     ]
-    assert all(len(m.values) == 2 for m in there.measurements if m.metric == "latency")
+    assert all(len(m.values) == 1 for m in there.measurements if m.metric == "latency")
     assert there.info == here.info
     assert set(there.failures) == {"broken"}
     assert str(broken) in there.failures["broken"]  # not the name that it had there
-    assert len(rounds) == 2
+    assert len(rounds) == 1
     assert rounds[-1] == there
     assert any(step.startswith("sending") for step in steps)
 
@@ -69,8 +70,8 @@ def test_a_machine_that_is_lost_keeps_what_it_gave(server: Server, tmp_path: Pat
 
     def lose(found: Bench) -> None:
         rounds.append(found)
-        (keeper,) = [pid for pid in processes(server.space) if _is_keeper(pid)]
-        os.kill(keeper, 9)
+        keeper = min(pid for pid in processes(server) if _is_keeper(pid))
+        os.kill(keeper, 9)  # the eldest: a worker that is just being started looks like it
 
     settings = BenchSettings(processes=50, seconds=20.0, turn=0.005, cold=False)
     with connect(parse_target(server.url), python=sys.executable) as host:
