@@ -10,6 +10,7 @@
     |   +-- CaptureError              2   the model could not be turned into a graph
     |   +-- InputsError               2   example inputs are missing or do not fit the model
     +-- OutputError                   2   the result cannot be written where it was asked
+    +-- HostError                     2   another machine cannot be reached, or lacks something
     +-- MissingExtraError             2   an optional package is not installed
     +-- WorkerError                   3   a worker process died or gave no answer
     +-- ProofFailed                   3   the artifact was made, and is not worth having
@@ -27,6 +28,7 @@ __all__ = [
     "EdgeoptError",
     "FormatError",
     "GateFailed",
+    "HostError",
     "InputsError",
     "MissingExtraError",
     "OutputError",
@@ -96,6 +98,12 @@ class InputsError(SourceError):
 
 class OutputError(EdgeoptError):
     """The result cannot be written: folder missing, read-only, disk full, or it is the source."""
+
+    exit_code = 2
+
+
+class HostError(EdgeoptError):
+    """Another machine cannot be used: unreachable, not trusted, or without what is needed there."""
 
     exit_code = 2
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgeopt.measure import bench_worker
-from edgeopt.measure.bench import Trial, write_job
+from edgeopt.measure.trial import Trial, write_job
 from edgeopt.runtimes.engine import Case
 
 

@@ -34,7 +34,7 @@ ENVIRONMENT: Mapping[str, Any] = {
     "memory_limit": 4_294_967_296,
     "load_1min": 0.42,
     "governor": "unavailable",
-    "frequency": {"before": 2.9e9, "after": 2.88e9},
+    "frequency_now_mhz": [2880, 2900],
     "steal": 0.004,
     "python": "3.11.2",
     "onnxruntime": "1.32.0",
@@ -80,7 +80,9 @@ def timings(
     return tuple(found)
 
 
-def latency(subject: str, center: float, seed: int, count: int = 640, **changed: Any) -> Measurement:
+def latency(
+    subject: str, center: float, seed: int, count: int = 640, **changed: Any
+) -> Measurement:
     values = timings(center, seed, count)
     turns = tuple(len(part) for part in np.array_split(np.arange(count), min(TURNS, count)))
     return Measurement(subject, "latency", "s", conditions(**changed), values, (turns,) * PROCESSES)
@@ -119,7 +121,10 @@ def memory(
         "memory.peak": 1.06 * (baseline + anonymous + mapped + other),
         "memory.pss": 0.97 * (baseline + anonymous + mapped + other),
     }
-    return [once(subject, name, value, seed + i, **changed) for i, (name, value) in enumerate(parts.items())]
+    return [
+        once(subject, name, value, seed + i, **changed)
+        for i, (name, value) in enumerate(parts.items())
+    ]
 
 
 def encoder_layers(bits: float, sqnr: float | None, seed: int) -> tuple[Layer, ...]:
@@ -145,20 +150,26 @@ def encoder_layers(bits: float, sqnr: float | None, seed: int) -> tuple[Layer, .
 
 
 def subject(name: str, nbytes: int, layers: Sequence[Layer] = (), **changed: Any) -> Subject:
-    return Subject(
-        name=name,
-        path=f"out/{name}",
-        kind="onnx",
-        runtime="onnxruntime",
-        files=((name, nbytes),),
-        sha256="9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
-        placement={"providers": ["CPUExecutionProvider"], "fell_back": 0},
-        layers=tuple(layers),
-    ) if not changed else dataclasses.replace(subject(name, nbytes, layers), **changed)
+    return (
+        Subject(
+            name=name,
+            path=f"out/{name}",
+            kind="onnx",
+            runtime="onnxruntime",
+            files=((name, nbytes),),
+            sha256="9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+            placement={"providers": ["CPUExecutionProvider"], "fell_back": 0},
+            layers=tuple(layers),
+        )
+        if not changed
+        else dataclasses.replace(subject(name, nbytes, layers), **changed)
+    )
 
 
 def close(sqnr: float, top1: float | None, output: str = "last_hidden_state") -> Fidelity:
-    return Fidelity(output, sqnr, 0.99961, 0.31, top1, None if top1 is None else 0.0021, True, False, 256)
+    return Fidelity(
+        output, sqnr, 0.99961, 0.31, top1, None if top1 is None else 0.0021, True, False, 256
+    )
 
 
 NO_ENERGY = Unavailable("", "energy", "no powercap: /sys/class/powercap is empty")

@@ -8,7 +8,7 @@ import click
 
 from edgeopt.cli import options as opt
 from edgeopt.cli.options import SETTINGS
-from edgeopt.cli.show import progress, show_results
+from edgeopt.cli.show import check_reports, progress, show_results
 
 __all__ = ["COMMANDS"]
 
@@ -128,6 +128,7 @@ _gate = click.option(
 @click.command(context_settings=SETTINGS, short_help="Measure latency, load time, memory and size.")
 @click.argument("artifacts", metavar="ARTIFACT...", nargs=-1, required=True)
 @_how
+@opt.on
 @opt.inputs
 @opt.loading
 @click.option("--baseline", metavar="FILE", help="Saved results to compare with.")
@@ -152,9 +153,10 @@ def bench(
     compared with."""
     from edgeopt.verbs.bench import bench as run
 
+    check_reports(reports, charts, fail_if, artifacts)
     with progress() as report:
         results = run(artifacts, progress=report, **options)
-    show_results(results, as_json, reports, charts, chart_format, ())
+    show_results(results, as_json, reports, charts, chart_format, fail_if)
 
 
 COMMANDS = (bench,)

@@ -15,6 +15,7 @@ __all__ = [
     "inputs",
     "json",
     "loading",
+    "on",
     "options",
     "out",
     "proving",
@@ -42,6 +43,20 @@ loading = options(
         "--model", metavar="MODULE:CALLABLE", help="Code that returns the nn.Module to fill."
     ),
     click.option("--trust-pickle", is_flag=True, help="Let the file run the code it carries."),
+)
+on = options(
+    click.option(
+        "--on",
+        metavar="URL",
+        help="Measure on another machine: ssh://user@host[:port][/folder] or adb://serial.",
+    ),
+    click.option(
+        "--remote-python",
+        metavar="PATH",
+        default="python3",
+        show_default=True,
+        help="The Python there, with numpy and the runtime.",
+    ),
 )
 external = click.option(
     "--external-data",

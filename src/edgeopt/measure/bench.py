@@ -9,56 +9,23 @@ meanwhile falls on all alike (google/benchmark found random interleaving to cut 
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeopt.core import Measurement, Progress, Unavailable
-from edgeopt.errors import InputsError, OutputError
-from edgeopt.measure.bench_worker import case_to_json
+from edgeopt.measure.activity import between, snapshot
+from edgeopt.measure.probe import without_repacking
 from edgeopt.measure.relay import Runner, SubjectError, runner
 from edgeopt.measure.samples import Taken
-from edgeopt.runtimes.engine import Case, Feed
+from edgeopt.measure.sysfiles import kilobytes
+from edgeopt.measure.trial import BenchSettings, Trial, write_job
 
-__all__ = ["Bench", "BenchSettings", "Trial", "run_bench", "write_job"]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One artifact under one set of conditions. ``subject`` names it in the results;
-    ``conditions`` are what its measurements carry, and ``group`` is what it shares with the
-    trials that it takes turns with."""
-
-    subject: str
-    case: Case
-    conditions: Mapping[str, Any]
-    feed: Feed = field(default_factory=dict)
-    group: str = ""
-
-
-@dataclass(frozen=True)
-class BenchSettings:
-    """``processes`` fresh workers a trial; ``seconds`` of steady-state timing a trial over all of
-    them; ``turn`` seconds a turn; at most ``samples`` inferences kept a process; ``silence``
-    seconds after which a worker without an answer is given up. Artifacts that together need more
-    than ``memory`` bytes (None: no limit) are measured one at a time."""
-
-    processes: int = 5
-    seconds: float = 10.0
-    turn: float = 0.1
-    samples: int = 2000
-    silence: float = 600.0
-    cold: bool = True
-    pin: bool = True
-    energy: bool = True
-    memory: int | None = None
+__all__ = ["Bench", "BenchSettings", "Trial", "run_bench"]
 
 
 #: Bytes that a loaded artifact takes for each byte of its files: the weights, copies in the layout
@@ -69,13 +36,15 @@ _MEMORY_PER_BYTE = 2.0
 @dataclass(frozen=True)
 class Bench:
     """What was measured. ``info`` is what the runtime did, and ``failures`` why a subject's
-    measuring stopped, by subject; what it had given until then is among the measurements."""
+    measuring stopped, by subject; what it had given until then is among the measurements.
+    ``activity`` is what the machine did meanwhile."""
 
     measurements: tuple[Measurement, ...]
     unavailable: tuple[Unavailable, ...]
     info: Mapping[str, Mapping[str, Any]]
     failures: Mapping[str, str]
     warnings: tuple[str, ...]
+    activity: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_bench(
@@ -91,7 +60,11 @@ def run_bench(
     Raises InputsError for a feed that is no array of numbers, OutputError where temporary files
     cannot be written.
     """
-    session = _Session(tuple(trials), settings, progress)
+    if settings.memory is None:
+        available = kilobytes(Path("/proc/meminfo")).get("MemAvailable")
+        settings = replace(settings, memory=available)
+    trials, warnings = without_repacking(trials, settings)
+    session = _Session(tuple(trials), settings, progress, warnings)
     with tempfile.TemporaryDirectory(prefix="edgeopt-", ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
         jobs = {id(trial): write_job(trial, folder, i) for i, trial in enumerate(trials)}
@@ -101,42 +74,27 @@ def run_bench(
                 for part in session.alive_together(group, process):
                     session.round(part, jobs, process)
                 session.done += 1
+                session.latest = snapshot()
                 if on_round is not None:
                     on_round(session.result())
     return session.result()
-
-
-def write_job(trial: Trial, folder: Path, index: int) -> Path:
-    """The trial as a worker reads it: a document, and its inputs beside it."""
-    job = folder / f"case-{index}.json"
-    document = {
-        "subject": trial.subject,
-        "case": case_to_json(trial.case),
-        "names": list(trial.feed),
-        "feed": f"case-{index}.npz",
-    }
-    arrays = {str(i): np.asarray(value) for i, value in enumerate(trial.feed.values())}
-    for name, value in zip(trial.feed, arrays.values(), strict=True):
-        if value.dtype.hasobject:
-            raise InputsError(f"input {name}: not an array of numbers")
-    try:
-        np.savez(folder / f"case-{index}.npz", **arrays)  # type: ignore[arg-type]
-        job.write_text(json.dumps(document), encoding="utf-8")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"{folder}: {reason}; set TMPDIR to a folder with room") from error
-    return job
 
 
 class _Session:
     """The state of one benchmark: what was taken, who failed, how far it is."""
 
     def __init__(
-        self, trials: tuple[Trial, ...], settings: BenchSettings, progress: Progress | None
+        self,
+        trials: tuple[Trial, ...],
+        settings: BenchSettings,
+        progress: Progress | None,
+        warnings: Sequence[str],
     ) -> None:
         self.trials = trials
         self.settings = settings
         self.progress = progress
+        self.warnings = tuple(warnings)
+        self.began = self.latest = snapshot()
         self.taken = {id(trial): Taken(trial.subject, trial.conditions) for trial in trials}
         self.failures: dict[str, str] = {}
         self.info: dict[str, dict[str, Any]] = {}
@@ -154,7 +112,7 @@ class _Session:
     def result(self) -> Bench:
         measurements: list[Measurement] = []
         unavailable: list[Unavailable] = []
-        warnings: list[str] = []
+        warnings = list(self.warnings)
         for trial in self.trials:
             taken = self.taken[id(trial)]
             measurements.extend(taken.measurements())
@@ -171,6 +129,7 @@ class _Session:
             dict(self.info),
             dict(self.failures),
             tuple(dict.fromkeys(warnings)),
+            between(self.began, self.latest).to_json(),
         )
 
     def alive_together(self, group: Sequence[Trial], process: int) -> list[Sequence[Trial]]:

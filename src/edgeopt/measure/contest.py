@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgeopt.core import Progress
 from edgeopt.errors import WorkerError
-from edgeopt.measure.process import workplace
+from edgeopt.measure.process import Elsewhere, workplace
 from edgeopt.numerics.statistics import ratio_interval, round_ratios
 
 __all__ = ["Timings", "fastest", "time_candidates"]
@@ -35,6 +35,7 @@ def time_candidates(
     *,
     threads: int = 1,
     seconds: float = 1.5,
+    on: Elsewhere | None = None,
     progress: Progress | None = None,
 ) -> Timings:
     """Time ``candidates`` (name to ONNX file) against each other on one feed, or on several.
@@ -43,7 +44,8 @@ def time_candidates(
     order; with several feeds, each round uses the next one for every candidate. ``seconds`` is
     the time given to all of them together. A candidate that does not load or run is left out and
     named in ``failures``; one whose native code takes the worker down is left out too, and the
-    others are timed again without it. Raises InputsError where no feed is given.
+    others are timed again without it. ``on`` is another machine to time them on. Raises
+    InputsError where no feed is given.
     """
     samples = [feeds] if isinstance(feeds, Mapping) else feeds
     job = {
@@ -52,7 +54,7 @@ def time_candidates(
         "threads": threads,
         "seconds": seconds,
     }
-    with workplace(samples) as place:
+    with workplace(samples, on) as place:
         result, failures = place.run_candidates(job, progress)
     if result is None:
         return Timings({}, failures)

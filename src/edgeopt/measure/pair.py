@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgeopt.core import Fidelity, InputSpec, Measurement, Progress
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.onnx import describe
-from edgeopt.measure.process import Outcome, Workplace, workplace
+from edgeopt.measure.process import Elsewhere, Outcome, Workplace, workplace
 from edgeopt.numerics.statistics import (
     BLOCKS_PER_ROUND,
     Interval,
@@ -86,6 +86,7 @@ def measure_pair(
     threads: int = 1,
     seconds: float = 2.0,
     output_map: Mapping[str, str] | None = None,
+    on: Elsewhere | None = None,
     progress: Progress | None = None,
 ) -> PairResult:
     """Compare and time two ONNX files on ``feeds`` (one mapping of input arrays a sample,
@@ -94,9 +95,9 @@ def measure_pair(
     ``seconds`` is the time given to interleaved latency blocks, less once the ratio is known to
     1%. The first feed is what latency, load and memory are measured with; fidelity takes them
     all, one at a time. ``output_map`` names the artifact's output for each of the source's where
-    the names differ. Measurements: ``file`` (B), ``latency`` and ``load`` (s), ``memory`` (B,
-    the peak above the process before loading), ``memory_heap`` and ``memory_mapped`` (B, what of
-    it remains at the end, by kind).
+    the names differ; ``on`` is another machine to measure on. Measurements: ``file`` (B),
+    ``latency`` and ``load`` (s), ``memory`` (B, the peak above the process before loading),
+    ``memory_heap`` and ``memory_mapped`` (B, what of it remains at the end, by kind).
 
     Raises the source's error where the source cannot be loaded or run, InputsError where the
     feeds do not fit it. What goes wrong with the artifact is in the result's ``failure``.
@@ -118,7 +119,7 @@ def measure_pair(
         "output_map": dict(output_map) if output_map else None,
         "compare": True,
     }
-    with workplace(feeds) as place:
+    with workplace(feeds, on) as place:
         first = _result(place.run(job, progress=progress))
         if isinstance(first, str):
             return PairResult(

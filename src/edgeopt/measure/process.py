@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from edgeopt.core import Progress
 from edgeopt.errors import EdgeoptError, InputsError, OutputError, WorkerError
 from edgeopt.measure.child import end, epitaph, read_mark, rebuilt, start
 
-__all__ = ["Feeds", "Outcome", "Workplace", "workplace"]
+__all__ = ["Elsewhere", "Feeds", "Outcome", "Workplace", "sample_name", "workplace"]
 
 #: Seconds without a sign of life after which a worker is given up. It speaks at least once a
 #: sample and once a round of blocks, so this bounds one load or one inference.
@@ -49,7 +49,7 @@ class Feeds:
 
     def load(self, folder: Path, index: int) -> dict[str, NDArray[Any]]:
         return {
-            name: np.load(folder / _sample_name(index, i), allow_pickle=False)
+            name: np.load(folder / sample_name(index, i), allow_pickle=False)
             for i, name in enumerate(self.names)
         }
 
@@ -63,16 +63,34 @@ class Outcome:
     subject: str = ""
 
 
+class Elsewhere(Protocol):
+    """Another machine that jobs can be done on (see :mod:`edgeopt.measure.remote`)."""
+
+    def run_job(
+        self,
+        place: Workplace,
+        job: Mapping[str, Any],
+        progress: Progress | None,
+        silence: float,
+    ) -> Outcome:
+        """As :meth:`Workplace.run`, there; raises where the machine itself is lost."""
+
+    def forget(self, place: Workplace) -> None:
+        """Remove the samples of ``place`` there."""
+
+
 @dataclass
 class Workplace:
     """A temporary folder with the samples of one measurement, where its workers run.
 
     ``shapes`` are those of the first sample's inputs, which everything but fidelity is taken with.
+    Where there is an ``elsewhere``, samples and models are sent there and the workers run there.
     """
 
     folder: Path
     feeds: Feeds
     shapes: Mapping[str, tuple[int, ...]]
+    elsewhere: Elsewhere | None = None
     _jobs: int = 0
 
     def run(
@@ -82,7 +100,10 @@ class Workplace:
         progress: Progress | None = None,
         silence: float = SILENCE,
     ) -> Outcome:
-        """Run ``job`` in a fresh process. Only an interrupt of the parent itself raises."""
+        """Run ``job`` in a fresh process. Only an interrupt of the parent itself raises, and the
+        loss of another machine."""
+        if self.elsewhere is not None:
+            return self.elsewhere.run_job(self, job, progress, silence)
         self._jobs += 1
         path = self.folder / f"job-{self._jobs}.json"
         document = {**job, "feeds": {"count": self.feeds.count, "names": list(self.feeds.names)}}
@@ -125,14 +146,21 @@ class Workplace:
 
 
 @contextmanager
-def workplace(feeds: Iterable[Mapping[str, NDArray[Any]]]) -> Iterator[Workplace]:
+def workplace(
+    feeds: Iterable[Mapping[str, NDArray[Any]]], on: Elsewhere | None = None
+) -> Iterator[Workplace]:
     """A folder with ``feeds`` written out one at a time; removed at the end, come what may.
+    Jobs run here, or ``on`` another machine.
 
     Raises InputsError where there are none or their names differ, OutputError where the disk
     that temporary files go to is full.
     """
     with tempfile.TemporaryDirectory(prefix="edgeopt-", ignore_cleanup_errors=True) as name:
-        yield _furnish(feeds, Path(name))
+        place = _furnish(feeds, Path(name))
+        place.elsewhere = on
+        yield place
+        if on is not None:  # after an error its whole folder goes
+            on.forget(place)
 
 
 def _furnish(feeds: Iterable[Mapping[str, NDArray[Any]]], folder: Path) -> Workplace:
@@ -148,7 +176,7 @@ def _furnish(feeds: Iterable[Mapping[str, NDArray[Any]]], folder: Path) -> Workp
                 f"sample {index} has inputs {', '.join(feed)}, the first has {', '.join(names)}"
             )
         for i, name in enumerate(names):
-            path = folder / _sample_name(index, i)
+            path = folder / sample_name(index, i)
             try:
                 np.save(path, np.asarray(feed[name]), allow_pickle=False)
             except ValueError as error:
@@ -164,7 +192,8 @@ def _furnish(feeds: Iterable[Mapping[str, NDArray[Any]]], folder: Path) -> Workp
     return Workplace(folder, Feeds(count, names), shapes)
 
 
-def _sample_name(index: int, position: int) -> str:
+def sample_name(index: int, position: int) -> str:
+    """The file of one input of one sample."""
     return f"sample-{index:06d}-{position}.npy"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edgeopt.core import Progress
-from edgeopt.measure.process import workplace
+from edgeopt.measure.process import Elsewhere, workplace
 
 __all__ = ["score_candidates"]
 
@@ -21,12 +21,14 @@ def score_candidates(
     feeds: Sequence[Mapping[str, NDArray[Any]]],
     *,
     threads: int = 1,
+    on: Elsewhere | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """SQNR (dB) of each candidate's worst float output against the reference, over all feeds.
 
     One fresh worker process runs them all; one that it dies of is left out of the next. A
     candidate that does not load or run scores -inf; a model without float outputs scores inf.
+    ``on`` is another machine to run them on: kernels may round differently there.
     Raises the reference's error where that does not run.
     """
     job = {
@@ -35,7 +37,7 @@ def score_candidates(
         "candidates": {name: str(path.resolve()) for name, path in candidates.items()},
         "threads": threads,
     }
-    with workplace(feeds) as place:
+    with workplace(feeds, on) as place:
         result, _ = place.run_candidates(job, progress)
     scores: Mapping[str, float | None] = {} if result is None else result["scores"]
     return {

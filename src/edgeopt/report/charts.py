@@ -13,10 +13,10 @@ from edgeopt.core import Results
 from edgeopt.errors import UsageError
 from edgeopt.files.atomic import writing
 from edgeopt.numerics.derive import Derived
-from edgeopt.report.document import Document
+from edgeopt.report.document import Document, conditions_words
 from edgeopt.report.numbers import printable
 from edgeopt.report.plots.amounts import latency, loading, memory, sizes
-from edgeopt.report.plots.chart import INKS, WIDE, Chart, Mark, Marks, altair, vl_convert
+from edgeopt.report.plots.chart import INKS, WIDE, Chart, Mark, Marks, vl_convert
 from edgeopt.report.plots.distribution import distributions
 from edgeopt.report.plots.layers import errors, layers
 from edgeopt.report.plots.scatter import scatter
@@ -55,7 +55,7 @@ def write_charts(results: Results, derived: Derived, folder: Path, fmt: str = "s
     """
     if fmt not in FORMATS:
         raise UsageError(f"charts as {fmt}; use {' or '.join(FORMATS)}")
-    altair()
+    vl_convert()
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for chart in charts(Document(results, derived)):
@@ -71,10 +71,11 @@ def write_charts(results: Results, derived: Derived, folder: Path, fmt: str = "s
 
 def _titled(specification: dict[str, Any], chart: Chart) -> dict[str, Any]:
     """With its title and caption over it, and a margin: a file of its own has no page around it."""
+    conditions = conditions_words(chart.conditions) if chart.conditions else ""
     padding = {side: pixels + _MARGIN for side, pixels in specification["padding"].items()}
     above = padding["top"]
     title = {
-        "text": chart.title,
+        "text": f"{chart.title}: {conditions}" if conditions else chart.title,
         "subtitle": textwrap.wrap(chart.caption, 96),
         "anchor": "start",
         "frame": "group",
@@ -105,7 +106,8 @@ def _svg(specification: dict[str, Any], chart: Chart, marks: Marks) -> bytes:
     title = ElementTree.Element(f"{{{_SVG}}}title")
     title.text = printable(chart.title)
     root.insert(0, title)
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    drawn: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return drawn
 
 
 FORMATS: Mapping[str, Callable[[dict[str, Any], Chart, Marks], bytes]] = {"svg": _svg, "png": _png}
@@ -147,7 +149,9 @@ def _drawable(value: Any) -> Any:
     return printable(value) if isinstance(value, str) and not value.isprintable() else value
 
 
-def _described(root: ElementTree.Element, marks: Marks) -> Iterator[tuple[ElementTree.Element, Mark]]:
+def _described(
+    root: ElementTree.Element, marks: Marks
+) -> Iterator[tuple[ElementTree.Element, Mark]]:
     for element in root.iter():
         label = element.get("aria-label", "")
         if re.fullmatch(r"#\d+", label):
@@ -160,7 +164,15 @@ _VARIABLES = {pair[0]: f"var(--{name})" for name, pair in INKS.items()}
 _SPOKEN = ("role", "aria-roledescription", "aria-label", "aria-hidden")
 
 
+#: What Vega writes with a dozen digits, of which a page needs one.
+_LONG = re.compile(r"-?\d+\.\d{2,}(?:e-?\d+)?")
+_GEOMETRY = ("d", "transform", "x", "y", "x2", "y2", "width", "height")
+
+
 def _themed(element: ElementTree.Element) -> None:
+    for name in _GEOMETRY:
+        if name in element.attrib:
+            element.set(name, _LONG.sub(lambda m: f"{float(m[0]):.1f}", element.attrib[name]))
     for name in _SPOKEN:
         element.attrib.pop(name, None)
     for name in ("fill", "stroke"):

@@ -9,11 +9,21 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgeopt.core import METRICS, Fidelity, Results
+from edgeopt.core import Fidelity, Results
 from edgeopt.numerics.derive import PAIRED_BY, Contrast, Derived, Row
-from edgeopt.report.numbers import Number, Phrase, number, pointer, quantity, span
+from edgeopt.report.numbers import (
+    Number,
+    Phrase,
+    Said,
+    count,
+    number,
+    plain,
+    pointer,
+    quantity,
+    span,
+)
 
-__all__ = ["Document", "conditions_words", "pairing_of"]
+__all__ = ["TONES", "Document", "conditions_words", "pairing_of"]
 
 #: What a subject is that has less of a metric, and more: "2.6x faster".
 _WORDS: Mapping[str, tuple[str, str]] = {
@@ -21,6 +31,11 @@ _WORDS: Mapping[str, tuple[str, str]] = {
     "memory": ("less", "more"),
     "energy": ("less", "more"),
     "": ("faster", "slower"),
+}
+
+#: The tone of those words.
+TONES: Mapping[str, str] = {
+    word: tone for pair in _WORDS.values() for word, tone in zip(pair, ("good", "bad"), strict=True)
 }
 
 _MORE_IS_BETTER = ("throughput", "tokens_per_s")
@@ -41,13 +56,18 @@ class Document:
         return {**self.results.to_json(), "derived": self.derived.to_json()}
 
     @property
+    def baseline(self) -> str:
+        """The subject that the others are compared with; empty where nothing is compared."""
+        return next((c.baseline for c in self.derived.contrasts), self.results.baseline)
+
+    @property
     def names(self) -> tuple[str, ...]:
         return tuple(s.name for s in self.results.subjects)
 
     @property
     def others(self) -> tuple[str, ...]:
         """The subjects that are compared with the baseline."""
-        return tuple(n for n in self.names if n != self.results.baseline)
+        return tuple(n for n in self.names if n != self.baseline)
 
     # rows and what is in them
 
@@ -62,7 +82,7 @@ class Document:
     def row(
         self, subject: str, metric: str, pairing: tuple[Any, ...] | None = None
     ) -> tuple[int, Row] | None:
-        """The one row of a metric under conditions that pair; the first one where none are given."""
+        """The row of a metric under conditions that pair; the first one where none are given."""
         found = self.rows(subject, metric)
         if pairing is not None:
             found = [(i, r) for i, r in found if pairing_of(r.conditions) == pairing]
@@ -72,6 +92,13 @@ class Document:
         """The sets of conditions that these metrics were taken under, in order."""
         found = (pairing_of(r.conditions) for r in self.derived.rows if r.metric in metrics)
         return list(dict.fromkeys(found))
+
+    def conditions(self, pairing: tuple[Any, ...]) -> Phrase:
+        """ "1 thread, batch 8, sequence 128, CPU" of the rows with these conditions."""
+        for i, row in enumerate(self.derived.rows):
+            if pairing_of(row.conditions) == pairing:
+                return _conditions(pairing, pointer("derived", "rows", i, "conditions"))
+        return ()
 
     def figure(self, index: int, name: str, part: str = "value") -> Number | None:
         """A figure of a row, or a bound of its interval; None where there is none."""
@@ -162,6 +189,16 @@ class Document:
         value = float(getattr(self.fidelity(subject)[output], name))
         return number(value, pointer("fidelity", subject, output, name), unit, shape)
 
+    def missing(self) -> list[tuple[str, tuple[str, ...], str]]:
+        """(metric, subjects, reason) of what could not be taken; no subjects: of none of them."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for u in self.results.unavailable:
+            found.setdefault((u.metric, u.reason), []).append(u.subject)
+        return [
+            (metric, () if "" in names or set(names) == set(self.names) else tuple(names), reason)
+            for (metric, reason), names in found.items()
+        ]
+
     def advice(self) -> tuple[str, ...]:
         """What the rows advise, each once."""
         return tuple(dict.fromkeys(a for row in self.derived.rows for a in row.advice))
@@ -177,17 +214,37 @@ def pairing_of(conditions: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def conditions_words(pairing: tuple[Any, ...]) -> str:
-    """"1 thread, batch 8, sequence 128, cpu" of a pairing."""
+    """The words of :meth:`Document.conditions`."""
+    return plain(_conditions(pairing, ""))
+
+
+#: The numbers of a pairing, how one is named and how several are.
+_COUNTED = {
+    "threads": ("{} thread", "{} threads"),
+    "batch": ("batch {}", "batch {}"),
+    "seq": ("sequence {}", "sequence {}"),
+}
+_DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
+
+
+def _conditions(pairing: tuple[Any, ...], path: str) -> Phrase:
     known = {k: v for k, v in zip(PAIRED_BY, pairing, strict=True) if v not in (None, "")}
-    said = []
-    if (workload := known.get("workload")) not in (None, "inference"):
-        said.append(str(workload))
-    if "threads" in known:
-        said.append(f"{known['threads']} thread{'' if known['threads'] == 1 else 's'}")
-    if "batch" in known:
-        said.append(f"batch {known['batch']}")
-    if "seq" in known:
-        said.append(f"sequence {known['seq']}")
+    said: list[Phrase] = []
+    workload = str(known.get("workload", "inference"))
+    if workload != "inference":
+        said.append((Said(workload),))
+    for name, (one, many) in _COUNTED.items():
+        value = known.get(name)
+        before, _, after = (one if value == 1 else many).partition("{}")
+        if isinstance(value, int):
+            said.append((before, count(value, path + pointer(name)), after))
+        elif value is not None:
+            said.append((before, Said(str(value)), after))
     if "device" in known:
-        said.append({"cpu": "CPU", "cuda": "CUDA"}.get(str(known["device"]), str(known["device"])))
-    return ", ".join(said)
+        device = str(known["device"])
+        said.append((_DEVICES.get(device) or Said(device),))
+    parts: list[str | Number] = []
+    for phrase in said:
+        parts += [", "] if parts else []
+        parts += [part for part in phrase if part]
+    return tuple(parts)

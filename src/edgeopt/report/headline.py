@@ -13,17 +13,19 @@ from typing import Any
 
 from edgeopt.core import Quality
 from edgeopt.report.document import Document
-from edgeopt.report.numbers import Number, Phrase, pointer, quantity
+from edgeopt.report.numbers import Number, Phrase, Said, pointer, quantity
 
-__all__ = ["Claim", "Headline", "headlines", "quality_number"]
+__all__ = ["WRITTEN", "Claim", "Headline", "headlines", "quality_number"]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One thing said of an artifact. ``tone``: "good", "bad" or "even"."""
+    """One thing said of an artifact. ``tone``: "good", "bad" or "even". ``aside``: said last, and
+    in smaller letters where there are any."""
 
     phrase: Phrase
     tone: str
+    aside: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ _SPEED = {
 
 def headlines(document: Document) -> tuple[Headline, ...]:
     """One for every artifact but the baseline; one for a lone artifact, without a comparison."""
-    base = document.results.baseline
+    base = document.baseline
     if base in document.names and document.others:
         return tuple(
             Headline(name, base, tuple(_against(document, name))) for name in document.others
@@ -70,7 +72,7 @@ def _against(document: Document, name: str) -> Iterator[Claim]:
         phrase: Phrase = ("the same size",) if same else document.factor(index)
         yield Claim(phrase, _tone(contrast.verdict))
     if failure := document.results.subject(name).failure:
-        yield Claim((f"not measured: {' '.join(failure.split())}",), "bad")
+        yield Claim(("not measured: ", Said(" ".join(failure.split()))), "bad")
         return
     yield from _speed(document, name)
     yield from _answers(document, name)
@@ -122,16 +124,31 @@ def _speed_of(document: Document, indices: Sequence[int], kind: str, doing: str 
         known = any(contrasts[i].verdict in ("not significant", "same") for i in indices)
         return Claim((even if known else f"{undecided}: too few samples",), "even")
     said: list[str | Number] = []
-    for word, group in (("faster", faster), ("slower", slower)):
+    for group in (faster, slower):
         if group:
-            said += [" and " if said else "", *_range(document, group)]
-            said.append(f" in {len(group)} of {len(indices)} settings")
+            said += [" and "] if said else []
+            said += [*_range(document, group), f" in {_number_word(len(group), len(indices))}"]
     return Claim((*said, after), "bad" if slower else "even")
 
 
+def _number_word(some: int, of: int) -> str:
+    """Counts of settings are few: written out, as in a sentence."""
+    return f"{WRITTEN.get(some, str(some))} of {WRITTEN.get(of, str(of))} settings"
+
+
+#: Small counts as a sentence has them.
+WRITTEN = dict(
+    enumerate(
+        ["none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    )
+)
+
+
 def _range(document: Document, indices: Sequence[int]) -> Phrase:
-    """"1.9x to 2.6x faster" of settings that agree in their direction."""
-    ordered = sorted(indices, key=lambda i: abs(math.log(document.derived.contrasts[i].ratio.value)))
+    """ "1.9x to 2.6x faster" of settings that agree in their direction."""
+    ordered = sorted(
+        indices, key=lambda i: abs(math.log(document.derived.contrasts[i].ratio.value))
+    )
     least, most = document.factor(ordered[0]), document.factor(ordered[-1])
     if len(indices) == 1 or _text(least[0]) == _text(most[0]):
         return most
@@ -147,7 +164,7 @@ def _text(part: str | Number) -> str:
 
 
 def _answers(document: Document, name: str) -> Iterator[Claim]:
-    """The worst of the outputs: the share of same answers where there are classes, else the error."""
+    """The worst output: its share of same answers where it has classes, else its error."""
     outputs = document.fidelity(name)
     if any(not output.finite for output in outputs):
         yield Claim(("answers with NaN or infinity where the baseline does not",), "bad")
@@ -175,11 +192,18 @@ def _answers(document: Document, name: str) -> Iterator[Claim]:
 def _task(document: Document, name: str) -> Iterator[Claim]:
     scores = {(q.subject, q.metric): i for i, q in enumerate(document.results.quality)}
     for (subject, metric), i in scores.items():
-        base = scores.get((document.results.baseline, metric))
+        base = scores.get((document.baseline, metric))
         if subject == name and base is not None:
             yield Claim(
-                (f"{metric} ", quality_number(document, i), " against ", quality_number(document, base)),
+                (
+                    Said(metric),
+                    " ",
+                    quality_number(document, i),
+                    " against ",
+                    quality_number(document, base),
+                ),
                 "even",
+                aside=True,
             )
 
 
@@ -204,12 +228,11 @@ def _alone(document: Document, name: str) -> Iterator[Claim]:
         shown = document.figure(found[0], statistic) if found else None
         if found and shown is not None:
             workload = str(found[1].conditions.get("workload") or "inference")
+            said: Phrase = (words,)
             if metric == "latency" and workload.startswith("tg"):
-                words = " a token"
+                said = (" a token",)
             elif metric == "latency" and workload != "inference":
-                words = f" for {workload}"
-            yield Claim((shown, words), "even")
+                said = (" for ", Said(workload))
+            yield Claim((shown, *said), "even")
     if failure := document.results.subject(name).failure:
-        yield Claim((f"not measured: {' '.join(failure.split())}",), "bad")
-
-
+        yield Claim(("not measured: ", Said(" ".join(failure.split()))), "bad")

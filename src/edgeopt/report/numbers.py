@@ -16,12 +16,13 @@ __all__ = [
     "SHAPES",
     "Number",
     "Phrase",
+    "Said",
     "count",
     "exactly",
     "number",
     "plain",
-    "printable",
     "pointer",
+    "printable",
     "quantity",
     "rate",
     "scale_of",
@@ -45,6 +46,13 @@ class Number:
     scale: float = 1.0
 
 
+class Said(str):
+    """Words that the document gave, as a name or a reason: whatever digits are in them are no
+    numbers of the report."""
+
+    __slots__ = ()
+
+
 #: Words with numbers among them.
 Phrase: TypeAlias = "tuple[str | Number, ...]"
 
@@ -62,12 +70,11 @@ _SCALES: Mapping[str, Sequence[tuple[float, str]]] = {
     "B": ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
     "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")),
     "J": ((1e3, "kJ"), (1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ")),
-    "Hz": ((1e9, "GHz"), (1e6, "MHz"), (1.0, "Hz")),
 }
 
 
 def scale_of(largest: float, unit: str) -> tuple[float, str]:
-    """(factor, unit) that values up to ``largest`` are best read in: 0.0041, "s" -> (1e-3, "ms")."""
+    """(factor, unit) that values up to ``largest`` are best read in: 0.0041 s in (1e-3, "ms")."""
     scales = _SCALES.get(unit)
     if scales is None:
         return 1.0, unit
@@ -146,11 +153,11 @@ def _odd(value: float) -> str:
 
 
 def _digits(value: float, digits: int, whole: bool = False) -> str:
-    """Significant digits, but never a power of ten and never fewer digits than the whole part."""
+    """So many significant digits, or all of the whole part where that has more: 1,227."""
     if value == 0 or whole:
         return f"{value:,.0f}"
     before = math.floor(math.log10(abs(value))) + 1
-    rounded = round(value, digits - before)
+    rounded = round(value, max(0, digits - before))
     # 9.996 has one digit before the point, and 10.0 has two
     before = math.floor(math.log10(abs(rounded))) + 1 if rounded else before
     return f"{rounded:,.{max(0, digits - before)}f}"

@@ -14,7 +14,7 @@ from typing import Any
 from edgeopt.report.document import Document
 from edgeopt.report.numbers import Number, Phrase
 
-__all__ = ["Point", "compared_in", "points"]
+__all__ = ["Point", "closeness", "compared_in", "points"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Point:
 def points(document: Document) -> tuple[Point, ...]:
     """Every artifact whose size and latency are known, the front among them marked.
 
-    The latency is the p50 in the conditions of :func:`compared_in`. Closeness counts only where it is known of all.
+    The latency is the p50 in the conditions of :func:`compared_in`. Closeness counts only where it
+    is known of all.
     """
     pairing = compared_in(document)
     if pairing is None:
@@ -50,8 +51,8 @@ def points(document: Document) -> tuple[Point, ...]:
         figure = row[1].figures["p50"]
         low = latency.value if figure.low is None else figure.low
         high = latency.value if figure.high is None else figure.high
-        closeness, words = _closeness(document, name, top1)
-        found.append(Point(name, size, latency, low, high, closeness, words))
+        close, words = closeness(document, name, top1)
+        found.append(Point(name, size, latency, low, high, close, words))
     if any(point.closeness is None for point in found):
         found = [dataclasses.replace(p, closeness=None) for p in found]
     return tuple(
@@ -82,9 +83,13 @@ def _by_top1(document: Document) -> bool:
     return bool(known) and all(any(o.top1 is not None for o in outputs) for outputs in known)
 
 
-def _closeness(document: Document, name: str, top1: bool) -> tuple[float | None, Phrase]:
-    """The worst output's, and how it is said."""
-    if name == document.results.baseline:
+def closeness(
+    document: Document, name: str, top1: bool | None = None
+) -> tuple[float | None, Phrase]:
+    """The worst output's, and how it is said: by shares of the same answers (``top1``) or in
+    decibels; None: whichever there is."""
+    top1 = _by_top1(document) if top1 is None else top1
+    if name == document.baseline:
         return math.inf, ("baseline",)
     outputs = document.fidelity(name)
     if top1:
@@ -97,5 +102,3 @@ def _closeness(document: Document, name: str, top1: bool) -> tuple[float | None,
     if math.isinf(sqnr):
         return sqnr, ("identical" if sqnr > 0 else "no signal left",)
     return sqnr, (document.fidelity_number(name, worst, "sqnr_db", "value", "dB"),)
-
-

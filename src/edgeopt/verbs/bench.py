@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,22 +10,14 @@ from typing import Any
 
 from edgeopt.core import Layer, Measurement, Progress, Results, Source, Subject
 from edgeopt.errors import UsageError
-from edgeopt.files.atomic import checked_output, writing
+from edgeopt.files.atomic import checked_output
 from edgeopt.files.open import open_source
-from edgeopt.measure.bench import Bench, BenchSettings, Trial, run_bench
-from edgeopt.measure.environment import environment
-from edgeopt.numerics.derive import derive
-from edgeopt.runtimes.devices import resolve
-from edgeopt.verbs.bench_trials import (
-    RUNTIMES,
-    Asked,
-    names_of,
-    runtime_of,
-    trials_of,
-    without_repacking,
-)
+from edgeopt.measure.bench import Bench, BenchSettings, Trial
+from edgeopt.report.results_files import write_document
+from edgeopt.verbs.bench_place import place
+from edgeopt.verbs.bench_trials import RUNTIMES, Asked, names_of, runtime_of, trials_of
 
-__all__ = ["bench", "save_results"]
+__all__ = ["bench"]
 
 #: Fewer processes than this cannot tell one process's luck from the artifact's time.
 _FEWEST_PROCESSES = 5
@@ -50,6 +41,8 @@ def bench(
     trust_pickle: bool = False,
     cold: bool = True,
     timeout: float = 600.0,
+    on: str | None = None,
+    remote_python: str = "python3",
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Results:
@@ -62,8 +55,10 @@ def bench(
     where it is free), with ``seconds`` of steady-state timing an artifact and condition over all
     of them. ``seq`` sets free sequence axes. Inputs come from ``data`` or are made up from the
     signature. ``timeout``: seconds without an answer after which a worker is given up.
-    ``out`` is a file that gets the results as JSON, anew after each process round: what an
-    interrupt or a crash leaves is all that was measured until then.
+    ``on`` is another machine, ``ssh://user@host[:port][/folder]`` or ``adb://serial``, with
+    ``remote_python`` and its own runtimes: the artifacts and a small runner are sent there,
+    measured there, and removed. ``out`` is a file that gets the results as JSON, anew after each
+    process round: what an interrupt or a crash leaves is all that was measured until then.
 
     An artifact whose measuring fails (it does not load, its runtime crashes or hangs) has the
     reason in its subject's ``failure``; the others are measured all the same.
@@ -71,6 +66,7 @@ def bench(
     Raises:
         SourceError: a file that is none of these kinds, or breaks its format.
         UsageError: options that cannot be honoured, a device that is not there.
+        HostError: the machine of ``on`` cannot be reached, is not trusted, or lacks a runtime.
         InputsError: inputs are missing or do not fit.
         OutputError: ``out`` cannot be written.
     """
@@ -93,23 +89,25 @@ def bench(
     if out is not None:
         checked_output(out, [source.path for source in sources])
     names = names_of([source.path for source in sources])
-    devices = {name: resolve(device, runtime_of(s, asked)) for name, s in _zip(names, sources)}
     described = next((source for source in sources if source.inputs), None)
-    trials: list[Trial] = []
-    for name, source in _zip(names, sources):
-        trials.extend(trials_of(name, source, asked, devices[name], described))
-    settings = BenchSettings(processes=processes, seconds=seconds, silence=timeout, cold=cold)
-    trials, warnings = without_repacking(trials, settings)
-    before = environment(threads=max(threads))
     layers = dict(zip(names, (found for _, found in opened), strict=True))
-    document = _Document(names, sources, layers, trials, asked, settings, before, warnings)
+    settings = BenchSettings(processes=processes, seconds=seconds, silence=timeout, cold=cold)
     digests: dict[str, str] = {}
+    if on is not None and progress is not None:
+        progress(f"connecting to {on}", None)
+    with place(on, remote_python) as machine:
+        trials: list[Trial] = []
+        for name, source in _zip(names, sources):
+            found_device = machine.resolve(device, runtime_of(source, asked))
+            trials.extend(trials_of(name, source, asked, found_device, described))
+        before = machine.environment(threads=max(threads))
+        document = _Document(names, sources, layers, trials, asked, settings, before, on)
 
-    def so_far(found: Bench) -> None:
-        if out is not None:
-            save_results(document.results(found, digests), out)
+        def so_far(found: Bench) -> None:
+            if out is not None:
+                write_document(document.results(found, digests), Path(out))
 
-    found = run_bench(trials, settings, progress=progress, on_round=so_far)
+        found = machine.run(trials, settings, progress=progress, on_round=so_far)
     for name, source in _zip(names, sources):
         # After measuring: reading every byte would have filled the page cache.
         if progress is not None:
@@ -117,16 +115,6 @@ def bench(
         digests[name] = source.sha256()
     so_far(found)
     return document.results(found, digests)
-
-
-def save_results(results: Results, path: str | Path) -> None:
-    """Write the document with what it derives; whole or not at all.
-
-    Raises OutputError where it cannot be written.
-    """
-    text = json.dumps({**results.to_json(), "derived": derive(results).to_json()}, indent=1)
-    with writing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _described(source: Source) -> tuple[Source, tuple[Layer, ...]]:
@@ -151,15 +139,14 @@ class _Document:
         asked: Asked,
         settings: BenchSettings,
         before: Mapping[str, Any],
-        warnings: Sequence[str],
+        on: str | None,
     ) -> None:
         self._names = names
         self._layers = layers
         self._sources = dict(_zip(names, sources))
         self._runtimes = {trial.subject: trial.case.runtime for trial in trials}
-        self._settings = {**asdict(asked), **asdict(settings)}
+        self._settings = {**asdict(asked), **asdict(settings), "on": on}
         self._before = before
-        self._warnings = tuple(warnings)
         self._made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
     def results(self, found: Bench, digests: Mapping[str, str]) -> Results:
@@ -173,10 +160,10 @@ class _Document:
             baseline=self._names[0],
             subjects=tuple(self._subject(name, found, digests) for name in self._names),
             measurements=(*sizes, *found.measurements),
-            environment=dict(self._before),
+            environment={**self._before, "while_measuring": dict(found.activity)},
             settings=self._settings,
             unavailable=found.unavailable,
-            warnings=(*self._warnings, *found.warnings),
+            warnings=found.warnings,
         )
 
     def _subject(self, name: str, found: Bench, digests: Mapping[str, str]) -> Subject:

@@ -15,8 +15,7 @@ from edgeopt.data.inputspec import parse_inputs
 from edgeopt.data.samples import Feed, Samples, load
 from edgeopt.data.synthetic import synthetic
 from edgeopt.errors import InputsError, UsageError
-from edgeopt.measure.bench import BenchSettings, Trial
-from edgeopt.measure.probe import problem_of
+from edgeopt.measure.bench import Trial
 from edgeopt.runtimes.engine import Case
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "runtime_of",
     "specs_of",
     "trials_of",
-    "without_repacking",
 ]
 
 #: ``--runtime``'s words, and the runtime that each names.
@@ -59,11 +57,6 @@ _ALSO: Mapping[str, frozenset[str]] = {
     "torch-module": frozenset({"weights"}),
     "safetensors": frozenset({"torch"}),
 }
-
-#: Tokens that a GGUF file is tried with, and the end that means an instruction of the kernels is
-#: not one of the machine's.
-_PROBE_TOKENS = 32
-_ILLEGAL = "died from SIGILL"
 
 _SEQUENCE = re.compile(r"seq|token|length|len|time|steps|^(t|s|l)$", re.IGNORECASE)
 
@@ -147,35 +140,6 @@ def trials_of(
         for threads in asked.threads
         for batch, feed in feeds
     ]
-
-
-def without_repacking(
-    trials: Sequence[Trial], settings: BenchSettings
-) -> tuple[list[Trial], list[str]]:
-    """The trials, GGUF ones without llama.cpp's repacking where that crashes; and what to say.
-
-    Some virtual machines announce AMX and do not run it: weights that were repacked for it then
-    end the process. Each GGUF file is tried for a few tokens; where one dies so, all go without.
-    """
-    first: dict[str, Trial] = {}
-    for trial in trials:
-        if trial.case.runtime == "llama.cpp" and trial.case.device == "cpu":
-            first.setdefault(trial.subject, trial)
-    for trial in first.values():
-        probe = replace(trial, case=replace(trial.case, workload="pp", tokens=_PROBE_TOKENS))
-        if _ILLEGAL in problem_of(probe, settings):
-            options = {"repack": False}
-            plain = [
-                replace(t, case=replace(t.case, options={**(t.case.options or {}), **options}))
-                if t.case.runtime == "llama.cpp"
-                else t
-                for t in trials
-            ]
-            return plain, [
-                "llama.cpp's repacking ends in SIGILL on this machine: GGUF files are measured "
-                "without it"
-            ]
-    return list(trials), []
 
 
 def _trial(

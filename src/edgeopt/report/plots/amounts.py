@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ _LATENCY = (Entry("95% interval", "ink", "dash"), Entry("p90 and p99", "muted", 
 
 def sizes(document: Document) -> Iterator[Chart]:
     """A bar of each artifact's bytes."""
-    inks = subject_inks(document.names, document.results.baseline)
+    inks = subject_inks(document.names, document.baseline)
     rows = []
     for name in document.names[:MOST_SUBJECTS]:
         found = document.row(name, "file")
@@ -36,7 +37,7 @@ def sizes(document: Document) -> Iterator[Chart]:
         part = Part(shown, inks[name], f"{name}: {shown.text}")
         rows.append(Bar(name, (part,), (shown,), change, tone))
     if rows:
-        yield _chart("size", "File size", rows, "B", axis=False)
+        yield _chart("size", "On disk (shorter is better)", rows, "B", axis=False)
 
 
 def latency(document: Document) -> Iterator[Chart]:
@@ -44,8 +45,8 @@ def latency(document: Document) -> Iterator[Chart]:
     the tokens a second, a chart each."""
     groups: dict[str, list[Bar]] = {}
     for pairing in document.pairings("latency")[:MOST_CONDITIONS]:
-        rows = _speeds(document, pairing)
-        kind = str(pairing[-1])[:2] if rows and rows[0].value[-1:] == (_PER_S,) else ""
+        rows, statistic = _speeds(document, pairing)
+        kind = "" if statistic == "p50" else str(pairing[-1])[:2]
         groups.setdefault(kind, []).extend(rows)
     for kind, rows in groups.items():
         if kind and rows:
@@ -54,16 +55,33 @@ def latency(document: Document) -> Iterator[Chart]:
             yield _chart(f"tokens-{kind}", title, rows, "", entries=_LATENCY[:1])
         elif rows:
             title = "Latency, p50 (shorter is better)"
-            yield _chart("latency", title, rows, "s", entries=_LATENCY)
+            near, said = _without_far_tails(rows)
+            yield _chart("latency", title, near, "s", entries=_LATENCY, caption=said)
 
 
-_PER_S = " tokens/s"
+#: A tail further out than so many times the longest bar would leave no room for the bars.
+_TAIL = 1.5
 
 
-def _speeds(document: Document, pairing: tuple[Any, ...]) -> list[Bar]:
-    """The bars of one set of conditions, its words over the first of them."""
-    inks = subject_inks(document.names, document.results.baseline)
+def _without_far_tails(rows: Sequence[Bar]) -> tuple[list[Bar], str]:
+    """The bars without the tails that lie too far out, and a word about those."""
+    ends = [part.number.value for row in rows for part in row.parts]
+    longest = max(*ends, *(row.high.value for row in rows if row.high is not None), 0.0)
+    near = [
+        dataclasses.replace(
+            row, ticks=tuple(t for t in row.ticks if t.number.value <= _TAIL * longest)
+        )
+        for row in rows
+    ]
+    left_out = sum(len(row.ticks) for row in rows) > sum(len(row.ticks) for row in near)
+    return near, "tails far beyond the bars are only in the table" if left_out else ""
+
+
+def _speeds(document: Document, pairing: tuple[Any, ...]) -> tuple[list[Bar], str]:
+    """The bars of one set of conditions, its words over the first of them; and what they show."""
+    inks = subject_inks(document.names, document.baseline)
     rows: list[Bar] = []
+    statistic = "p50"
     for name in document.names[:MOST_SUBJECTS]:
         found = document.row(name, "latency", pairing)
         if found is None or not found[1].figures:
@@ -81,7 +99,7 @@ def _speeds(document: Document, pairing: tuple[Any, ...]) -> list[Bar]:
             Bar(
                 name,
                 (Part(shown, inks[name], tip),),
-                (shown,) if statistic == "p50" else rate(shown, _PER_S),
+                (shown,) if statistic == "p50" else rate(shown),
                 change,
                 tone,
                 document.figure(index, statistic, "low"),
@@ -94,7 +112,7 @@ def _speeds(document: Document, pairing: tuple[Any, ...]) -> list[Bar]:
                 "" if rows else conditions_words(pairing),
             )
         )
-    return rows
+    return rows, statistic
 
 
 _LOADING = {"import": "k1", "load.cold": "k3", "first": "k4"}
@@ -105,11 +123,11 @@ def loading(document: Document) -> Iterator[Chart]:
     metrics = _LOADING
     if not document.pairings("load.cold"):
         metrics = {"load.warm" if m == "load.cold" else m: ink for m, ink in _LOADING.items()}
-    rows = _stacks(document, metrics, next(m for m in metrics if m.startswith("load")), ())
+    rows, pairing = _stacks(document, metrics, next(m for m in metrics if m.startswith("load")), ())
     if rows:
         title = "Until the first answer (shorter is better)"
         entries = [Entry(METRICS[m].title, ink) for m, ink in metrics.items()]
-        yield _chart("loading", title, rows, "s", entries=entries)
+        yield _chart("loading", title, rows, "s", entries=entries, conditions=pairing)
 
 
 MEMORY_KINDS: Mapping[str, str] = {
@@ -126,7 +144,7 @@ _KIND_WORDS = {"memory.baseline": "runtime, before loading"}
 
 def memory(document: Document) -> Iterator[Chart]:
     """The kinds of memory stacked, and the peak as a line across."""
-    rows = _stacks(document, MEMORY_KINDS, "memory.peak", ("memory.peak",))
+    rows, pairing = _stacks(document, MEMORY_KINDS, "memory.peak", ("memory.peak",))
     if rows:
         found = {kind for kind in MEMORY_KINDS if document.pairings(kind)}
         entries = [
@@ -136,15 +154,16 @@ def memory(document: Document) -> Iterator[Chart]:
         ]
         entries.append(Entry("peak", "ink", "stroke"))
         title = "Memory by kind (shorter is better)"
-        yield _chart("memory", title, rows, "B", entries=entries)
+        yield _chart("memory", title, rows, "B", entries=entries, conditions=pairing)
 
 
 def _stacks(
     document: Document, kinds: Mapping[str, str], compared: str, across: Sequence[str]
-) -> list[Bar]:
-    """A stacked bar of each artifact under the first conditions that these were taken in."""
+) -> tuple[list[Bar], tuple[Any, ...] | None]:
+    """A stacked bar of each artifact under the first conditions that these were taken in, and the
+    conditions where they are those of all."""
     pairings = document.pairings(*kinds)
-    rows = []
+    rows, met = [], set()
     for name in document.names[:MOST_SUBJECTS]:
         pairing = next((p for p in pairings if any(document.row(name, k, p) for k in kinds)), None)
         if pairing is None:
@@ -159,7 +178,8 @@ def _stacks(
             elif ticks:
                 change = ("peak",)
             rows.append(Bar(name, parts, value, change, tone, ticks=ticks))
-    return rows
+            met.add(pairing)
+    return rows, met.pop() if len(met) == 1 else None
 
 
 def _parts(
@@ -179,11 +199,14 @@ def _change(
 ) -> tuple[Phrase, str]:
     """What changed, and the ink to say it in."""
     found = document.contrast(name, metric, statistic, pairing)
-    if name == document.results.baseline or found is None:
+    if name == document.baseline or found is None:
         return (), "muted"
     index, contrast = found
     tone = {"better": "good", "worse": "bad"}.get(contrast.verdict, "muted")
     return document.change(index), tone
+
+
+_SECTIONS = {name: name for name in ("size", "loading", "memory")}
 
 
 def _chart(
@@ -194,6 +217,8 @@ def _chart(
     *,
     axis: bool = True,
     entries: Sequence[Entry] = (),
+    caption: str = "",
+    conditions: tuple[Any, ...] | None = None,
 ) -> Chart:
     said = []
     for row in rows:
@@ -201,7 +226,8 @@ def _chart(
         value = plain(row.value) if len(row.parts) == 1 else stacked
         said.append(f"{row.name}: {value}{f', {plain(row.change)}' if row.change else ''}")
 
-    def draw(width: int, marks: Marks) -> Any:
+    def draw(width: int, marks: Marks) -> dict[str, Any]:
         return bars(rows, width, marks, unit, axis=axis, entries=entries)
 
-    return Chart(name, title, f"{title}. " + ". ".join(said) + ".", draw)
+    words = f"{title}. {'. '.join(said)}."
+    return Chart(name, title, words, draw, caption, conditions, _SECTIONS.get(name, "latency"))

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from edgeopt.report.numbers import Number, Phrase, plain, scale_of, shorten
 from edgeopt.report.plots.chart import (
+    BOLD,
     INKS,
     LETTER,
+    MARK,
     RIGHT,
+    TEXT,
     Entry,
     Marks,
-    altair,
     axis_format,
     framed,
+    inked,
+    layer,
+    placed,
 )
 
 __all__ = ["Bar", "Part", "bars", "listing"]
 
-_PITCH, _HEADING, _BAR = 46, 34, 16
+_PITCH, _HEADING, _BAR, _TOP = 46, 34, 16, 20
+
+#: From so many pixels on, words fit beside the bars.
+_ROOMY = 500
+
 
 @dataclass(frozen=True)
 class Part:
@@ -55,53 +65,55 @@ def bars(
     *,
     axis: bool = False,
     entries: Sequence[Entry] = (),
-) -> Any:
+) -> dict[str, Any]:
     """The specification of bars on a common scale that starts at zero."""
-    placed, height = _placed(rows)
+    stood, height = _stood(rows)
     across = width - RIGHT - 1
-    room = max((LETTER * len(_after(row)) + 16 for row in rows), default=0.0)
+    # on a phone the bars take the whole width, and the words stand on the line of the name
+    beside = width >= _ROOMY
+    room = max((_after(row) for row in rows), default=0.0) if beside else 0.0
     room = min(room, 0.62 * across)
     longest = max((_extent(row) for row in rows), default=0.0) or 1.0
-    domain = [0.0, longest * across / (across - room)]
-    shown = None
-    if axis:
-        grid = {**axis_format(longest, unit), "title": None, "values": _round_ticks(longest)}
-        name = scale_of(longest, unit)[1]
-        grid["labelExpr"] += f" + (datum.value > 0 ? ' {name}' : '')"
-        shown = altair().Axis(**grid, grid=True)
-    scale = _Scale(domain, shown)
+    shown = _axis(longest, unit) if axis else None
+    scale = _Scale(longest * across / (across - room), shown)
     layers = [
-        _stretches(placed, scale, marks),
-        _names(placed, across),
-        _intervals(placed, scale),
-        _ticks(placed, scale, marks),
-        _texts(placed, scale, marks, across),
+        *_stretches(stood, scale, marks),
+        _names(stood, across, beside),
+        *_intervals(stood, scale),
+        *_ticks(stood, scale, marks),
+        *_texts(stood, scale, marks, across, beside),
     ]
-    drawn = [layer for layer in layers if layer is not None]
-    return framed(drawn, width, height, entries=entries, bottom=24 if axis else 2)
+    return framed(layers, width, height, entries=entries, bottom=24 if axis else 2)
 
 
 @dataclass(frozen=True)
 class _Scale:
     """The one scale of all the bars, and its axis."""
 
-    domain: list[float]
+    end: float
     axis: Any
 
-    def x(self, field: str) -> Any:
-        alt = altair()
-        scale = alt.Scale(domain=self.domain, nice=False, zero=True)
-        return alt.X(f"{field}:Q", scale=scale, axis=self.axis)
+    def x(self, field: str) -> dict[str, Any]:
+        scale = {"domain": [0.0, self.end], "nice": False, "zero": True}
+        return {"field": field, "type": "quantitative", "scale": scale, "axis": self.axis}
 
 
-def _placed(rows: Sequence[Bar]) -> tuple[list[tuple[Bar, int]], int]:
+def _axis(longest: float, unit: str) -> dict[str, Any]:
+    name = scale_of(longest, unit)[1]
+    shown = {**axis_format(longest, unit), "title": None, "values": _round_ticks(longest)}
+    if name:
+        shown["labelExpr"] += f" + (datum.value > 0 ? ' {name}' : '')"
+    return {**shown, "grid": True}
+
+
+def _stood(rows: Sequence[Bar]) -> tuple[list[tuple[Bar, int]], int]:
     """Every row with the pixel where it begins, and the height of all."""
-    placed, at = [], 0
+    stood, at = [], 0
     for row in rows:
         at += _HEADING if row.heading else 0
-        placed.append((row, at))
+        stood.append((row, at))
         at += _PITCH
-    return placed, at
+    return stood, at
 
 
 def _extent(row: Bar) -> float:
@@ -110,25 +122,31 @@ def _extent(row: Bar) -> float:
     return max(ends + [tick.number.value for tick in row.ticks])
 
 
-def _after(row: Bar) -> str:
-    return "  ".join(text for text in (plain(row.value), plain(row.change)) if text)
+def _after(row: Bar) -> float:
+    """Pixels that the words after a bar take."""
+    value, change = len(plain(row.value)), len(plain(row.change))
+    return 18 + BOLD * value + LETTER * change + (10 if value and change else 0)
 
 
-def _layer(values: list[dict[str, Any]]) -> Any:
-    alt = altair()
-    return alt.Chart(alt.Data(values=values)) if values else None
+_Rows: TypeAlias = Sequence[tuple[Bar, int]]
+
+#: Words that nobody needs to hear one by one: the picture has an alternative of its own.
+_WORDS = {"type": "text", "align": "left", "baseline": "middle", "aria": False}
 
 
-def _y(field: str = "y") -> Any:
-    return altair().Y(f"{field}:Q", scale=None, axis=None)
+def _round_ticks(longest: float) -> list[float]:
+    """Zero and a few round numbers, none of them beyond the longest bar."""
+    power = 10.0 ** math.floor(math.log10(longest))
+    steps = (0.1, 0.2, 0.25, 0.5, 1.0, 2.0, 2.5)
+    step = next(s * power for s in steps if longest / (s * power) <= 5)
+    return [i * step for i in range(int(longest / step + 1e-9) + 1)]
 
 
 def _stretches(
-    placed: Sequence[tuple[Bar, int]], scale: _Scale, marks: Marks, thick: int = _BAR, top: int = 20
-) -> Any:
-    alt = altair()
+    rows: _Rows, scale: _Scale, marks: Marks, thick: int = _BAR, top: int = _TOP
+) -> list[Any]:
     values = []
-    for row, at in placed:
+    for row, at in rows:
         start = 0.0
         for part in row.parts:
             end = start + part.number.value
@@ -143,77 +161,45 @@ def _stretches(
                 }
             )
             start = end
-    layer = _layer(values)
-    if layer is None:
-        return None
-    return layer.mark_rect(cornerRadius=2).encode(
-        x=scale.x("start"),
-        x2="end:Q",
-        y=_y(),
-        y2="y2:Q",
-        color=alt.Color("ink:N", scale=None),
-        description="mark:N",
-    )
+    # a thread of paper between the parts of a bar
+    bar = {"type": "rect", "cornerRadius": 2, "stroke": INKS["paper"][0], "strokeWidth": 1}
+    ends = {"x": scale.x("start"), "x2": {"field": "end"}, "y": placed("y"), "y2": {"field": "y2"}}
+    return [layer(values, bar, **ends, color=inked(), description=MARK)]
 
 
-def _round_ticks(longest: float) -> list[float]:
-    """Zero and a few round numbers up to the longest bar: none where only labels stand."""
-    power = 10.0
-    while power > longest:
-        power /= 10.0
-    while power * 10.0 <= longest:
-        power *= 10.0
-    step = next(s * power for s in (0.1, 0.2, 0.25, 0.5, 1.0, 2.0, 2.5) if longest / (s * power) <= 5)
-    return [i * step for i in range(int(longest / step + 1e-9) + 1)]
+def _names(rows: _Rows, width: float, beside: bool) -> Any:
+    values = []
+    for row, at in rows:
+        room = width if beside else width - _after(row)
+        lines = [(row.name, room, at + 8, "ink")]
+        if row.heading:
+            lines.append((row.heading, width, at - 15, "muted"))
+        values += [
+            {"x": 0, "y": y, "text": shorten(text, int(wide / LETTER)), "ink": INKS[ink][0]}
+            for text, wide, y, ink in lines
+        ]
+    return layer(values, _WORDS, x=placed("x"), y=placed("y"), text=TEXT, color=inked())
 
 
-def _names(placed: Sequence[tuple[Bar, int]], width: float) -> Any:
-    letters = int(width / LETTER)
-    names = [
-        {"x": 0, "y": at + 8, "text": shorten(row.name, letters), "ink": INKS["ink"][0]}
-        for row, at in placed
-    ]
-    headings = [
-        {"x": 0, "y": at - 15, "text": shorten(row.heading, letters), "ink": INKS["muted"][0]}
-        for row, at in placed
-        if row.heading
-    ]
-    alt = altair()
-    return (
-        _layer([*names, *headings])
-        .mark_text(align="left", baseline="middle", aria=False)
-        .encode(
-            x=alt.X("x:Q", scale=None, axis=None),
-            y=_y(),
-            text="text:N",
-            color=alt.Color("ink:N", scale=None),
-        )
-    )
-
-
-def _intervals(placed: Sequence[tuple[Bar, int]], scale: _Scale) -> Any:
+def _intervals(rows: _Rows, scale: _Scale) -> list[Any]:
     values = [
         {
             "low": row.low.value,
             "high": row.high.value,
-            "y": at + 20 + _BAR / 2 - 1.5,
-            "y2": at + 20 + _BAR / 2 + 1.5,
+            "y": at + _TOP + _BAR / 2 - 1.5,
+            "y2": at + _TOP + _BAR / 2 + 1.5,
         }
-        for row, at in placed
+        for row, at in rows
         if row.low is not None and row.high is not None
     ]
-    layer = _layer(values)
-    if layer is None:
-        return None
-    return layer.mark_rect(
-        color=INKS["ink"][0], stroke=INKS["paper"][0], strokeWidth=1, aria=False
-    ).encode(x=scale.x("low"), x2="high:Q", y=_y(), y2="y2:Q")
+    inner = {"color": INKS["ink"][0], "stroke": INKS["paper"][0], "strokeWidth": 1}
+    ends = {"x": scale.x("low"), "x2": {"field": "high"}, "y": placed("y"), "y2": {"field": "y2"}}
+    return [layer(values, {"type": "rect", "aria": False, **inner}, **ends)] if values else []
 
 
 def _ticks(
-    placed: Sequence[tuple[Bar, int]], scale: _Scale, marks: Marks, thick: int = _BAR, top: int = 20
-) -> Any:
-    alt = altair()
+    rows: _Rows, scale: _Scale, marks: Marks, thick: int = _BAR, top: int = _TOP
+) -> list[Any]:
     values = [
         {
             "x": tick.number.value,
@@ -222,96 +208,72 @@ def _ticks(
             "ink": INKS[tick.ink][0],
             "mark": marks.add(tick.tip, tick.number),
         }
-        for row, at in placed
+        for row, at in rows
         for tick in row.ticks
     ]
-    layer = _layer(values)
-    if layer is None:
-        return None
-    return layer.mark_rule(strokeWidth=2).encode(
-        x=scale.x("x"),
-        y=_y(),
-        y2="y2:Q",
-        color=alt.Color("ink:N", scale=None),
-        description="mark:N",
-    )
+    place = {"x": scale.x("x"), "y": placed("y"), "y2": {"field": "y2"}}
+    rule = {"type": "rule", "strokeWidth": 2}
+    return [layer(values, rule, **place, color=inked(), description=MARK)] if values else []
 
 
-def _texts(placed: Sequence[tuple[Bar, int]], scale: _Scale, marks: Marks, width: float) -> Any:
-    """The value at the end of each bar, and after it what changed."""
-    alt = altair()
-    values = []
-    for row, at in placed:
-        x = _extent(row) / scale.domain[1] * width + 8
-        for phrase, ink, weight in ((row.value, "ink", 600), (row.change, row.tone, 400)):
-            text = plain(phrase)
-            shown = next((part for part in phrase if isinstance(part, Number)), None)
-            if text:
-                values.append(
-                    {
-                        "x": x,
-                        "y": at + 20 + _BAR / 2,
-                        "text": text,
-                        "ink": INKS[ink][0],
-                        "weight": weight,
-                        "mark": marks.add(text, shown),
-                    }
-                )
-            x += LETTER * len(text) + 8
-    layer = _layer(values)
-    if layer is None:
-        return None
-    encoded = [
-        layer.transform_filter(f"datum.weight == {weight}")
-        .mark_text(align="left", baseline="middle", fontWeight=weight)
-        .encode(
-            x=alt.X("x:Q", scale=None, axis=None),
-            y=_y(),
-            text="text:N",
-            color=alt.Color("ink:N", scale=None),
-            description="mark:N",
-        )
-        for weight in (600, 400)
+def _texts(rows: _Rows, scale: _Scale, marks: Marks, width: float, beside: bool) -> list[Any]:
+    """The value and what changed: after the bar, or at the right edge of its name's line."""
+    bold, light = [], []
+    for row, at in rows:
+        x = _extent(row) / scale.end * width + 8 if beside else width
+        y = at + _TOP + _BAR / 2 if beside else at + 8
+        step = BOLD * len(plain(row.value)) + 10
+        if row.value:
+            bold.append({"x": x, "y": y, **_said(row.value, "ink", marks)})
+            x += step if beside else -step
+        if row.change:
+            light.append({"x": x, "y": y, **_said(row.change, row.tone, marks)})
+    spoken = {"type": "text", "align": "left" if beside else "right", "baseline": "middle"}
+    channels = {"x": placed("x"), "y": placed("y"), "text": TEXT, "color": inked()}
+    return [
+        layer(values, {**spoken, "fontWeight": weight}, **channels, description=MARK)
+        for values, weight in ((bold, 600), (light, 400))
+        if values
     ]
-    return alt.layer(*encoded)
 
 
+def _said(phrase: Phrase, ink: str, marks: Marks) -> dict[str, str]:
+    """A phrase as a mark of text, with its number where it has one."""
+    text = plain(phrase)
+    shown = next((part for part in phrase if isinstance(part, Number)), None)
+    return {"text": text, "ink": INKS[ink][0], "mark": marks.add(text, shown)}
 
 
 _LIST_PITCH, _LIST_BAR = 34, 7
 
 
-def listing(rows: Sequence[Bar], width: int, marks: Marks, entries: Sequence[Entry] = ()) -> Any:
+def listing(
+    rows: Sequence[Bar], width: int, marks: Marks, entries: Sequence[Entry] = ()
+) -> dict[str, Any]:
     """Thin bars under lines of text, the values at the right edge: for many rows."""
-    alt = altair()
     across = width - RIGHT - 1
     longest = max((_extent(row) for row in rows), default=0.0) or 1.0
-    scale = _Scale([0.0, longest], None)
-    placed = [(row, i * _LIST_PITCH - 4) for i, row in enumerate(rows)]
+    scale = _Scale(longest, None)
+    stood = [(row, i * _LIST_PITCH - 4) for i, row in enumerate(rows)]
+    # a column for each, so that values stand under one another
+    column = LETTER * max(len(plain(row.change)) for row in rows) + 14
+    taken = column + LETTER * max(len(plain(row.value)) for row in rows) + 14
     names, values = [], []
-    for row, at in placed:
-        said = _after(row)
-        names.append(
-            {"x": 0, "y": at + 13, "text": shorten(row.name, int(across / LETTER) - len(said) - 2)}
-        )
-        x = float(across)
-        for phrase, ink in ((row.change, "muted"), (row.value, "ink")):
-            if text := plain(phrase):
-                number = next((part for part in phrase if isinstance(part, Number)), None)
-                mark = marks.add(text, number)
-                values.append(
-                    {"x": x, "y": at + 13, "text": text, "ink": INKS[ink][0], "mark": mark}
-                )
-            # a column for each, so that values stand under one another
-            x -= LETTER * max(len(plain(r.change)) for r in rows) + 14
-    place = {"x": alt.X("x:Q", scale=None, axis=None), "y": _y(), "text": "text:N"}
+    for row, at in stood:
+        letters = int((across - taken) / LETTER)
+        names.append({"x": 0, "y": at + 13, "text": shorten(row.name, letters)})
+        for phrase, ink, x in (
+            (row.change, "muted", across),
+            (row.value, "ink", across - column),
+        ):
+            if phrase:
+                values.append({"x": x, "y": at + 13, **_said(phrase, ink, marks)})
+    place = {"x": placed("x"), "y": placed("y"), "text": TEXT}
+    right = {"type": "text", "align": "right", "baseline": "middle"}
     layers = [
-        _stretches(placed, scale, marks, _LIST_BAR, 24),
-        _layer(names).mark_text(align="left", baseline="middle", aria=False).encode(**place),
-        _layer(values)
-        .mark_text(align="right", baseline="middle")
-        .encode(**place, color=alt.Color("ink:N", scale=None), description="mark:N"),
-        _ticks(placed, scale, marks, _LIST_BAR, 24),
+        *_stretches(stood, scale, marks, _LIST_BAR, 24),
+        layer(names, _WORDS, **place),
+        layer(values, right, **place, color=inked(), description=MARK),
+        *_ticks(stood, scale, marks, _LIST_BAR, 24),
     ]
-    drawn = [layer for layer in layers if layer is not None]
-    return framed(drawn, width, _LIST_PITCH * len(rows), entries=entries)
+    return framed(layers, width, _LIST_PITCH * len(rows), entries=entries)

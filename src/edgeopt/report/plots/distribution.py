@@ -28,10 +28,11 @@ from edgeopt.report.plots.chart import (
     Chart,
     Entry,
     Marks,
-    altair,
     axes,
     axis_format,
     framed,
+    inked,
+    layer,
     subject_inks,
 )
 
@@ -44,7 +45,10 @@ _MOST_PROCESSES = 12
 #: Percentiles that the axis names.
 _NAMED = (0.0, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999)
 
-_POINTS = 72
+#: Beyond so many times the least median the axis is logarithmic.
+_FAR = 8.0
+
+_POINTS = 60
 
 
 def distributions(document: Document) -> Iterator[Chart]:
@@ -89,11 +93,16 @@ def _line(values: NDArray[np.float64]) -> list[dict[str, float]]:
     ]
 
 
+def _on(field: str, end: float, axis: dict[str, Any]) -> dict[str, Any]:
+    scale = {"domain": [0, end], "nice": False}
+    return {"field": field, "type": "quantitative", "axis": axis, "scale": scale}
+
+
 def _chart(
     document: Document, measured: Sequence[Measurement], pairing: tuple[Any, ...], place: int
 ) -> Chart:
-    inks = subject_inks(document.names, document.results.baseline)
-    lines = []
+    inks = subject_inks(document.names, document.baseline)
+    lines: list[dict[str, Any]] = []
     for m in measured:
         processes = [v for v in map(_finite, m.values[:_MOST_PROCESSES]) if v.size]
         for i, values in enumerate((*processes, _pooled(m))):
@@ -102,12 +111,15 @@ def _chart(
             lines += [{**point, **about, "whole": whole} for point in _line(values)]
     right = max(_nines(_last(_pooled(m).size)) for m in measured)
     top = max(point["time"] for point in lines)
+    low = min(point["time"] for point in lines)
+    middle = min(float(np.median(_pooled(m))) for m in measured)
+    # a tail far above the middle would press everything else flat
+    logarithmic = low > 0 and top > _FAR * middle
     named = [share for share in _NAMED if _nines(share) <= right + 1e-9]
 
-    def draw(width: int, marks: Marks) -> Any:
-        alt = altair()
+    def draw(width: int, marks: Marks) -> dict[str, Any]:
         # on a phone the names of two percentiles would meet
-        shares = [s for s in named if width > 500 or s not in (0.75, 0.95)]
+        shares = [s for s in named if width > 500 or s not in (0.0, 0.75, 0.95)]
         x, y = axes(
             {
                 "title": "share of inferences that took no longer",
@@ -115,32 +127,36 @@ def _chart(
                 "labelExpr": "format((1 - pow(10, -datum.value)) * 100, '.4~r') + '%'",
                 "grid": True,
             },
-            axis_format(top, "s", "latency"),
+            axis_format(top, "s", "latency (logarithmic)" if logarithmic else "latency"),
         )
-        base = alt.Chart(alt.Data(values=lines)).encode(
-            x=alt.X("place:Q", axis=x, scale=alt.Scale(domain=[0, right], nice=False)),
-            y=alt.Y("time:Q", axis=y, scale=alt.Scale(domain=[0, top * 1.04], nice=False)),
-            color=alt.Color("ink:N", scale=None),
-            detail="line:N",
-        )
-        apart = base.transform_filter("datum.whole == 0").mark_line(
-            strokeWidth=1, opacity=0.5, aria=False
-        )
-        together = base.transform_filter("datum.whole == 1").mark_line(strokeWidth=2.5, aria=False)
+        scale = {"type": "log", "domain": [low * 0.9, top * 1.1], "nice": False}
+        upward = _on("time", top * 1.04, y)
+        channels = {
+            "x": _on("place", right, x),
+            "y": {**upward, "scale": scale} if logarithmic else upward,
+            "color": inked(),
+            "detail": {"field": "line", "type": "nominal"},
+        }
+        apart = {"type": "line", "strokeWidth": 1, "opacity": 0.5, "aria": False}
+        together = {"type": "line", "strokeWidth": 2.5, "aria": False}
+        layers = [
+            layer([p for p in lines if p["whole"] == whole], mark, **channels)
+            for whole, mark in ((0, apart), (1, together))
+        ]
         entries = [Entry(shorten(m.subject, 44), inks[m.subject]) for m in measured]
-        return framed(
-            [apart, together], width, 240, entries=entries, left=LEFT, bottom=BOTTOM, top=TOP
-        )
+        return framed(layers, width, 240, entries=entries, left=LEFT, bottom=BOTTOM, top=TOP)
 
-    words = conditions_words(pairing)
     said = []
     for m in measured:
         pooled = _pooled(m)
-        middle, last = (quantity(float(np.quantile(pooled, q)), "s") for q in (0.5, 1.0))
-        said.append(f"{m.subject}: p50 {middle}, longest {last}, of {pooled.size:,} samples")
+        half, last = (quantity(float(np.quantile(pooled, q)), "s") for q in (0.5, 1.0))
+        said.append(f"{m.subject}: p50 {half}, longest {last}, of {pooled.size:,} samples")
     return Chart(
         f"distribution-{place + 1}",
-        f"Latency at every percentile: {words}",
-        f"Latency at every percentile. {'; '.join(said)}.",
+        "Latency at every percentile",
+        f"Latency at every percentile, {conditions_words(pairing)}. {'; '.join(said)}.",
         draw,
+        "thin: one process; thick: all of them",
+        pairing,
+        "latency",
     )

@@ -14,13 +14,15 @@ from edgeopt.report.plots.chart import (
     BOTTOM,
     INKS,
     LEFT,
+    MARK,
     TOP,
     Chart,
     Entry,
     Marks,
-    altair,
     axes,
     framed,
+    inked,
+    layer,
     subject_inks,
 )
 
@@ -30,23 +32,26 @@ __all__ = ["errors", "layers"]
 _MOST_TENSORS = 10
 _MOST_SUBJECTS = 4
 
+#: Tensors with less than this share of the largest one's bytes would be bars that nobody sees.
+_LEAST_SHARE = 0.002
+
 #: Tensors of which an error is drawn, of all artifacts together.
-_MOST_POINTS = 3000
+_MOST_POINTS = 500
 
 
 def layers(document: Document) -> Iterator[Chart]:
     """Bars of the largest tensors of each artifact, a line at the baseline's bytes."""
-    inks = subject_inks(document.names, document.results.baseline)
+    inks = subject_inks(document.names, document.baseline)
     base = {
-        layer.name: (layer, i, j)
+        tensor.name: (tensor, i, j)
         for i, s in enumerate(document.results.subjects)
-        if s.name == document.results.baseline
-        for j, layer in enumerate(s.layers)
+        if s.name == document.baseline
+        for j, tensor in enumerate(s.layers)
     }
     drawn = [
         (place, subject)
         for place, subject in enumerate(document.results.subjects)
-        if subject.layers and (subject.name != document.results.baseline or not document.others)
+        if subject.layers and (subject.name != document.baseline or not document.others)
     ]
     for place, subject in drawn[:_MOST_SUBJECTS]:
         yield _largest(subject, place, inks[subject.name], base)
@@ -56,19 +61,20 @@ def _largest(
     subject: Subject, place: int, ink: str, base: dict[str, tuple[Layer, int, int]]
 ) -> Chart:
     order = sorted(range(len(subject.layers)), key=lambda i: -subject.layers[i].nbytes)
+    least = _LEAST_SHARE * subject.layers[order[0]].nbytes
     rows = []
-    for i in order[:_MOST_TENSORS]:
-        layer = subject.layers[i]
-        shown = nbytes(layer, place, i)
-        tip = f"{layer.name}: {layer.dtype}, {shown.text}"
+    for i in (i for i in order[:_MOST_TENSORS] if subject.layers[i].nbytes >= least):
+        tensor = subject.layers[i]
+        shown = nbytes(tensor, place, i)
+        tip = f"{tensor.name}: {tensor.dtype}, {shown.text}"
         ticks: tuple[Part, ...] = ()
-        before = base.get(layer.name)
+        before = base.get(tensor.name)
         if before is not None and before[1] != place:
             was = nbytes(*before)
-            ticks = (Part(was, "muted", f"{layer.name}: {was.text} in the baseline"),)
-        error = sqnr(layer, place, i)
+            ticks = (Part(was, "muted", f"{tensor.name}: {was.text} in the baseline"),)
+        error = sqnr(tensor, place, i)
         change = () if error is None else (error,)
-        rows.append(Bar(layer.name, (Part(shown, ink, tip),), (shown,), change, ticks=ticks))
+        rows.append(Bar(tensor.name, (Part(shown, ink, tip),), (shown,), change, ticks=ticks))
     rest = len(subject.layers) - len(rows)
     said = "; ".join(f"{r.name}: {r.value[0].text}" for r in rows if isinstance(r.value[0], Number))
     entries = [Entry("bytes", ink)]
@@ -76,7 +82,7 @@ def _largest(
         entries.append(Entry("bytes in the baseline", "muted", "stroke"))
     title = f"Largest tensors of {shorten(subject.name, 56)}"
 
-    def draw(width: int, marks: Marks) -> Any:
+    def draw(width: int, marks: Marks) -> dict[str, Any]:
         return listing(rows, width, marks, entries)
 
     return Chart(
@@ -84,7 +90,8 @@ def _largest(
         title,
         f"{title}. {said}.",
         draw,
-        f"{rest:,} smaller tensors are not drawn" if rest > 0 else "",
+        "the rest is not drawn; see the table" if rest > 0 else "",
+        section="tensors",
     )
 
 
@@ -103,28 +110,28 @@ def sqnr(layer: Layer, subject: int, place: int) -> Number | None:
 
 def errors(document: Document) -> Iterator[Chart]:
     """The error of every tensor, in the order of the file: lower is further from the baseline."""
-    inks = subject_inks(document.names, document.results.baseline)
+    inks = subject_inks(document.names, document.baseline)
     values: list[dict[str, Any]] = []
     said: list[str] = []
     shown: dict[str, str] = {}
     for place, subject in enumerate(document.results.subjects):
         known = [
-            (i, layer, error)
-            for i, layer in enumerate(subject.layers)
-            if (error := sqnr(layer, place, i)) is not None
+            (i, tensor, error)
+            for i, tensor in enumerate(subject.layers)
+            if (error := sqnr(tensor, place, i)) is not None
         ]
         if not known:
             continue
         shown[subject.name] = shorten(subject.name, 44)
         _, worst, least = min(known, key=lambda item: item[2].value)
         said.append(f"{subject.name}: worst {least.text} at {worst.name}, {len(known):,} tensors")
-        for i, layer, error in known:
+        for i, tensor, error in known:
             values.append(
                 {
                     "place": i + 1,
                     "error": error.value,
                     "ink": INKS[inks[subject.name]][0],
-                    "tip": f"{subject.name}, {layer.name}: {error.text}",
+                    "tip": f"{subject.name}, {tensor.name}: {error.text}",
                     "number": error,
                 }
             )
@@ -135,38 +142,39 @@ def errors(document: Document) -> Iterator[Chart]:
     lowest = min(v["error"] for v in values)
     highest = max(v["error"] for v in values)
 
-    def draw(width: int, marks: Marks) -> Any:
-        alt = altair()
+    def draw(width: int, marks: Marks) -> dict[str, Any]:
         data = [
-            {**{k: v[k] for k in ("place", "error", "ink")}, "mark": marks.add(v["tip"], v["number"])}
+            {
+                "place": v["place"],
+                "error": v["error"],
+                "ink": v["ink"],
+                "mark": marks.add(v["tip"], v["number"]),
+            }
             for v in kept
         ]
         x, y = axes(
             {"title": "tensor, in the order of the file", "tickMinStep": 1, "tickCount": 6},
             {"title": "SQNR, dB (higher is closer)", "tickCount": 5},
         )
-        dots = (
-            alt.Chart(alt.Data(values=data))
-            .mark_circle(size=46, opacity=0.85)
-            .encode(
-                x=alt.X("place:Q", axis=x, scale=alt.Scale(nice=False, zero=False, padding=8)),
-                y=alt.Y(
-                    "error:Q",
-                    axis=y,
-                    scale=alt.Scale(domain=[min(0.0, lowest), highest * 1.05], nice=True),
-                ),
-                color=alt.Color("ink:N", scale=None),
-                description="mark:N",
-            )
+        across = {"nice": False, "zero": False, "padding": 8}
+        upward = {"domain": [min(0.0, lowest), highest * 1.05], "nice": True}
+        dots = layer(
+            data,
+            {"type": "circle", "size": 46, "opacity": 0.85},
+            x={"field": "place", "type": "quantitative", "axis": x, "scale": across},
+            y={"field": "error", "type": "quantitative", "axis": y, "scale": upward},
+            color=inked(),
+            description=MARK,
         )
         entries = [Entry(words, inks[name], "circle") for name, words in shown.items()]
-        return framed(
-            [dots], width, 220, entries=entries, left=LEFT, bottom=BOTTOM, top=TOP
-        )
+        return framed([dots], width, 220, entries=entries, left=LEFT, bottom=BOTTOM, top=TOP)
 
-    thinned = f"one of {step} tensors is drawn" if step > 1 else ""
+    thinned = "not every tensor is drawn" if step > 1 else ""
     yield Chart(
-        "errors", "Error of every tensor", f"Error of every tensor. {'; '.join(said)}.", draw, thinned
+        "errors",
+        "Error of every tensor",
+        f"Error of every tensor. {'; '.join(said)}.",
+        draw,
+        thinned,
+        section="tensors",
     )
-
-

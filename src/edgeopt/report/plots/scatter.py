@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeopt.report.document import Document, conditions_words
-from edgeopt.report.numbers import plain, shorten
+from edgeopt.report.document import Document
+from edgeopt.report.numbers import Number, plain, shorten
 from edgeopt.report.pareto import Point, compared_in, points
 from edgeopt.report.plots.chart import (
+    BOLD,
     BOTTOM,
     INKS,
     LEFT,
     LETTER,
+    MARK,
     RIGHT,
+    TEXT,
     TOP,
     Chart,
     Entry,
     Marks,
-    altair,
     axes,
     axis_format,
     framed,
+    inked,
+    layer,
+    placed,
     subject_inks,
 )
 
@@ -40,10 +46,10 @@ def scatter(document: Document) -> Iterator[Chart]:
     found = points(document)
     if len(found) < 2:
         return
-    inks = subject_inks(document.names, document.results.baseline)
-    words = conditions_words(compared_in(document) or ())
+    inks = subject_inks(document.names, document.baseline)
+    pairing = compared_in(document)
 
-    def draw(width: int, marks: Marks) -> Any:
+    def draw(width: int, marks: Marks) -> dict[str, Any]:
         return _drawn(found, inks, width, marks)
 
     said = "; ".join(
@@ -51,9 +57,13 @@ def scatter(document: Document) -> Iterator[Chart]:
     )
     yield Chart(
         "scatter",
-        f"File size and latency: {words}",
+        "File size and latency",
         f"File size against latency, p50. {said}.",
         draw,
+        "on the front: no other is as small, as fast and as close, and better in one of them; "
+        "latencies whose intervals meet count as the same",
+        pairing,
+        "trade",
     )
 
 
@@ -72,46 +82,47 @@ class _Label:
     box: tuple[float, float, float, float]
 
 
-def _drawn(found: Sequence[Point], inks: dict[str, str], width: int, marks: Marks) -> Any:
-    alt = altair()
+def _drawn(
+    found: Sequence[Point], inks: dict[str, str], width: int, marks: Marks
+) -> dict[str, Any]:
     across, down = width - LEFT - RIGHT, _HEIGHT
     x_end = 1.12 * max(p.size.value for p in found)
     y_end = 1.12 * max(p.high for p in found)
-    x = alt.Scale(domain=[0, x_end], nice=False)
-    y = alt.Scale(domain=[0, y_end], nice=False)
     values = []
     for p in found:
         tip = f"{p.name}: {_detail(p)}" + (" (on the Pareto front)" if p.front else "")
+        ink = INKS[inks[p.name]][0]
         values.append(
             {
                 "size": p.size.value,
                 "latency": p.latency.value,
-                "ink": INKS[inks[p.name]][0],
-                "fill": INKS[inks[p.name]][0] if p.front else INKS["paper"][0],
+                "ink": ink,
+                "fill": ink if p.front else INKS["paper"][0],
                 "mark": marks.add(tip, p.latency),
             }
         )
-    x_axis, y_axis = axes(
+    x, y = axes(
         {**axis_format(x_end, "B", "file size"), "grid": True, "tickCount": across // 90},
         axis_format(y_end, "s", "latency, p50"),
     )
-    dots = (
-        alt.Chart(alt.Data(values=values))
-        .mark_point(size=150, strokeWidth=2.5, opacity=1)
-        .encode(
-            x=alt.X("size:Q", scale=x, axis=x_axis),
-            y=alt.Y("latency:Q", scale=y, axis=y_axis),
-            stroke=alt.Stroke("ink:N", scale=None),
-            fill=alt.Fill("fill:N", scale=None),
-            description="mark:N",
-        )
+    dots = layer(
+        values,
+        {"type": "point", "size": 150, "strokeWidth": 2.5, "opacity": 1},
+        x=_on("size", x_end, x),
+        y=_on("latency", y_end, y),
+        stroke=inked(),
+        fill=inked("fill"),
+        description=MARK,
     )
     named = found if len(found) <= _MOST_LABELS else [p for p in found if p.front]
     labels = _labels(named, across, down, x_end, y_end)
-    drawn = [dots, *_texts(named, labels, across)]
-    return framed(
-        drawn, width, down, entries=_ENTRIES, left=LEFT, bottom=BOTTOM, top=TOP
-    )
+    layers = [dots, *_texts(named, labels, across, marks)]
+    return framed(layers, width, down, entries=_ENTRIES, left=LEFT, bottom=BOTTOM, top=TOP)
+
+
+def _on(field: str, end: float, axis: dict[str, Any]) -> dict[str, Any]:
+    scale = {"domain": [0, end], "nice": False}
+    return {"field": field, "type": "quantitative", "axis": axis, "scale": scale}
 
 
 _ENTRIES = (
@@ -121,18 +132,20 @@ _ENTRIES = (
 
 
 def _labels(
-    found: Sequence[Point], across: float, down: float, x_end: float, y_end: float
+    found: Sequence[Point],
+    across: float,
+    down: float,
+    x_end: float,
+    y_end: float,
 ) -> list[_Label]:
     """A place beside each point where its label hits neither a point, another label nor the edge;
     where there is none, the place that hits least."""
-    centres = [
-        (p.size.value / x_end * across, (1 - p.latency.value / y_end) * down) for p in found
-    ]
+    centres = [(p.size.value / x_end * across, (1 - p.latency.value / y_end) * down) for p in found]
     taken = [(x - 9, y - 9, x + 9, y + 9) for x, y in centres]
     labels: list[_Label] = []
     for point, (x, y) in zip(found, centres, strict=True):
-        letters = max(len(shorten(point.name, _letters(across))), len(_detail(point)))
-        wide, high = LETTER * letters, 2 * _LINE
+        name = shorten(point.name, _letters(across))
+        wide, high = max(BOLD * len(name), LETTER * len(plain(point.words))), 2 * _LINE
         places = [
             _Label("left", x + 13, y, (x + 13, y - high / 2, x + 13 + wide, y + high / 2)),
             _Label("right", x - 13, y, (x - 13 - wide, y - high / 2, x - 13, y + high / 2)),
@@ -151,7 +164,7 @@ def _labels(
 
 
 def _letters(across: float) -> int:
-    return int(0.52 * across / LETTER)
+    return int(0.55 * across / BOLD)
 
 
 def _cost(
@@ -174,35 +187,31 @@ def _cost(
     return overlap + 100.0 * outside
 
 
-def _texts(found: Sequence[Point], labels: Sequence[_Label], across: float) -> list[Any]:
-    alt = altair()
+def _texts(
+    found: Sequence[Point], labels: Sequence[_Label], across: float, marks: Marks
+) -> list[Any]:
+    """A name and below it how close the artifact is."""
     layers = []
-    for align in ("left", "right", "center"):
-        for line, offset, ink, weight in (("name", -8, "ink", 600), ("detail", 8, "muted", 400)):
-            values = [
-                {
-                    "x": label.x,
-                    "y": label.y + offset,
-                    "text": shorten(p.name, _letters(across)) if line == "name" else _detail(p),
-                }
-                for p, label in zip(found, labels, strict=True)
-                if label.align == align
-            ]
-            place = {"x": alt.X("x:Q", scale=None), "y": alt.Y("y:Q", scale=None)}
-            # first as a broad stroke of the paper, which keeps the grid off the letters
-            strokes = {"stroke": INKS["paper"][0], "strokeWidth": 4, "strokeJoin": "round"}
-            layers += [
-                alt.Chart(alt.Data(values=values))
-                .mark_text(
-                    align=align,
-                    baseline="middle",
-                    color=INKS[ink][0],
-                    fontWeight=weight,
-                    aria=False,
-                    **more,
-                )
-                .encode(**place, text="text:N")
-                for more in (strokes, {})
-                if values
-            ]
+    # first as a broad stroke of the paper, which keeps the grid off the letters
+    under = {"stroke": INKS["paper"][0], "strokeWidth": 4, "strokeJoin": "round", "aria": False}
+    for align, second in itertools.product(("left", "right", "center"), (False, True)):
+        values = []
+        for p, label in zip(found, labels, strict=True):
+            name = plain(p.words) if second else shorten(p.name, _letters(across))
+            if label.align == align and name:
+                shown = next((part for part in p.words if isinstance(part, Number)), None)
+                mark = marks.add(name, shown if second else None)
+                y = label.y + (8 if second else -8)
+                values.append({"x": label.x, "y": y, "text": name, "mark": mark})
+        text = {
+            "type": "text",
+            "align": align,
+            "baseline": "middle",
+            "color": INKS["muted" if second else "ink"][0],
+            "fontWeight": 400 if second else 600,
+        }
+        place = {"x": placed("x"), "y": placed("y"), "text": TEXT}
+        if values:
+            layers.append(layer(values, {**text, **under}, **place))
+            layers.append(layer(values, text, **place, description=MARK))
     return layers

@@ -1,0 +1,62 @@
+"""How another machine is reached: one command there, its input and output piped through.
+
+Files travel over the same pipe as requests. So nothing is needed on the other side but a shell
+and Python (no sftp server), there is one connection to fail, and its end is the signal on which
+everything there ends too.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from typing import IO, Protocol
+
+from edgeopt.errors import EdgeoptError, HostError, UsageError
+from edgeopt.measure.remote.target import Target
+
+__all__ = ["Transport", "open_transport", "spawn"]
+
+
+class Transport(Protocol):
+    """One way to another machine."""
+
+    target: Target
+
+    def start(self, command: str, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Run a command in the other machine's shell, its stdin and stdout as binary pipes."""
+
+    def explain(self, code: int, stderr: str) -> EdgeoptError | None:
+        """Why the connection could not be made or was refused; None where it was not the
+        connection that failed."""
+
+
+def open_transport(target: Target) -> Transport:
+    """The transport of ``target``. Raises UsageError where its program is not installed."""
+    if target.scheme == "adb":
+        from edgeopt.measure.remote.adb import AdbTransport
+
+        return AdbTransport(target)
+    from edgeopt.measure.remote.ssh import SshTransport
+
+    return SshTransport(target)
+
+
+def spawn(
+    arguments: list[str], stderr: IO[bytes], environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start a transport's program, its pipes unbuffered, in a session of its own: Ctrl-C reaches
+    us alone, and we close the connection in order."""
+    try:
+        return subprocess.Popen(
+            arguments,
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=dict(environment),
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise UsageError(f"{arguments[0]}: not found; install it, or put it on PATH") from None
+    except OSError as error:
+        raise HostError(f"cannot start {arguments[0]}: {error.strerror}; try again") from error
