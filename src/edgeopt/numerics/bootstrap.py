@@ -33,6 +33,7 @@ __all__ = [
     "Resampled",
     "ratio_of",
     "resample",
+    "resampled_mean",
     "student_t",
     "welch",
 ]
@@ -118,6 +119,19 @@ def resample(
         estimate = float(np.percentile(ranked, q))
         found[q] = Resampled(estimate, ranked[at], count, int(pooled.size))
     return found
+
+
+def resampled_mean(logs: Sequence[float], samples: int) -> Resampled:
+    """The geometric mean of one value a process, given as logarithms (``samples`` are behind them).
+
+    Raises ValueError on no values.
+    """
+    if not logs:
+        raise ValueError("no processes: a mean needs one or more")
+    values = np.asarray(logs, np.float64)
+    weights, _ = _draws(values.size)
+    draws: NDArray[np.float64] = np.exp(weights @ values / values.size)
+    return Resampled(float(np.exp(values.mean())), draws, values.size, samples)
 
 
 def ratio_of(subject: Resampled, base: Resampled) -> Resampled:
