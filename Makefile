@@ -15,13 +15,14 @@ LLAMA := $(VENV)/.installed-llama
 SYSTEM := $(VENV)/.installed-system
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo test test-slow test-arm lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       install, train a small model, make it smaller and faster, show the proof"
 	@echo "make test       install, lint, type-check, and run every test that is not slow"
 	@echo "make test-slow  run the slow tests (real models, breadth)"
+	@echo "make test-arm   run artifacts on emulated ARM CPUs (needs qemu-user-static)"
 	@echo "make lint       ruff, mypy --strict, import-linter"
 	@echo "make format     let ruff rewrite what it can"
 	@echo "make bench      benchmarks against peers; results go to benchmarks/results"
@@ -73,16 +74,22 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 test: lint $(MODELS) $(LLAMA) $(SYSTEM)
-	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow and not arm" -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 	  --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-slow: $(MODELS) $(LLAMA) $(SYSTEM)
-	$(ONE_THREAD) $(BIN)/python -m pytest -m slow
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "slow and not arm"
+
+# Correctness, never timing. ARM=arm also runs what takes ten minutes more.
+ARM := arm and not slow
+test-arm: $(MODELS)
+	@$(BIN)/python tests/arm/fetch_sysroot.py build/arm
+	$(ONE_THREAD) $(BIN)/python -m pytest tests/arm -m "$(ARM)" -rP -p no:cacheprovider --no-header
 
 bench: $(MODELS) $(LLAMA)
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) demo .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) demo build/arm .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache \
 	  .hypothesis .import_linter_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

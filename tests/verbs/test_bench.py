@@ -77,7 +77,7 @@ def test_what_fails_is_named_and_the_rest_is_measured(tmp_path: Path) -> None:
 
 def test_the_document_grows_round_by_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
-    save = verb.save_results
+    save = verb.write_document
 
     def watched(results: Results, path: str | Path) -> None:
         save(results, path)
@@ -85,7 +85,7 @@ def test_the_document_grows_round_by_round(tmp_path: Path, monkeypatch: pytest.M
         if len(counts) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(verb, "save_results", watched)
+    monkeypatch.setattr(verb, "write_document", watched)
     out = tmp_path / "r.json"
     with pytest.raises(KeyboardInterrupt):
         bench([write(tmp_path / "a.onnx")], out=out, **QUICK)

@@ -8,7 +8,7 @@ import click
 
 from edgeopt.cli import options as opt
 from edgeopt.cli.options import SETTINGS
-from edgeopt.cli.show import progress, show_results
+from edgeopt.cli.show import check_reports, progress, show_results
 
 __all__ = ["COMMANDS"]
 
@@ -153,9 +153,10 @@ def bench(
     compared with."""
     from edgeopt.verbs.bench import bench as run
 
+    check_reports(reports, charts, fail_if, artifacts)
     with progress() as report:
         results = run(artifacts, progress=report, **options)
-    show_results(results, as_json, reports, charts, chart_format, ())
+    show_results(results, as_json, reports, charts, chart_format, fail_if)
 
 
 COMMANDS = (bench,)

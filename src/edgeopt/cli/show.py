@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
     from edgeopt.core import Progress, Proof, Results
 
-__all__ = ["console", "fail", "print_document", "progress", "show_proof", "show_results"]
+__all__ = [
+    "check_reports",
+    "console",
+    "fail",
+    "print_document",
+    "progress",
+    "show_proof",
+    "show_results",
+]
 
 
 def print_document(document: dict[str, Any]) -> None:
@@ -42,39 +50,66 @@ def show_proof(proof: Proof, as_json: bool) -> None:
             fail(f"not proven, {check.name}: {check.found}, asked: {check.limit}{advice}", 3)
 
 
+def check_reports(
+    reports: Sequence[str], charts: str | None, fail_if: Sequence[str], sources: Sequence[str]
+) -> None:
+    """What of the output can be known to fail before minutes of measuring."""
+    if fail_if:
+        from edgeopt.verbs.conditions import parse_all
+
+        parse_all(fail_if)
+    if not reports and charts is None:
+        return
+    from edgeopt.core.packages import is_installed
+    from edgeopt.errors import MissingExtraError, OutputError
+    from edgeopt.files.atomic import checked_output
+    from edgeopt.report.results_files import report_suffix
+
+    drawn = charts is not None
+    for report in reports:
+        drawn |= report_suffix(Path(report)) == ".html"
+        checked_output(report, [Path(source) for source in sources])
+    if drawn and not is_installed("vl_convert"):
+        raise MissingExtraError("vl-convert-python", "report", "drawing charts")
+    if charts is not None and Path(charts).exists() and not Path(charts).is_dir():
+        raise OutputError(f"{charts}: is a file; give a folder for the charts")
+
+
 def show_results(
     results: Results,
     as_json: bool,
     reports: Sequence[str],
     charts: str | None,
     chart_format: str,
-    breaches: Sequence[str],
+    fail_if: Sequence[str],
 ) -> None:
-    """Print the results and write the reports that were asked for; then the exit code: 3 where
+    """Write the reports that were asked for and print the results; then the exit code: 3 where
     measuring an artifact failed, 4 where a condition of --fail-if holds."""
     from edgeopt.numerics.derive import derive
 
     derived = derive(results)
+    if reports:
+        from edgeopt.report.results_files import write_report
+
+        for path in reports:
+            write_report(results, Path(path), derived)
+    if charts is not None:
+        from edgeopt.report.charts import write_charts
+
+        write_charts(results, derived, Path(charts), chart_format)
     if as_json:
         print_document({**results.to_json(), "derived": derived.to_json()})
     else:
         from edgeopt.report.results_text import render_results
 
         render_results(results, derived, console())
-    if reports:
-        from edgeopt.report.results_files import write_report
-
-        for path in reports:
-            write_report(results, Path(path))
-    if charts is not None:
-        from edgeopt.report.charts import write_charts
-
-        write_charts(results, derived, Path(charts), chart_format)
     for subject in results.subjects:
         if subject.failure:
             fail(f"{subject.name}: {subject.failure}", 3)
-    if breaches:
-        fail("; ".join(breaches), 4)
+    from edgeopt.verbs.gate import enforce
+
+    for finding in enforce(fail_if, results, derived):
+        click.echo(f"edgeopt: not certain: {finding}", err=True)
 
 
 @contextmanager

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from edgeopt.errors import EdgeoptError
+from edgeopt.measure.answers import ANSWER_JOBS
 from edgeopt.measure.jobs import JOBS
 from edgeopt.measure.llm_jobs import LLM_JOBS
 from edgeopt.measure.process import Feeds
 
 __all__ = ["Voice", "main"]
 
-_ALL_JOBS = {**JOBS, **LLM_JOBS}
+_ALL_JOBS = {**JOBS, **LLM_JOBS, **ANSWER_JOBS}
 
 #: Seconds between two progress lines: each wakes the parent, which shares the machine's cores.
 _QUIET = 0.2

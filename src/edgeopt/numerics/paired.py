@@ -13,7 +13,7 @@ __all__ = ["paired_difference"]
 #: Fewer samples say nothing about their own spread.
 _FEWEST = 8
 
-_RESAMPLES = 4000
+_RESAMPLES = 2000
 
 #: Differences drawn at a time: index arrays of a few megabytes whatever the number of samples.
 _DRAWN = 1 << 19

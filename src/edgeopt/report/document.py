@@ -56,13 +56,18 @@ class Document:
         return {**self.results.to_json(), "derived": self.derived.to_json()}
 
     @property
+    def baseline(self) -> str:
+        """The subject that the others are compared with; empty where nothing is compared."""
+        return next((c.baseline for c in self.derived.contrasts), self.results.baseline)
+
+    @property
     def names(self) -> tuple[str, ...]:
         return tuple(s.name for s in self.results.subjects)
 
     @property
     def others(self) -> tuple[str, ...]:
         """The subjects that are compared with the baseline."""
-        return tuple(n for n in self.names if n != self.results.baseline)
+        return tuple(n for n in self.names if n != self.baseline)
 
     # rows and what is in them
 
@@ -183,6 +188,16 @@ class Document:
         """One of the figures of an output's :class:`Fidelity`."""
         value = float(getattr(self.fidelity(subject)[output], name))
         return number(value, pointer("fidelity", subject, output, name), unit, shape)
+
+    def missing(self) -> list[tuple[str, tuple[str, ...], str]]:
+        """(metric, subjects, reason) of what could not be taken; no subjects: of none of them."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for u in self.results.unavailable:
+            found.setdefault((u.metric, u.reason), []).append(u.subject)
+        return [
+            (metric, () if "" in names or set(names) == set(self.names) else tuple(names), reason)
+            for (metric, reason), names in found.items()
+        ]
 
     def advice(self) -> tuple[str, ...]:
         """What the rows advise, each once."""

@@ -25,20 +25,27 @@ class Fact:
 _TITLES: Mapping[str, str] = {
     "cpu": "CPU",
     "gpu": "GPU",
+    "operating_system": "operating system",
+    "libc": "C library",
+    "cores_physical": "cores, physical",
     "features": "CPU features",
     "cores_usable": "cores usable",
     "cpu_limit": "container's CPU limit",
     "memory_total": "memory",
     "memory_limit": "container's memory limit",
-    "load_1min": "load, 1 minute",
+    "load_1min": "load, one minute",
 }
 _UNITS: Mapping[str, str] = {
     "memory_total": "B",
     "memory_limit": "B",
-    "frequency": "Hz",
+    "memory_available": "B",
+    "swap_used": "B",
+    "seconds": "s",
+    "turn": "s",
+    "silence": "s",
     "time": "s",
 }
-_SUFFIXES: Mapping[str, str] = {"_s": "s", "_bytes": "B", "_hz": "Hz", "_j": "J"}
+_SUFFIXES: Mapping[str, str] = {"_s": "s", "_bytes": "B", "_mhz": "MHz", "_c": "°C", "_j": "J"}
 
 #: Members shown of a list or a mapping before the rest is only counted.
 _MOST = 40
@@ -51,7 +58,7 @@ def environment_facts(document: Document) -> tuple[Fact, ...]:
 
 def settings_facts(document: Document) -> tuple[Fact, ...]:
     """What the measurement was asked for, and how it went about it."""
-    return tuple(_facts(document.results.settings, ("settings",)))
+    return tuple(_facts(document.results.settings, ("settings",), "not set"))
 
 
 def placement_facts(document: Document, subject: int) -> tuple[Fact, ...]:
@@ -60,12 +67,14 @@ def placement_facts(document: Document, subject: int) -> tuple[Fact, ...]:
     return tuple(_facts(placement, ("subjects", subject, "placement")))
 
 
-def _facts(values: Mapping[str, Any], path: tuple[str | int, ...]) -> Iterator[Fact]:
+def _facts(
+    values: Mapping[str, Any], path: tuple[str | int, ...], unknown: str = "unavailable"
+) -> Iterator[Fact]:
     for key, value in values.items():
         name = _TITLES.get(key) or _named(str(key))
         phrase = _phrase(value, (*path, key), _unit(str(key)))
         known = value not in ("unavailable", None)
-        yield Fact(name, phrase if known else ("unavailable",), known)
+        yield Fact(name, phrase if known else (unknown,), known)
 
 
 def _named(key: str) -> str:

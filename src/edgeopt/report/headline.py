@@ -56,7 +56,7 @@ _SPEED = {
 
 def headlines(document: Document) -> tuple[Headline, ...]:
     """One for every artifact but the baseline; one for a lone artifact, without a comparison."""
-    base = document.results.baseline
+    base = document.baseline
     if base in document.names and document.others:
         return tuple(
             Headline(name, base, tuple(_against(document, name))) for name in document.others
@@ -192,7 +192,7 @@ def _answers(document: Document, name: str) -> Iterator[Claim]:
 def _task(document: Document, name: str) -> Iterator[Claim]:
     scores = {(q.subject, q.metric): i for i, q in enumerate(document.results.quality)}
     for (subject, metric), i in scores.items():
-        base = scores.get((document.results.baseline, metric))
+        base = scores.get((document.baseline, metric))
         if subject == name and base is not None:
             yield Claim(
                 (

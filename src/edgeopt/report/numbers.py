@@ -70,7 +70,6 @@ _SCALES: Mapping[str, Sequence[tuple[float, str]]] = {
     "B": ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
     "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")),
     "J": ((1e3, "kJ"), (1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ")),
-    "Hz": ((1e9, "GHz"), (1e6, "MHz"), (1.0, "Hz")),
 }
 
 
@@ -154,11 +153,11 @@ def _odd(value: float) -> str:
 
 
 def _digits(value: float, digits: int, whole: bool = False) -> str:
-    """Significant digits, but never a power of ten and never fewer digits than the whole part."""
+    """So many significant digits, or all of the whole part where that has more: 1,227."""
     if value == 0 or whole:
         return f"{value:,.0f}"
     before = math.floor(math.log10(abs(value))) + 1
-    rounded = round(value, digits - before)
+    rounded = round(value, max(0, digits - before))
     # 9.996 has one digit before the point, and 10.0 has two
     before = math.floor(math.log10(abs(rounded))) + 1 if rounded else before
     return f"{rounded:,.{max(0, digits - before)}f}"

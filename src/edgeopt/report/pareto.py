@@ -89,7 +89,7 @@ def closeness(
     """The worst output's, and how it is said: by shares of the same answers (``top1``) or in
     decibels; None: whichever there is."""
     top1 = _by_top1(document) if top1 is None else top1
-    if name == document.results.baseline:
+    if name == document.baseline:
         return math.inf, ("baseline",)
     outputs = document.fidelity(name)
     if top1:

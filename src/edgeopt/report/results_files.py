@@ -12,7 +12,7 @@ from edgeopt.errors import UsageError
 from edgeopt.files.atomic import writing
 from edgeopt.numerics.derive import Derived, derive
 
-__all__ = ["SUFFIXES", "report_suffix", "write_report"]
+__all__ = ["SUFFIXES", "report_suffix", "write_document", "write_report"]
 
 
 def write_report(results: Results, path: Path, derived: Derived | None = None) -> Path:
@@ -27,6 +27,16 @@ def write_report(results: Results, path: Path, derived: Derived | None = None) -
     with writing(path) as temporary:
         temporary.write_bytes(content.encode("utf-8"))
     return path
+
+
+def write_document(results: Results, path: Path) -> None:
+    """Write the JSON document to ``path``, whatever its name, whole or not at all.
+
+    Raises OutputError where it cannot be written.
+    """
+    content = _json(results, derive(results))
+    with writing(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
 
 
 def report_suffix(path: Path) -> str:

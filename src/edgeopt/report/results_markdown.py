@@ -31,7 +31,10 @@ def _lines(document: Document) -> Iterator[str]:
     for table in tables(document):
         yield from _table(table)
     failures = [f"{s.name}: {s.failure}" for s in results.subjects if s.failure]
-    missing = [f"{u.metric} {u.subject}".strip() + f": {u.reason}" for u in results.unavailable]
+    missing = [
+        f"{metric}{' of ' + ', '.join(of) if of else ''}: {reason}"
+        for metric, of, reason in document.missing()
+    ]
     for title, said in (
         ("Failed", failures),
         ("Warnings", document.warnings()),

@@ -110,8 +110,8 @@ def _conditions(document: Document, console: Console) -> None:
 def _notes(document: Document, console: Console, gap: bool) -> None:
     results = document.results
     missing = [
-        f"{u.metric}{f' of {u.subject}' if u.subject else ''}: unavailable, {u.reason}"
-        for u in results.unavailable
+        f"{metric}{' of ' + ', '.join(of) if of else ''}: unavailable, {reason}"
+        for metric, of, reason in document.missing()
     ]
     failures = [f"{s.name}: {s.failure}" for s in results.subjects if s.failure]
     for label, style, said in (

@@ -14,7 +14,7 @@ from typing import Any
 from edgeopt.core import METRICS
 from edgeopt.report.document import Document, conditions_words
 from edgeopt.report.headline import quality_number
-from edgeopt.report.numbers import Number, Phrase, Said, count, exactly, pointer, rate
+from edgeopt.report.numbers import Number, Phrase, Said, count, exactly, number, pointer, rate
 
 __all__ = ["Column", "Table", "tables"]
 
@@ -55,6 +55,7 @@ _SPARE = {"memory.pss": 4, "memory.other": 3, "memory.baseline": 2, "import": 1}
 
 _CHANGE = Column("change", words=True)
 _NONE: Phrase = ()
+_BASE: Phrase = ("baseline",)
 
 
 def tables(document: Document) -> tuple[Table, ...]:
@@ -69,7 +70,8 @@ def _shown(part: Number | None) -> Phrase:
 
 def _pruned(table: Table) -> Table:
     """Without the columns that no row has anything in."""
-    keep = [i for i in range(len(table.columns)) if i == 0 or any(r[i] for r in table.rows)]
+    says = [any(r[i] not in (_NONE, _BASE) for r in table.rows) for i in range(len(table.columns))]
+    keep = [i for i in range(len(table.columns)) if i == 0 or says[i]]
     return Table(
         table.section,
         table.title,
@@ -81,8 +83,8 @@ def _pruned(table: Table) -> Table:
 
 
 def _change(document: Document, subject: str, metric: str, statistic: str, pairing: Any) -> Phrase:
-    if subject == document.results.baseline:
-        return ("baseline",) if document.others else _NONE
+    if subject == document.baseline:
+        return _BASE
     found = document.contrast(subject, metric, statistic, pairing)
     return _NONE if found is None else document.change(found[0])
 
@@ -134,6 +136,7 @@ def _latency(document: Document) -> Iterator[Table]:
                     document.interval(index, "p50"),
                     *(_shown(document.figure(index, p)) for p in ("p90", "p95", "p99")),
                     _NONE if speed is None else rate(speed),
+                    _noise(document, index),
                     _change(document, name, "latency", "p50", pairing),
                     document.bounds(compared[0]) if compared else _NONE,
                 )
@@ -146,6 +149,7 @@ def _latency(document: Document) -> Iterator[Table]:
             Column("p95", spare=3),
             Column("p99", spare=1),
             Column(*_RATES[statistic]),
+            Column("noise", spare=6),
             _CHANGE,
             Column("change's 95% interval", spare=5, under=True),
         )
@@ -157,11 +161,27 @@ def _latency(document: Document) -> Iterator[Table]:
         yield _pruned(Table("latency", title, pairing, columns, tuple(rows), how))
 
 
+def _noise(document: Document, index: int) -> Phrase:
+    """The spread that repeating would show, as a percentage."""
+    noise = document.derived.rows[index].noise
+    if noise is None:
+        return _NONE
+    return (number(noise, pointer("derived", "rows", index, "noise"), "", "percent"),)
+
+
 def _medians(
-    document: Document, section: str, title: str, metrics: Sequence[str], note: str, compared: str
+    document: Document,
+    section: str,
+    title: str,
+    metrics: Sequence[str],
+    note: str,
+    comparable: Sequence[str],
 ) -> Iterator[Table]:
-    """Medians of several metrics side by side, one table for each set of conditions."""
+    """Medians of several metrics side by side, one table for each set of conditions; the first of
+    the ``comparable`` that was taken in them is compared."""
     for pairing in document.pairings(*metrics):
+        taken = [m for m in comparable if any(document.row(n, m, pairing) for n in document.names)]
+        compared = next(iter(taken), comparable[0])
         rows = []
         for name in document.names:
             cells = []
@@ -182,20 +202,20 @@ def _medians(
 def _loading(document: Document) -> Iterator[Table]:
     metrics = ("import", "load.cold", "load.warm", "first")
     note = "; ".join(f"{METRICS[m].title}: {METRICS[m].how}" for m in metrics)
-    compared = "load.cold" if document.pairings("load.cold") else "load.warm"
-    yield from _medians(document, "loading", "Until the first answer", metrics, note, compared)
+    comparable = ("load.cold", "load.warm", "first")
+    yield from _medians(document, "loading", "Until the first answer", metrics, note, comparable)
 
 
 def _memory(document: Document) -> Iterator[Table]:
     metrics = tuple(m for m in METRICS if m.startswith("memory."))
     order = ("memory.peak", *(m for m in metrics if m != "memory.peak"))
     note = "; ".join(f"{METRICS[m].title}: {METRICS[m].how}" for m in order)
-    yield from _medians(document, "memory", "Memory", order, note, "memory.peak")
+    yield from _medians(document, "memory", "Memory", order, note, ("memory.peak",))
 
 
 def _energy(document: Document) -> Iterator[Table]:
     note = METRICS["energy"].how
-    yield from _medians(document, "energy", "Energy", ("energy",), note, "energy")
+    yield from _medians(document, "energy", "Energy", ("energy",), note, ("energy",))
 
 
 #: Signal to noise where there is no noise, and where there is no signal.

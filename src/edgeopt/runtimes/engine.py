@@ -11,13 +11,13 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from numpy.typing import NDArray
 
 from edgeopt.errors import UsageError
 
-__all__ = ["ENGINES", "Case", "Engine", "Feed", "make_engine"]
+__all__ = ["ENGINES", "Answering", "Case", "Engine", "Feed", "make_engine"]
 
 Feed: TypeAlias = Mapping[str, NDArray[Any]]
 
@@ -67,6 +67,14 @@ class Engine(Protocol):
     def info(self) -> dict[str, Any]:
         """What the runtime did, JSON-ready: providers, nodes that fell back to the CPU,
         mapping, repacking, versions. After :meth:`run`."""
+
+
+@runtime_checkable
+class Answering(Engine, Protocol):
+    """An engine of a model that takes arrays and gives arrays: onnxruntime, torch."""
+
+    def answer(self, feed: Feed) -> dict[str, NDArray[Any]]:
+        """Every output by name, in memory of the host, for one feed. After :meth:`load`."""
 
 
 #: Where the engine of each runtime is. One file a runtime; a class that takes the Case.

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from numpy.typing import NDArray
+
 from edgeopt.errors import UsageError
 from edgeopt.runtimes.engine import Case, Feed
 from edgeopt.runtimes.onnxruntime import Session, preload
@@ -57,6 +59,10 @@ class OnnxRuntimeEngine:
     def run(self) -> None:
         assert self._infer is not None, "prepare() comes first"
         self._infer()
+
+    def answer(self, feed: Feed) -> dict[str, NDArray[Any]]:
+        """Every output by name, in memory of the host."""
+        return self.session.run(self.session.fit(feed))
 
     def info(self) -> dict[str, Any]:
         """Versions, the providers taken, which nodes stayed on the CPU, which files are mapped.

@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
+
 from edgeopt.errors import MissingExtraError, SourceError, UsageError, WorkerError
 from edgeopt.runtimes.engine import Case, Feed
 from edgeopt.runtimes.reasons import attempt, one_line
@@ -114,6 +116,29 @@ class TorchEngine:
         _, error = attempt(self._infer)
         if error is not None:
             raise WorkerError(f"{self._case.path}: fails while running: {one_line(error)}")
+
+    def answer(self, feed: Feed) -> dict[str, NDArray[Any]]:
+        """Every output by name (``output`` where it has none), in memory of the host. What numpy
+        has no dtype for comes as float32."""
+        from edgeopt.runtimes.torch_outputs import flatten
+
+        call = self.callee.bound(feed, self._case.device)
+
+        def run() -> dict[str, NDArray[Any]]:
+            with self._torch.inference_mode():
+                return {name: self._array(tensor) for name, tensor in flatten(call())}
+
+        found, error = attempt(run)
+        if error is not None or found is None:
+            reason = one_line(error) if error is not None else "no output"
+            raise WorkerError(f"{self._case.path}: fails while running: {reason}")
+        return found
+
+    def _array(self, tensor: Any) -> NDArray[Any]:
+        if tensor.is_floating_point() and tensor.dtype.itemsize < 4:
+            tensor = tensor.float()
+        array: NDArray[Any] = tensor.cpu().numpy()
+        return array
 
     def info(self) -> dict[str, Any]:
         """torch's build and choices, who read the weights, their dtypes, which files are mapped.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Any
 
 from edgeopt.core import Layer, Measurement, Progress, Results, Source, Subject
 from edgeopt.errors import UsageError
-from edgeopt.files.atomic import checked_output, writing
+from edgeopt.files.atomic import checked_output
 from edgeopt.files.open import open_source
 from edgeopt.measure.bench import Bench, BenchSettings, Trial
-from edgeopt.numerics.derive import derive
+from edgeopt.report.results_files import write_document
 from edgeopt.verbs.bench_place import place
 from edgeopt.verbs.bench_trials import RUNTIMES, Asked, names_of, runtime_of, trials_of
 
-__all__ = ["bench", "save_results"]
+__all__ = ["bench"]
 
 #: Fewer processes than this cannot tell one process's luck from the artifact's time.
 _FEWEST_PROCESSES = 5
@@ -106,7 +105,7 @@ def bench(
 
         def so_far(found: Bench) -> None:
             if out is not None:
-                save_results(document.results(found, digests), out)
+                write_document(document.results(found, digests), Path(out))
 
         found = machine.run(trials, settings, progress=progress, on_round=so_far)
     for name, source in _zip(names, sources):
@@ -116,16 +115,6 @@ def bench(
         digests[name] = source.sha256()
     so_far(found)
     return document.results(found, digests)
-
-
-def save_results(results: Results, path: str | Path) -> None:
-    """Write the document with what it derives; whole or not at all.
-
-    Raises OutputError where it cannot be written.
-    """
-    text = json.dumps({**results.to_json(), "derived": derive(results).to_json()}, indent=1)
-    with writing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _described(source: Source) -> tuple[Source, tuple[Layer, ...]]:

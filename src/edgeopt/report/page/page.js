@@ -14,10 +14,10 @@ const place = (event) => {
 };
 for (const kind of ["pointermove", "pointerdown"]) document.addEventListener(kind, place);
 document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
-// Print what is folded away, and fold it again.
-let folded = [];
-addEventListener("beforeprint", () => {
-  folded = [...document.querySelectorAll("details:not([open])")];
-  for (const part of folded) part.open = true;
-});
-addEventListener("afterprint", () => { for (const part of folded) part.open = false; });
+// A table that is wider than its frame can be scrolled with the keyboard.
+for (const frame of document.querySelectorAll(".table")) {
+  if (frame.scrollWidth <= frame.clientWidth) continue;
+  frame.tabIndex = 0;
+  frame.setAttribute("role", "region");
+  frame.setAttribute("aria-label", frame.dataset.name);
+}

@@ -79,9 +79,7 @@ def table(document: Document, content: Table, name: Named, said: bool = True) ->
             role="table",
         ),
         class_="table",
-        role="region",
-        tabindex="0",
-        aria_label=printable(f"Table: {content.heading}"),
+        data_name=printable(f"Table: {content.heading}"),
     )
 
 

@@ -33,15 +33,18 @@ def results_page(results: Results, derived: Derived) -> str:
     """
     vl_convert()
     document = Document(results, derived)
-    name = named(subject_inks(document.names, results.baseline))
+    name = named(subject_inks(document.names, document.baseline))
     parts = sections(document, name)
     head = _head(document)
-    before = join([_header(document, name), _contents(parts), _main(parts)])
-    room = PAGE_LIMIT - len(head.encode()) - len(before.encode()) - 8_000
+    before = [_header(document, name), _contents(parts)]
+    shown = _sections(parts)
+    taken = len(join([head, before, shown]).encode())
+    raw = _document(document, PAGE_LIMIT - taken - 12_000)
+    main = el("main", shown, raw, id="main", tabindex="-1")
     body = el(
         "body",
         el("a", "Skip to the report", class_="skip", href="#main"),
-        el("div", before, _document(document, room), _footer(document), class_="page"),
+        el("div", before, main, _footer(document), class_="page"),
         el("div", id="tip", hidden=True, aria_hidden="true"),
         el("script", Html(_asset("page.js"))),
     )
@@ -150,8 +153,8 @@ def _contents(parts: Sequence[Section]) -> Html:
     return el("nav", el("ul", links), aria_label="Sections")
 
 
-def _main(parts: Sequence[Section]) -> Html:
-    shown = [
+def _sections(parts: Sequence[Section]) -> Html:
+    return join(
         el(
             "section",
             el("h2", part.title, id=f"{part.anchor}-title"),
@@ -160,8 +163,7 @@ def _main(parts: Sequence[Section]) -> Html:
             aria_labelledby=f"{part.anchor}-title",
         )
         for part in parts
-    ]
-    return el("main", shown, id="main", tabindex="-1")
+    )
 
 
 # ---------------------------------------------------------------------------------------------

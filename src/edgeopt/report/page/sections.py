@@ -91,7 +91,7 @@ def _glance(document: Document, name: Named) -> Html:
 
 def _card(document: Document, place: int, name: Named) -> Html:
     subject = document.results.subjects[place]
-    base = subject.name == document.results.baseline and bool(document.others)
+    base = subject.name == document.baseline and bool(document.others)
     pairing = compared_in(document)
     found = document.row(subject.name, "latency", pairing) if pairing else None
     rate = found is not None and "tokens_per_s" in found[1].figures
@@ -130,7 +130,7 @@ def _empty(title: str) -> Html:
 
 
 def _answers(document: Document, name: str) -> Html:
-    if name == document.results.baseline or not document.results.fidelity:
+    if name == document.baseline or not document.results.fidelity:
         return join("")
     _, said = closeness(document, name)
     if not said:
@@ -148,16 +148,8 @@ def _mind(document: Document) -> Html:
     minded: list[Html] = [join(Said(w)) for w in document.warnings()]
     advice = [join(Said(a)) for a in document.advice()]
     missing = [
-        join(
-            [
-                _metric(u.metric),
-                " of " if u.subject else "",
-                Said(u.subject) if u.subject else "",
-                ": ",
-                Said(u.reason),
-            ]
-        )
-        for u in document.results.unavailable
+        join([_metric(metric), [" of ", Said(", ".join(of))] if of else "", ": ", Said(reason)])
+        for metric, of, reason in document.missing()
     ]
     blocks = []
     for anchor, title, said, kind in (

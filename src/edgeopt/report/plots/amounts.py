@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ _LATENCY = (Entry("95% interval", "ink", "dash"), Entry("p90 and p99", "muted", 
 
 def sizes(document: Document) -> Iterator[Chart]:
     """A bar of each artifact's bytes."""
-    inks = subject_inks(document.names, document.results.baseline)
+    inks = subject_inks(document.names, document.baseline)
     rows = []
     for name in document.names[:MOST_SUBJECTS]:
         found = document.row(name, "file")
@@ -54,13 +55,31 @@ def latency(document: Document) -> Iterator[Chart]:
             yield _chart(f"tokens-{kind}", title, rows, "", entries=_LATENCY[:1])
         elif rows:
             title = "Latency, p50 (shorter is better)"
-            yield _chart("latency", title, rows, "s", entries=_LATENCY)
+            near, said = _without_far_tails(rows)
+            yield _chart("latency", title, near, "s", entries=_LATENCY, caption=said)
 
+
+#: A tail further out than so many times the longest bar would leave no room for the bars.
+_TAIL = 1.5
+
+
+def _without_far_tails(rows: Sequence[Bar]) -> tuple[list[Bar], str]:
+    """The bars without the tails that lie too far out, and a word about those."""
+    ends = [part.number.value for row in rows for part in row.parts]
+    longest = max(*ends, *(row.high.value for row in rows if row.high is not None), 0.0)
+    near = [
+        dataclasses.replace(
+            row, ticks=tuple(t for t in row.ticks if t.number.value <= _TAIL * longest)
+        )
+        for row in rows
+    ]
+    left_out = sum(len(row.ticks) for row in rows) > sum(len(row.ticks) for row in near)
+    return near, "tails far beyond the bars are only in the table" if left_out else ""
 
 
 def _speeds(document: Document, pairing: tuple[Any, ...]) -> tuple[list[Bar], str]:
     """The bars of one set of conditions, its words over the first of them; and what they show."""
-    inks = subject_inks(document.names, document.results.baseline)
+    inks = subject_inks(document.names, document.baseline)
     rows: list[Bar] = []
     statistic = "p50"
     for name in document.names[:MOST_SUBJECTS]:
@@ -180,7 +199,7 @@ def _change(
 ) -> tuple[Phrase, str]:
     """What changed, and the ink to say it in."""
     found = document.contrast(name, metric, statistic, pairing)
-    if name == document.results.baseline or found is None:
+    if name == document.baseline or found is None:
         return (), "muted"
     index, contrast = found
     tone = {"better": "good", "worse": "bad"}.get(contrast.verdict, "muted")

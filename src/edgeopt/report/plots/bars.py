@@ -161,7 +161,8 @@ def _stretches(
                 }
             )
             start = end
-    bar = {"type": "rect", "cornerRadius": 2}
+    # a thread of paper between the parts of a bar
+    bar = {"type": "rect", "cornerRadius": 2, "stroke": INKS["paper"][0], "strokeWidth": 1}
     ends = {"x": scale.x("start"), "x2": {"field": "end"}, "y": placed("y"), "y2": {"field": "y2"}}
     return [layer(values, bar, **ends, color=inked(), description=MARK)]
 

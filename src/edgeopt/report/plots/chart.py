@@ -1,11 +1,11 @@
 """What every chart is made of: its colours, its two widths, its marks, and how it is drawn.
 
 A chart is described in Vega-Lite and drawn to static SVG by vl-convert, without a browser: it
-needs no script, prints, and scales. The description is written as Vega-Lite's own mappings; Altair,
-which writes the same ones, takes ten times as long to do so as drawing takes. It is drawn twice for
-a page, because a chart made for a desk has letters too small for a phone. Colours are written as
-the light scheme's; a page replaces each by the CSS variable of its name (:data:`INKS`), and has a
-dark scheme too.
+needs no script, prints, and scales. The description is written as Vega-Lite's own mappings;
+building them with Altair takes several times as long as drawing them. It is drawn twice for a page,
+because a chart made for a desk has letters too small for a phone. Colours are written as the light
+scheme's; a page replaces each by the CSS variable of its name (:data:`INKS`), and has a dark scheme
+too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from edgeopt.errors import MissingExtraError
-from edgeopt.report.numbers import Number, scale_of
+from edgeopt.report.numbers import Number, scale_of, shorten
 
 __all__ = [
     "BOLD",
@@ -62,11 +62,11 @@ INKS: Mapping[str, tuple[str, str]] = {
     "s4": ("#8a3fc0", "#c690f5"),
     "s5": ("#bf2f6b", "#ff86b3"),
     "s6": ("#71701b", "#c9c75a"),
-    "k1": ("#8d97a4", "#7c8794"),
-    "k2": ("#b9c2cc", "#525c68"),
+    "k1": ("#7d8793", "#8792a0"),
+    "k2": ("#2f8a8f", "#4fb3b8"),
     "k3": ("#3a78d6", "#5b95f0"),
-    "k4": ("#d4740f", "#f0913a"),
-    "k5": ("#3c9a7e", "#4fc7a2"),
+    "k4": ("#c96a0a", "#f0913a"),
+    "k5": ("#8b5cc7", "#b48cf0"),
 }
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -166,9 +166,11 @@ def _legend(entries: Sequence[Entry], width: float, left: float) -> tuple[list[A
     Ours rather than Vega's, because that one does not break its lines.
     """
     x, line = left, 0
-    symbols, words = [], []
+    symbols: list[dict[str, Any]] = []
+    words: list[dict[str, Any]] = []
     for entry in entries:
-        long = LETTER * len(entry.words) + 36
+        text = shorten(entry.words, int((width - 24) / LETTER))
+        long = LETTER * len(text) + 36
         if x > left and x + long > left + width:
             x, line = left, line + 1
         ink = INKS[entry.ink][0]
@@ -176,7 +178,7 @@ def _legend(entries: Sequence[Entry], width: float, left: float) -> tuple[list[A
         symbols.append(
             {"x": x + 7, "line": line, "ink": ink, "fill": filled, "shape": _SHAPES[entry.shape]}
         )
-        words.append({"x": x + 20, "line": line, "text": entry.words})
+        words.append({"x": x + 20, "line": line, "text": text})
         x += long
     if not entries:
         return [], 0.0
@@ -185,11 +187,11 @@ def _legend(entries: Sequence[Entry], width: float, left: float) -> tuple[list[A
         value["y"] = value["line"] * _LINE + 10 - above
     place = {"x": placed("x"), "y": placed("y")}
     point = {"type": "point", "size": 100, "opacity": 1, "strokeWidth": 2, "aria": False}
-    text = {"type": "text", "align": "left", "baseline": "middle", "aria": False}
+    letters = {"type": "text", "align": "left", "baseline": "middle", "aria": False}
     shape = {"field": "shape", "type": "nominal", "scale": None, "legend": None}
     return [
         layer(symbols, point, **place, stroke=inked(), fill=inked("fill"), shape=shape),
-        layer(words, text, **place, text=TEXT),
+        layer(words, letters, **place, text=TEXT),
     ], above
 
 

@@ -45,6 +45,9 @@ _MOST_PROCESSES = 12
 #: Percentiles that the axis names.
 _NAMED = (0.0, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999)
 
+#: Beyond so many times the least median the axis is logarithmic.
+_FAR = 8.0
+
 _POINTS = 60
 
 
@@ -98,8 +101,8 @@ def _on(field: str, end: float, axis: dict[str, Any]) -> dict[str, Any]:
 def _chart(
     document: Document, measured: Sequence[Measurement], pairing: tuple[Any, ...], place: int
 ) -> Chart:
-    inks = subject_inks(document.names, document.results.baseline)
-    lines = []
+    inks = subject_inks(document.names, document.baseline)
+    lines: list[dict[str, Any]] = []
     for m in measured:
         processes = [v for v in map(_finite, m.values[:_MOST_PROCESSES]) if v.size]
         for i, values in enumerate((*processes, _pooled(m))):
@@ -108,6 +111,10 @@ def _chart(
             lines += [{**point, **about, "whole": whole} for point in _line(values)]
     right = max(_nines(_last(_pooled(m).size)) for m in measured)
     top = max(point["time"] for point in lines)
+    low = min(point["time"] for point in lines)
+    middle = min(float(np.median(_pooled(m))) for m in measured)
+    # a tail far above the middle would press everything else flat
+    logarithmic = low > 0 and top > _FAR * middle
     named = [share for share in _NAMED if _nines(share) <= right + 1e-9]
 
     def draw(width: int, marks: Marks) -> dict[str, Any]:
@@ -120,11 +127,13 @@ def _chart(
                 "labelExpr": "format((1 - pow(10, -datum.value)) * 100, '.4~r') + '%'",
                 "grid": True,
             },
-            axis_format(top, "s", "latency"),
+            axis_format(top, "s", "latency (logarithmic)" if logarithmic else "latency"),
         )
+        scale = {"type": "log", "domain": [low * 0.9, top * 1.1], "nice": False}
+        upward = _on("time", top * 1.04, y)
         channels = {
             "x": _on("place", right, x),
-            "y": _on("time", top * 1.04, y),
+            "y": {**upward, "scale": scale} if logarithmic else upward,
             "color": inked(),
             "detail": {"field": "line", "type": "nominal"},
         }
@@ -140,8 +149,8 @@ def _chart(
     said = []
     for m in measured:
         pooled = _pooled(m)
-        middle, last = (quantity(float(np.quantile(pooled, q)), "s") for q in (0.5, 1.0))
-        said.append(f"{m.subject}: p50 {middle}, longest {last}, of {pooled.size:,} samples")
+        half, last = (quantity(float(np.quantile(pooled, q)), "s") for q in (0.5, 1.0))
+        said.append(f"{m.subject}: p50 {half}, longest {last}, of {pooled.size:,} samples")
     return Chart(
         f"distribution-{place + 1}",
         "Latency at every percentile",

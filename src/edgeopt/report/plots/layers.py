@@ -32,23 +32,26 @@ __all__ = ["errors", "layers"]
 _MOST_TENSORS = 10
 _MOST_SUBJECTS = 4
 
+#: Tensors with less than this share of the largest one's bytes would be bars that nobody sees.
+_LEAST_SHARE = 0.002
+
 #: Tensors of which an error is drawn, of all artifacts together.
 _MOST_POINTS = 500
 
 
 def layers(document: Document) -> Iterator[Chart]:
     """Bars of the largest tensors of each artifact, a line at the baseline's bytes."""
-    inks = subject_inks(document.names, document.results.baseline)
+    inks = subject_inks(document.names, document.baseline)
     base = {
         tensor.name: (tensor, i, j)
         for i, s in enumerate(document.results.subjects)
-        if s.name == document.results.baseline
+        if s.name == document.baseline
         for j, tensor in enumerate(s.layers)
     }
     drawn = [
         (place, subject)
         for place, subject in enumerate(document.results.subjects)
-        if subject.layers and (subject.name != document.results.baseline or not document.others)
+        if subject.layers and (subject.name != document.baseline or not document.others)
     ]
     for place, subject in drawn[:_MOST_SUBJECTS]:
         yield _largest(subject, place, inks[subject.name], base)
@@ -58,8 +61,9 @@ def _largest(
     subject: Subject, place: int, ink: str, base: dict[str, tuple[Layer, int, int]]
 ) -> Chart:
     order = sorted(range(len(subject.layers)), key=lambda i: -subject.layers[i].nbytes)
+    least = _LEAST_SHARE * subject.layers[order[0]].nbytes
     rows = []
-    for i in order[:_MOST_TENSORS]:
+    for i in (i for i in order[:_MOST_TENSORS] if subject.layers[i].nbytes >= least):
         tensor = subject.layers[i]
         shown = nbytes(tensor, place, i)
         tip = f"{tensor.name}: {tensor.dtype}, {shown.text}"
@@ -106,7 +110,7 @@ def sqnr(layer: Layer, subject: int, place: int) -> Number | None:
 
 def errors(document: Document) -> Iterator[Chart]:
     """The error of every tensor, in the order of the file: lower is further from the baseline."""
-    inks = subject_inks(document.names, document.results.baseline)
+    inks = subject_inks(document.names, document.baseline)
     values: list[dict[str, Any]] = []
     said: list[str] = []
     shown: dict[str, str] = {}

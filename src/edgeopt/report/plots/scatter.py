@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeopt.report.document import Document
-from edgeopt.report.numbers import plain, shorten
+from edgeopt.report.numbers import Number, plain, shorten
 from edgeopt.report.pareto import Point, compared_in, points
 from edgeopt.report.plots.chart import (
     BOLD,
@@ -46,7 +46,7 @@ def scatter(document: Document) -> Iterator[Chart]:
     found = points(document)
     if len(found) < 2:
         return
-    inks = subject_inks(document.names, document.results.baseline)
+    inks = subject_inks(document.names, document.baseline)
     pairing = compared_in(document)
 
     def draw(width: int, marks: Marks) -> dict[str, Any]:
@@ -115,9 +115,8 @@ def _drawn(
         description=MARK,
     )
     named = found if len(found) <= _MOST_LABELS else [p for p in found if p.front]
-    details = [_detail(p) if width > 500 else plain(p.words) for p in named]
-    labels = _labels(named, details, across, down, x_end, y_end)
-    layers = [dots, *_texts(named, details, labels, across)]
+    labels = _labels(named, across, down, x_end, y_end)
+    layers = [dots, *_texts(named, labels, across, marks)]
     return framed(layers, width, down, entries=_ENTRIES, left=LEFT, bottom=BOTTOM, top=TOP)
 
 
@@ -134,7 +133,6 @@ _ENTRIES = (
 
 def _labels(
     found: Sequence[Point],
-    details: Sequence[str],
     across: float,
     down: float,
     x_end: float,
@@ -145,9 +143,9 @@ def _labels(
     centres = [(p.size.value / x_end * across, (1 - p.latency.value / y_end) * down) for p in found]
     taken = [(x - 9, y - 9, x + 9, y + 9) for x, y in centres]
     labels: list[_Label] = []
-    for point, detail, (x, y) in zip(found, details, centres, strict=True):
+    for point, (x, y) in zip(found, centres, strict=True):
         name = shorten(point.name, _letters(across))
-        wide, high = max(BOLD * len(name), LETTER * len(detail)), 2 * _LINE
+        wide, high = max(BOLD * len(name), LETTER * len(plain(point.words))), 2 * _LINE
         places = [
             _Label("left", x + 13, y, (x + 13, y - high / 2, x + 13 + wide, y + high / 2)),
             _Label("right", x - 13, y, (x - 13 - wide, y - high / 2, x - 13, y + high / 2)),
@@ -190,32 +188,30 @@ def _cost(
 
 
 def _texts(
-    found: Sequence[Point], details: Sequence[str], labels: Sequence[_Label], across: float
+    found: Sequence[Point], labels: Sequence[_Label], across: float, marks: Marks
 ) -> list[Any]:
+    """A name and below it how close the artifact is."""
     layers = []
     # first as a broad stroke of the paper, which keeps the grid off the letters
-    under = {"stroke": INKS["paper"][0], "strokeWidth": 4, "strokeJoin": "round"}
-    for align, line in itertools.product(("left", "right", "center"), (0, 1)):
-        values = [
-            {
-                "x": label.x,
-                "y": label.y + (8 if line else -8),
-                "text": detail if line else shorten(p.name, _letters(across)),
-            }
-            for p, detail, label in zip(found, details, labels, strict=True)
-            if label.align == align
-        ]
+    under = {"stroke": INKS["paper"][0], "strokeWidth": 4, "strokeJoin": "round", "aria": False}
+    for align, second in itertools.product(("left", "right", "center"), (False, True)):
+        values = []
+        for p, label in zip(found, labels, strict=True):
+            name = plain(p.words) if second else shorten(p.name, _letters(across))
+            if label.align == align and name:
+                shown = next((part for part in p.words if isinstance(part, Number)), None)
+                mark = marks.add(name, shown if second else None)
+                y = label.y + (8 if second else -8)
+                values.append({"x": label.x, "y": y, "text": name, "mark": mark})
         text = {
             "type": "text",
             "align": align,
             "baseline": "middle",
-            "color": INKS["muted" if line else "ink"][0],
-            "fontWeight": 400 if line else 600,
-            "aria": False,
+            "color": INKS["muted" if second else "ink"][0],
+            "fontWeight": 400 if second else 600,
         }
-        layers += [
-            layer(values, {**text, **more}, x=placed("x"), y=placed("y"), text=TEXT)
-            for more in (under, {})
-            if values
-        ]
+        place = {"x": placed("x"), "y": placed("y"), "text": TEXT}
+        if values:
+            layers.append(layer(values, {**text, **under}, **place))
+            layers.append(layer(values, text, **place, description=MARK))
     return layers
