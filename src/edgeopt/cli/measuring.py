@@ -176,6 +176,7 @@ def bench(
 )
 @opt.text
 @_how
+@opt.on
 @opt.inputs
 @opt.loading
 @_other_machine
