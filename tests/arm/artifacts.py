@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from models import digits
 from numpy.typing import NDArray
 from tests.contract.plain_models import VOCABULARY, Mlp, TransformerClassifier
 from tests.graphs.nets import arrays
@@ -21,7 +22,6 @@ from tests.graphs.test_forms import product, quantize, table
 
 import edgeopt
 from edgeopt.graphs.forms import Placing
-from models import digits
 
 __all__ = ["FORMS", "MODELS", "Asked", "make_form", "make_model"]
 
