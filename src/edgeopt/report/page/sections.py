@@ -215,9 +215,11 @@ def _how(document: Document) -> Html:
 
 
 _STATISTICS = (
-    "Intervals are of 95% confidence, by hierarchical bootstrap over processes and blocks. A "
-    "difference is called significant only where its interval excludes no change and it is large "
-    "enough to matter; p90 is shown from 64 samples on, p95 from 128, p99 from 662."
+    "Intervals are of 95% confidence, by hierarchical bootstrap over processes. A change in p50 is "
+    "the ratio of turns that ran side by side, so it need not be the quotient of the two figures. "
+    "A change is called significant only where its interval leaves out no change at all (at 95% "
+    "confidence for p50, 99% for everything else) and it is large enough to matter. p90 is shown "
+    "from 64 samples on, p95 from 128, p99 from 662."
 )
 
 
