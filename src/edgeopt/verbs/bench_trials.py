@@ -15,7 +15,7 @@ from edgeopt.data.inputspec import parse_inputs
 from edgeopt.data.samples import Feed, Samples, load
 from edgeopt.data.synthetic import synthetic
 from edgeopt.errors import InputsError, UsageError
-from edgeopt.measure.bench import Trial
+from edgeopt.measure.trial import Trial
 from edgeopt.runtimes.engine import Case
 
 __all__ = [

@@ -1,11 +1,11 @@
 """What every chart is made of: its colours, its two widths, its marks, and how it is drawn.
 
 A chart is described in Vega-Lite and drawn to static SVG by vl-convert, without a browser: it
-needs no script, prints, and scales. The description is written as Vega-Lite's own mappings; Altair,
-which writes the same ones, takes ten times as long to do so as drawing takes. It is drawn twice for
-a page, because a chart made for a desk has letters too small for a phone. Colours are written as
-the light scheme's; a page replaces each by the CSS variable of its name (:data:`INKS`), and has a
-dark scheme too.
+needs no script, prints, and scales. The description is written as Vega-Lite's own mappings;
+building them with Altair takes several times as long as drawing them. It is drawn twice for a page,
+because a chart made for a desk has letters too small for a phone. Colours are written as the light
+scheme's; a page replaces each by the CSS variable of its name (:data:`INKS`), and has a dark scheme
+too.
 """
 
 from __future__ import annotations
