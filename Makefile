@@ -15,7 +15,7 @@ LLAMA := $(VENV)/.installed-llama
 SYSTEM := $(VENV)/.installed-system
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help demo test test-slow test-arm lint format bench clean
+.PHONY: help demo test test-slow test-arm lint format bench bench-hot bench-save clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,7 +25,8 @@ help:
 	@echo "make test-arm   run artifacts on emulated ARM CPUs (needs qemu-user-static)"
 	@echo "make lint       ruff, mypy --strict, import-linter"
 	@echo "make format     let ruff rewrite what it can"
-	@echo "make bench      benchmarks against peers; results go to benchmarks/results"
+	@echo "make bench      the hot paths against a saved baseline (bench-hot, a minute), then peers"
+	@echo "make bench-save save a new baseline of the hot paths"
 	@echo "make clean      remove everything that the commands above made, .venv included"
 
 # --- setting up ------------------------------------------------------------------------------
@@ -86,10 +87,23 @@ test-arm: $(MODELS)
 	@$(BIN)/python tests/arm/fetch_sysroot.py build/arm
 	$(ONE_THREAD) $(BIN)/python -m pytest tests/arm -m "$(ARM)" -rP -p no:cacheprovider --no-header
 
-bench: $(MODELS) $(LLAMA)
+# The hot paths against the saved baseline, then every comparison with a peer (an hour or more).
+bench: bench-hot $(MODELS) $(LLAMA)
 	$(BIN)/python -m benchmarks
 
+HOT := $(ONE_THREAD) $(BIN)/python -m pytest benchmarks/suites -q -p no:cacheprovider \
+  --benchmark-storage=benchmarks/baseline --benchmark-max-time=0.5 --benchmark-sort=name \
+  --benchmark-columns=min,median,rounds
+
+bench-hot: $(INSTALLED)
+	@mkdir -p build
+	$(HOT) --benchmark-compare --benchmark-json=build/bench-hot.json
+
+bench-save: $(INSTALLED)
+	rm -rf benchmarks/baseline
+	$(HOT) --benchmark-save=baseline
+
 clean:
-	rm -rf $(VENV) demo build/arm .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) demo build .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache \
 	  .hypothesis .import_linter_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -178,3 +178,48 @@ NEVER: Mapping[str, Callable[[np.random.Generator], Labelled]] = {
 def start_is_right(found: int | None, true: int, count: int) -> bool:
     """Within 5% of the series, or five samples, of where the steady state begins."""
     return found is not None and abs(found - true) <= max(5, 0.05 * count)
+
+
+# ---------------------------------------------------------------------------------------------
+# for verdicts: two subjects that take turns on one machine
+
+Rounds: TypeAlias = "list[list[float]]"
+
+
+def in_turns(
+    rng: np.random.Generator,
+    kind: str,
+    slowdown: float,
+    *,
+    processes: int = 5,
+    turns: int = 20,
+    samples: int = 20,
+) -> tuple[Rounds, Rounds, list[list[int]]]:
+    """Seconds of two subjects by process, the second ``slowdown`` times the first; blocks of both.
+
+    What the machine does falls on both sides of a turn; where a process's pages fell does not.
+    """
+    offsets = 0.015 if kind == "offsets" else 0.005
+    time = np.arange(processes * turns * 2).reshape(processes, turns, 2)
+    machine = np.ones(time.shape)
+    if kind == "drift":
+        machine = 1.0 + time / time.size
+    elif kind == "two speeds":
+        state = np.cumsum(rng.random(time.size) < 0.1) % 2
+        machine = 1.0 + 0.6 * state.reshape(time.shape)
+    elif kind == "bursts":
+        hit = rng.random(time.shape) < 0.15
+        machine[hit] *= rng.uniform(1.3, 5.0, int(hit.sum()))
+    # A turn's two halves are one side each, in alternating order: A B, B A.
+    machine[:, 1::2] = machine[:, 1::2, ::-1]
+    wobble = np.exp(0.02 * rng.normal(size=machine.shape))
+    level = np.exp(offsets * rng.normal(size=(processes, 1, 2)))
+    values = (machine * wobble * level)[..., None] * (
+        1 + 0.03 * rng.exponential(size=(*machine.shape, samples))
+    )
+    values[:, :, 1] *= slowdown
+    a, b = (values[:, :, side].reshape(processes, -1).tolist() for side in (0, 1))
+    return a, b, [[samples] * turns] * processes
+
+
+TURNS = ("calm", "drift", "bursts", "two speeds", "offsets")

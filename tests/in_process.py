@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from edgeopt.errors import WorkerError
 from edgeopt.graphs.capture import child, parent
 from edgeopt.measure import jobs, pair, process, worker
 from edgeopt.measure.child import rebuilt
@@ -69,7 +70,7 @@ def forked_capture(job: Path, room: Path, progress: Any) -> dict[str, Any]:
     _, status = os.waitpid(pid, 0)
     os.close(ours)
     if status:
-        raise errors.WorkerError(f"status {status}: {(room / 'stderr.txt').read_text()}")
+        raise WorkerError(f"status {status}: {(room / 'stderr.txt').read_text()}")
     answer: dict[str, Any] = json.loads((room / "result.json").read_text())
     return answer
 

@@ -40,12 +40,9 @@ class Cpu:
         """Run the guest's script; its stdout. AssertionError with its stderr where it fails."""
         root = self._root()
         python = next((FOLDER / "sysroot/usr/bin").glob("python3.*[0-9]"))
+        command = [emulator(), "-L", str(root), "-cpu", self.option]
         done = subprocess.run(
-            [
-                emulator(),
-                *("-L", str(root), "-cpu", self.option),
-                *(str(python), "-S", str(GUEST), *arguments),
-            ],
+            [*command, str(python), "-S", str(GUEST), *arguments],
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join([str(FOLDER / "site"), str(ROOT / "src")]),
@@ -83,7 +80,7 @@ class Cpu:
         )
 
 
-#: No dotprod (Raspberry Pi 3, and the Pi 4's A72 is the same in this); dotprod (Pi 5); i8mm, SVE.
+#: No dotprod (Raspberry Pi 3; the Pi 4's A72 has none either); dotprod (Pi 5); i8mm and SVE.
 #: With SME, numpy's own products are wrong under emulation, so it is off; vectors of 256 bits are
 #: what Neoverse V1 has, and wider ones take minutes to emulate.
 _A53 = Cpu("cortex-a53", "cortex-a53", 0xD03, _BASE, frozenset())

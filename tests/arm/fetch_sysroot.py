@@ -49,8 +49,8 @@ def emulator() -> str:
         if found:
             return found
     raise Missing(
-        "qemu-aarch64-static is not installed; on Debian or Ubuntu: "
-        "apt-get install qemu-user-static"
+        "qemu-aarch64-static is not installed; on Debian or Ubuntu:"
+        " apt-get install qemu-user-static"
     )
 
 
@@ -107,13 +107,8 @@ def _sysroot(folder: Path) -> str:
         raise Missing(f"apt finds no arm64 packages in this machine's sources (it said: {said})")
     python = version.group(1)
     packages = (f"python{python}-minimal", f"libpython{python}-stdlib", *_LIBRARIES)
-    _run(
-        [
-            *("apt-get", "-qq", "-y", "--download-only", "--no-install-recommends"),
-            *("install", *packages),
-        ],
-        env,
-    )
+    download = ["apt-get", "-qq", "-y", "--download-only", "--no-install-recommends", "install"]
+    _run([*download, *packages], env)
     sysroot = folder / "sysroot"
     for package in sorted((apt / "cache/archives").glob("*.deb")):
         _run(["dpkg-deb", "-x", str(package), str(sysroot)])

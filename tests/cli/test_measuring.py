@@ -70,6 +70,8 @@ def test_every_option_reaches_the_verb(run: Run, asked: dict[str, Any]) -> None:
         "trust_pickle": True,
         "out": "r.json",
         "on": None,
+        "baseline": None,
+        "other_machine": False,
         "remote_python": asked["remote_python"],
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeopt.core import METRICS
@@ -179,6 +179,7 @@ def fits(name: str) -> bool:
     return name == "" or not name.isspace()
 
 
+@settings(max_examples=40)
 @given(st.lists(st.lists(conditions(), min_size=1, max_size=3), min_size=1, max_size=3))
 def test_what_is_written_is_read_back(alternatives: list[list[Condition]]) -> None:
     expression = Expression("", tuple(map(tuple, alternatives)))

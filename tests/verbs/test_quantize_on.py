@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from tests import sshd
+from tests.in_process import no_processes
 from tests.verbs.small_onnx import mlp
 
 from edgeopt.core import Progress
 from edgeopt.errors import HostError, UsageError, WorkerError
-from edgeopt.measure.remote.jobs import RemoteJobs
+from edgeopt.measure import pair
 from edgeopt.verbs import graph_plan, proving
 from edgeopt.verbs.graph_base import needs_unsigned
 from edgeopt.verbs.quantize import make_plan, quantize
@@ -32,6 +33,7 @@ def there(running: sshd.Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[dic
     monkeypatch.setenv("EDGEOPT_SSH_OPTIONS", running.options)
     monkeypatch.setattr(graph_plan, "_CONTEST", 0.02)
     monkeypatch.setattr(proving, "_SECONDS", 0.02)
+    monkeypatch.setattr(pair, "_PROCESSES", 1)
     yield {"on": running.url, "remote_python": sys.executable}
     assert list(running.space.iterdir()) == []
 
@@ -61,11 +63,12 @@ def test_it_is_decided_and_proven_there(
 
 
 def test_the_other_machine_s_processor_decides(
-    there: dict[str, Any], source: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    no_processes(monkeypatch)
     old = {"machine": "x86_64", "features": ["avx2"]}
-    monkeypatch.setattr(RemoteJobs, "environment", lambda self, threads: old)
-    assert make_plan(source, **there).choice("weights") == "uint8"
+    monkeypatch.setattr(graph_plan, "machine", lambda on, threads: old)
+    assert make_plan(source).choice("weights") == "uint8"
 
 
 @pytest.mark.parametrize(

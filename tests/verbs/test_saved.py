@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from edgeopt.core import Fidelity, Layer, Measurement, Quality, Results, Subject
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.numerics.derive import derive
-from edgeopt.verbs.saved import Saved, is_saved, merge, open_saved
+from edgeopt.verbs.saved import Saved, against, is_saved, merge, open_saved
 
 HERE = {"cpu": "Xeon", "cores": 2, "onnxruntime": "1.32.0", "numpy": "2.4", "load_1min": 0.3}
 ONE = {"runtime": "onnxruntime", "device": "cpu", "threads": 1, "batch": 1, "seq": None}
@@ -205,3 +205,16 @@ def test_results_whose_baseline_is_gone(tmp_path: Path) -> None:
         open_saved(path)
     with pytest.raises(SourceError, match=r"missing.json: No such file"):
         open_saved(tmp_path / "missing.json")
+
+
+def test_fresh_results_against_a_saved_baseline(tmp_path: Path) -> None:
+    path = save(tmp_path / "old.json", document("fp32", "int8"))
+    merged = against(path, document("int8", "int4"))
+    assert [s.name for s in merged.subjects] == ["int8", "int8 (now)", "int4"]
+    assert merged.baseline == "int8"
+    assert merged.subjects[0].files == (("int8.onnx", 2000),)
+    assert [s.name for s in against(path, document("new")).subjects] == ["fp32", "new"]
+    assert against(f"{path}[int8]", document("new")).baseline == "int8"
+    with pytest.raises(UsageError, match="different machines"):
+        against(path, document("new", cpu="other"))
+    assert against(path, document("new", cpu="other"), other_machine=True).baseline == "fp32"

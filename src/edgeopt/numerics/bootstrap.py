@@ -31,8 +31,10 @@ __all__ = [
     "FEWEST_PROCESSES",
     "MEAN",
     "Resampled",
+    "chances",
     "ratio_of",
     "resample",
+    "resampled_mean",
     "student_t",
     "welch",
 ]
@@ -65,10 +67,10 @@ class Resampled:
         """The standard error, logarithmic where all draws are positive; None: too few processes."""
         if self.processes < FEWEST_PROCESSES:
             return None
-        _, chances = _draws(self.processes)
+        chance = chances(self.processes)
         values = np.log(self.draws) if self._logarithmic else self.draws
-        centre = float(chances @ values)
-        variance = float(chances @ np.square(values - centre))
+        centre = float(chance @ values)
+        variance = float(chance @ np.square(values - centre))
         return math.sqrt(variance * self.processes / (self.processes - 1))
 
     def interval(self, confidence: float = 0.95) -> Interval | None:
@@ -120,6 +122,19 @@ def resample(
     return found
 
 
+def resampled_mean(logs: Sequence[float], samples: int) -> Resampled:
+    """The geometric mean of one value a process, given as logarithms (``samples`` are behind them).
+
+    Raises ValueError on no values.
+    """
+    if not logs:
+        raise ValueError("no processes: a mean needs one or more")
+    values = np.asarray(logs, np.float64)
+    weights, _ = _draws(values.size)
+    draws: NDArray[np.float64] = np.exp(weights @ values / values.size)
+    return Resampled(float(np.exp(values.mean())), draws, values.size, samples)
+
+
 def ratio_of(subject: Resampled, base: Resampled) -> Resampled:
     """``subject / base`` of the same rounds of processes, draw by draw.
 
@@ -150,6 +165,11 @@ def welch(subject: Resampled, base: Resampled, confidence: float = 0.95) -> Inte
     reach = student_t(confidence, freedom) * math.sqrt(variance)
     samples = min(subject.samples, base.samples)
     return Interval(ratio, ratio * math.exp(-reach), ratio * math.exp(min(reach, 700)), samples)
+
+
+def chances(processes: int) -> NDArray[np.float64]:
+    """The chance of each draw of so many processes, in the order of :attr:`Resampled.draws`."""
+    return _draws(processes)[1]
 
 
 @lru_cache(maxsize=256)

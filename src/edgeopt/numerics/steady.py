@@ -65,9 +65,10 @@ def steady_start(samples: Sequence[float] | NDArray[np.float64]) -> int | None:
         near = np.abs(logs - np.median(logs)) <= SAME_LEVEL
         return int(np.argmax(near)) if near[1:].all() and series.size > 1 else None
     size = max(1, math.ceil(series.size / _BLOCKS))
-    edges = np.arange(0, series.size - size + 1, size)  # the last block takes what is left over
-    ends = np.append(edges[1:], series.size)
-    blocks = np.array([np.median(logs[a:b]) for a, b in zip(edges, ends, strict=True)])
+    edges = np.arange(0, series.size - size + 1, size)
+    blocks = np.median(logs[: len(edges) * size].reshape(-1, size), axis=1)
+    # The last block takes what is left over.
+    blocks[-1] = np.median(logs[edges[-1] :])
     if size < 5:  # blocks of one sample or two are no medians yet
         blocks = _smoothed(blocks, 5 // size | 1)
     noise = _noise(blocks)

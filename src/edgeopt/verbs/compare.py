@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgeopt.core import InputSpec, Progress, Results, Subject
+from edgeopt.core import InputSpec, Progress, Results, Source, Subject
 from edgeopt.errors import InputsError, OutputError, SourceError, UsageError
 from edgeopt.files.atomic import checked_output
 from edgeopt.files.open import open_source
 from edgeopt.llm.read import read_model
+from edgeopt.measure.tensor_errors import TensorError
 from edgeopt.report.results_files import write_document
 from edgeopt.runtimes.devices import resolve
 from edgeopt.runtimes.engine import Case
@@ -48,6 +49,13 @@ _ARRAYS = frozenset(name for name, room in _ANSWERS_TO.items() if room == "array
 _SHARED = ("device", "seq", "runtime", "model", "trust_pickle")
 
 _PERPLEXITY = "perplexity"
+
+#: Why an artifact that answers to this is not run on the task.
+_NEEDS: Mapping[str, str] = {
+    "arrays": "the baseline takes no arrays; compare files of one kind",
+    "texts": "of GGUF files it needs --text, and a GGUF file as the first",
+    "weights": "weights without code cannot be run; give --model package.module:callable",
+}
 
 #: What the artifacts of one call are called beside saved results.
 _NOW = "now"
@@ -145,69 +153,112 @@ def _measured(
     items: Sequence[str | Path], task: _Task, out: str | Path | None, progress: Progress | None
 ) -> Results:
     """The artifacts benchmarked in one run, and held against the first."""
-    asked = task.asked
     # Without their tensors: those hold maps of the files, and what is mapped cannot be evicted.
     sources = [replace(open_source(item), weights=(), extras=()) for item in items]
-    runtimes = [runtime_of(source, asked) for source in sources]
-    if task.text is not None and "llama.cpp" not in runtimes:
-        raise UsageError(f"--text {task.text}: is for GGUF files, and none is among the artifacts")
-    body = None if task.text is None else read_text(task.text, task.chunks, task.context)
-    inputs: tuple[InputSpec, ...] = ()
-    hints: Mapping[str, Any] = {}
-    options = dict(task.options)
-    if runtimes[0] in _ARRAYS:
-        described = next((source for source in sources if source.inputs), sources[0])
-        inputs, hints = specs_of(described, asked), hints_of(described)
-        if task.data is not None:
-            read_labelled(task.data, inputs)  # what does not fit is said before measuring
-            if described.inputs and not asked.inputs:
-                # Beside inputs there are targets in the data, which torch's files cannot tell.
-                options["inputs"] = tuple(map(str, inputs))
+    setting = _setting(sources, task)
+    options = {**task.options, **({"inputs": setting.given} if setting.given else {})}
     results = bench(items, data=task.data, out=out, progress=progress, **options)
     artifacts = [
-        _artifact(subject, path, asked)
-        for subject, path in zip(results.subjects, (s.path for s in sources), strict=True)
+        _artifact(subject, source.path, task)
+        for subject, source in zip(results.subjects, sources, strict=True)
     ]
     tensors = [tensors_of(artifact.source) for artifact in artifacts]
-    errors = [layer_errors(tensors[0], each, progress=progress) for each in tensors[1:]]
-    base, others = artifacts[0], artifacts[1:]
-    like = [base, *(a for a in others if _room(a) == _room(base) != "weights")]
-    parts: list[Likeness] = []
-    if _room(base) == "arrays":
-        parts.append(_answers(like, inputs, hints, task, progress))
-    elif _room(base) == "texts" and body is not None:
-        parts.append(_texts(like, body, task, progress))
-    else:
-        parts.append(_no_task(task, base))
-        like = [base]
-    for artifact, found in zip(others, errors, strict=True):
-        if artifact not in like:
-            parts.append(of_weights(artifact.name, found))
-            if len(like) > 1 or _room(base) == "arrays":
-                parts.append(_no_task(task, artifact))
-    likeness = together(parts)
-    layers = [tensors[0].layers] + [
-        with_errors(each.layers, known) for each, known in zip(tensors[1:], errors, strict=True)
-    ]
+    errors = {
+        artifact.name: layer_errors(tensors[0], each, progress=progress)
+        for artifact, each in zip(artifacts[1:], tensors[1:], strict=True)
+    }
+    found = _likeness(artifacts, errors, task, setting, progress)
     return replace(
         results,
         subjects=tuple(
-            replace(subject, layers=each)
-            for subject, each in zip(results.subjects, layers, strict=True)
+            replace(subject, layers=with_errors(each.layers, errors.get(subject.name, ())))
+            for subject, each in zip(results.subjects, tensors, strict=True)
         ),
-        fidelity=likeness.fidelity,
-        quality=tuple(likeness.quality),
-        unavailable=(*results.unavailable, *likeness.unavailable),
+        fidelity=found.fidelity,
+        quality=tuple(found.quality),
+        unavailable=(*results.unavailable, *found.unavailable),
     )
 
 
-def _artifact(subject: Subject, path: Path, asked: Asked) -> Artifact:
-    source = open_source(path)
+@dataclass(frozen=True)
+class _Setting:
+    """What the baseline is asked with: ``inputs`` and their ``hints``, or the ``body`` of a text.
+
+    ``given`` is what bench is told of the inputs where the data holds targets beside them.
+    """
+
+    inputs: tuple[InputSpec, ...] = ()
+    hints: Mapping[str, Any] = field(default_factory=dict)
+    body: bytes | None = None
+    given: tuple[str, ...] = ()
+
+
+def _setting(sources: Sequence[Source], task: _Task) -> _Setting:
+    """Raises for what cannot be honoured, before minutes of measuring."""
+    runtimes = [runtime_of(source, task.asked) for source in sources]
+    room = _ANSWERS_TO[runtimes[0]]
+    if task.text is not None and "llama.cpp" not in runtimes:
+        raise UsageError(f"--text {task.text}: is for GGUF files, and none is among the artifacts")
+    if task.metrics:
+        name = task.metrics[0].name
+        if room == "arrays" and task.data is None:
+            raise UsageError(f"--metric {name}: needs --data with labels; see --help")
+        if room == "weights":
+            raise UsageError(f"--metric {name}: {_NEEDS[room]}")
+        if room == "texts":
+            other = next((m.name for m in task.metrics if m.name != _PERPLEXITY), None)
+            if other is not None:
+                raise UsageError(f"--metric {other}: of GGUF files there is {_PERPLEXITY} alone")
+            if task.text is None:
+                raise UsageError(f"--metric {name}: of GGUF files it needs --text FILE")
+    body = None if task.text is None else read_text(task.text, task.chunks, task.context)
+    if room != "arrays":
+        return _Setting(body=body)
+    described = next((source for source in sources if source.inputs), sources[0])
+    inputs = specs_of(described, task.asked)
+    if task.data is not None:
+        read_labelled(task.data, inputs)
+    tell = task.data is not None and bool(described.inputs) and not task.asked.inputs
+    return _Setting(inputs, hints_of(described), body, tuple(map(str, inputs)) if tell else ())
+
+
+def _likeness(
+    artifacts: Sequence[Artifact],
+    errors: Mapping[str, Sequence[TensorError]],
+    task: _Task,
+    setting: _Setting,
+    progress: Progress | None,
+) -> Likeness:
+    """By answers or by texts, of those that the baseline's can be compared with so; of the others
+    by their weights."""
+    base = artifacts[0]
+    room = _room(base)
+    like = [artifact for artifact in artifacts if _room(artifact) == room]
+    parts: list[Likeness] = []
+    if room == "arrays":
+        parts.append(_answers(like, setting, task, progress))
+    elif room == "texts" and setting.body is not None:
+        parts.append(_texts(like, setting.body, task, progress))
+    else:
+        like = [base]
+    for artifact in artifacts:
+        if artifact not in like:
+            part = of_weights(artifact.name, errors[artifact.name])
+            for metric in task.metrics:
+                part.lacks(artifact.name, f"quality.{metric.name}", _NEEDS[_room(artifact)])
+            parts.append(part)
+    return together(parts)
+
+
+def _artifact(subject: Subject, path: Path, task: _Task) -> Artifact:
+    """Answers are compared on this machine, wherever the artifact was timed."""
+    source, asked = open_source(path), task.asked
+    here = task.options.get("on") is None
     case = Case(
         path=path.resolve(),
         files=tuple(file.resolve() for file in source.files),
         runtime=subject.runtime,
-        device=resolve(asked.device, subject.runtime),
+        device=resolve(asked.device if here else "cpu", subject.runtime),
         threads=asked.threads[0],
         options={"kind": source.kind, "model": asked.model, "trust_pickle": asked.trust_pickle},
     )
@@ -220,19 +271,15 @@ def _room(artifact: Artifact) -> str:
 
 
 def _answers(
-    artifacts: Sequence[Artifact],
-    inputs: Sequence[InputSpec],
-    hints: Mapping[str, Any],
-    task: _Task,
-    progress: Progress | None,
+    artifacts: Sequence[Artifact], setting: _Setting, task: _Task, progress: Progress | None
 ) -> Likeness:
     try:
         return of_answers(
             artifacts,
-            inputs,
+            setting.inputs,
             data=task.data,
             metrics=task.metrics,
-            hints=hints,
+            hints=setting.hints,
             progress=progress,
         )
     except (InputsError, OutputError) as error:
@@ -255,36 +302,19 @@ def _texts(
         except SourceError:  # an architecture that only llama.cpp knows
             continue
         context, embedder = fitting_context(model, context), embedder or is_embedder(model)
-    lost = Likeness()
-    for metric in task.metrics:
-        if metric.name != _PERPLEXITY or embedder:
-            what = "embeddings" if embedder else "next tokens, whose metric is perplexity"
-            lost.lacks("", f"quality.{metric.name}", f"GGUF files are compared by {what}")
     if embedder:
         found = of_embeddings(
             artifacts, body, chunks=task.chunks, context=context, progress=progress
         )
-    else:
-        found = of_texts(
-            artifacts,
-            body,
-            task.text.name,
-            chunks=task.chunks,
-            context=context,
-            perplexity=any(metric.name == _PERPLEXITY for metric in task.metrics),
-            progress=progress,
-        )
-    return together([lost, found])
-
-
-def _no_task(task: _Task, artifact: Artifact) -> Likeness:
-    """Task metrics of an artifact that is not run on the task."""
-    lost = Likeness()
-    needs = {
-        "texts": "of GGUF files it needs --text, and all of them to be GGUF",
-        "arrays": "the baseline takes no arrays",
-        "weights": "weights without code cannot be run; give --model package.module:callable",
-    }[_room(artifact)]
-    for metric in task.metrics:
-        lost.lacks(artifact.name, f"quality.{metric.name}", needs)
-    return lost
+        for metric in task.metrics:
+            found.lacks("", f"quality.{metric.name}", "embedders predict no next token")
+        return found
+    return of_texts(
+        artifacts,
+        body,
+        task.text.name,
+        chunks=task.chunks,
+        context=context,
+        perplexity=bool(task.metrics),
+        progress=progress,
+    )

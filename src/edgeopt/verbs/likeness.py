@@ -81,16 +81,14 @@ def of_answers(
 ) -> Likeness:
     """The first artifact's answers against all the others', on ``data`` or made-up ``inputs``.
 
-    An artifact that gives no answers (it does not load, its runtime dies) is named as unavailable
-    and the others are compared all the same. Raises InputsError where the data cannot be used.
+    ``metrics`` are taken of every artifact, and need ``data``. An artifact that gives no answers
+    (it does not load, its runtime dies) is named as unavailable and the others are compared all
+    the same. Raises InputsError where the data cannot be used.
     """
     found = Likeness()
     if data is None:
         made = synthetic(inputs, hints, count=_SYNTHETIC, seed=0)
         samples = Labelled(made.label, lambda: iter(made), {})
-        for metric in metrics:
-            found.lacks("", f"quality.{metric.name}", "a task metric needs labelled --data")
-        metrics = ()
     else:
         samples = read_labelled(data, inputs)
     with workplace(samples.feeds(None if metrics else _SAMPLES)) as place:

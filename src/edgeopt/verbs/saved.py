@@ -18,7 +18,7 @@ from edgeopt.files.reading import read_head
 from edgeopt.files.sniff import recognise
 from edgeopt.measure.environment import CONDITIONS, MACHINE, differences
 
-__all__ = ["Saved", "is_saved", "merge", "open_saved"]
+__all__ = ["Saved", "against", "is_saved", "merge", "open_saved"]
 
 #: Runtimes, and the versions in an environment that decide how fast each is.
 _VERSIONS: Mapping[str, str] = {
@@ -127,6 +127,21 @@ def merge(documents: Sequence[Saved], *, other_machine: bool = False) -> Results
         unavailable=tuple(dict.fromkeys(u for part in parts for u in part.unavailable)),
         warnings=tuple(dict.fromkeys([*(w for part in parts for w in part.warnings), *warnings])),
     )
+
+
+def against(baseline: str | Path, results: Results, *, other_machine: bool = False) -> Results:
+    """Fresh ``results`` compared with a saved document: ``bench --baseline``.
+
+    The baseline is the saved subject that was asked for (``R.json[NAME]``), the only one, the one
+    that is called as the first of the fresh ones, or the document's own baseline. Raises as
+    :func:`open_saved` and :func:`merge` do.
+    """
+    saved = open_saved(baseline)
+    names = [s.name for s in saved.results.subjects]
+    wanted = results.subjects[0].name
+    name = wanted if wanted in names else saved.results.baseline
+    only = dataclasses.replace(saved, results=_only(saved.results, name))
+    return merge([only, Saved("now", results)], other_machine=other_machine)
 
 
 def _split(item: str | Path) -> tuple[Path, str]:

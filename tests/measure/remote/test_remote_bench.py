@@ -35,7 +35,7 @@ def trial(path: Path, *files: Path, name: str = "", feed: object = None, **case:
     return Trial(name or path.stem, given, {"threads": 1}, feed)  # type: ignore[arg-type]
 
 
-def test_the_same_as_here(server: Server, tmp_path: Path) -> None:
+def test_the_same_as_here(host: Host, tmp_path: Path) -> None:
     one = write_mlp(tmp_path / "one.onnx", external=True)
     (tmp_path / "deep").mkdir()
     two = write_mlp(tmp_path / "deep" / "two.onnx")
@@ -44,14 +44,13 @@ def test_the_same_as_here(server: Server, tmp_path: Path) -> None:
     trials = [trial(one, tmp_path / "one.bin"), trial(two), trial(broken)]
     rounds: list[Bench] = []
     steps: list[str] = []
-    with connect(parse_target(server.url), python=sys.executable) as host:
-        assert RemoteBench(host).resolve("cpu", "onnxruntime") == "cpu"
-        there = RemoteBench(host).run(
-            trials,
-            QUICK,
-            progress=lambda step, part: steps.append(step),
-            on_round=rounds.append,
-        )
+    assert RemoteBench(host).resolve("cpu", "onnxruntime") == "cpu"
+    there = RemoteBench(host).run(
+        trials,
+        QUICK,
+        progress=lambda step, part: steps.append(step),
+        on_round=rounds.append,
+    )
     here = run_bench(trials, QUICK)
     assert [(m.subject, m.metric, m.unit, m.conditions) for m in there.measurements] == [
         (m.subject, m.metric, m.unit, m.conditions) for m in here.measurements
@@ -86,35 +85,32 @@ def _is_keeper(pid: int) -> bool:
     return b"-c" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
 
-def test_what_is_not_measured_elsewhere(server: Server, tmp_path: Path) -> None:
+def test_what_is_not_measured_elsewhere(host: Host, tmp_path: Path) -> None:
     path = write_mlp(tmp_path / "a.onnx")
     torch = Trial("a", Case(path=path, files=(path,), runtime="torch"), {})
     outside = trial(path, Path("/etc/hostname"))
     objects = trial(path, feed={"x": np.array([None])})
-    with connect(parse_target(server.url), python=sys.executable) as host:
-        with pytest.raises(UsageError, match="torch is not measured on another machine"):
-            RemoteBench(host).run([torch], QUICK)
-        with pytest.raises(Exception, match="not beside or below"):
-            RemoteBench(host).run([outside], QUICK)
-        with pytest.raises(InputsError, match="input x: not an array"):
-            RemoteBench(host).run([objects], QUICK)
+    with pytest.raises(UsageError, match="torch is not measured on another machine"):
+        RemoteBench(host).run([torch], QUICK)
+    with pytest.raises(Exception, match="not beside or below"):
+        RemoteBench(host).run([outside], QUICK)
+    with pytest.raises(InputsError, match="input x: not an array"):
+        RemoteBench(host).run([objects], QUICK)
 
 
-def test_a_device_that_is_not_there(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_not_there(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Host, *more: object) -> str:
         raise UsageError("no CUDA")
 
-    with connect(parse_target(server.url), python=sys.executable) as host:
-        monkeypatch.setattr(Host, "ask", refuse)
-        with pytest.raises(UsageError, match=r"--on ssh://.*: no CUDA"):
-            RemoteBench(host).resolve("cuda", "onnxruntime")
+    monkeypatch.setattr(Host, "ask", refuse)
+    with pytest.raises(UsageError, match=r"--on ssh://.*: no CUDA"):
+        RemoteBench(host).resolve("cuda", "onnxruntime")
 
 
-def test_no_runtime_there(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    with connect(parse_target(server.url), python=sys.executable) as host:
-        host.facts.packages["llama_cpp"] = None  # type: ignore[index]
-        with pytest.raises(HostError, match="pip install llama-cpp-python"):
-            RemoteBench(host).resolve("cpu", "llama.cpp")
+def test_no_runtime_there(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(host.facts.packages, "llama_cpp", None)  # type: ignore[misc]
+    with pytest.raises(HostError, match="pip install llama-cpp-python"):
+        RemoteBench(host).resolve("cpu", "llama.cpp")
 
 
 def test_by_the_command_line(
