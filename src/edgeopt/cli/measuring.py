@@ -160,7 +160,7 @@ def bench(
     compared with."""
     from edgeopt.verbs.bench import bench as run
 
-    check_reports(reports, charts, fail_if, artifacts)
+    check_reports(reports, charts, fail_if, artifacts, options["out"])
     with progress() as report:
         results = run(artifacts, progress=report, **options)
     show_results(results, as_json, reports, charts, chart_format, fail_if)

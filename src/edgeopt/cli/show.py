@@ -51,7 +51,11 @@ def show_proof(proof: Proof, as_json: bool) -> None:
 
 
 def check_reports(
-    reports: Sequence[str], charts: str | None, fail_if: Sequence[str], sources: Sequence[str]
+    reports: Sequence[str],
+    charts: str | None,
+    fail_if: Sequence[str],
+    sources: Sequence[str],
+    out: str | None = None,
 ) -> None:
     """What of the output can be known to fail before minutes of measuring."""
     if fail_if:
@@ -61,11 +65,15 @@ def check_reports(
     if not reports and charts is None:
         return
     from edgeopt.core.packages import is_installed
-    from edgeopt.errors import MissingExtraError, OutputError
+    from edgeopt.errors import MissingExtraError, OutputError, UsageError
     from edgeopt.files.atomic import checked_output
     from edgeopt.report.results_files import report_suffix
 
     drawn = charts is not None
+    written = [out, *reports] if out is not None else [*reports]
+    for i, path in enumerate(written):
+        if Path(path).resolve() in [Path(other).resolve() for other in written[:i]]:
+            raise UsageError(f"{path}: is to be written twice; give each report a name of its own")
     for report in reports:
         drawn |= report_suffix(Path(report)) == ".html"
         checked_output(report, [Path(source) for source in sources])

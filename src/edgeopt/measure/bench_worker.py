@@ -12,6 +12,7 @@ import dataclasses
 import gc
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +36,8 @@ _Command: TypeAlias = Mapping[str, Any]
 #: An inference that takes less than this part of a turn gets one before the turn that is not
 #: recorded: the first after a sleep meets the caches as another process has left them.
 _LEAD_IN = 0.1
+
+_PR_SET_PDEATHSIG = 1
 
 
 class BenchWorker:
@@ -172,8 +175,11 @@ def main(job: Path, commands: IO[bytes], pipe: IO[bytes]) -> None:
     document = json.loads(job.read_text(encoding="utf-8"))
     case = case_from_json(document["case"])
     with job.with_suffix(".mark").open("w", encoding="utf-8") as marks:
+        doing = "starting"
 
-        def mark(doing: str) -> None:
+        def mark(at: str) -> None:
+            nonlocal doing
+            doing = at
             # Read by the parent when native code takes this process down.
             marks.seek(0)
             marks.write(json.dumps([document["subject"], doing]))
@@ -192,7 +198,8 @@ def main(job: Path, commands: IO[bytes], pipe: IO[bytes]) -> None:
                 said = {"type": type(error).__name__, "message": str(error), "subject": ""}
                 answer = {"error": said}
             except MemoryError:
-                said = {"type": "WorkerError", "message": "out of memory", "subject": ""}
+                text = f"out of memory while {doing}; use smaller inputs, or a machine with more"
+                said = {"type": "WorkerError", "message": text, "subject": ""}
                 answer = {"error": said}
             pipe.write(json.dumps(answer).encode() + b"\n")
             pipe.flush()
@@ -208,12 +215,22 @@ def _feed(folder: Path, document: Mapping[str, Any]) -> Feed:
         return {name: stored[str(i)] for i, name in enumerate(document["names"])}
 
 
+def _end_with_parent() -> None:
+    """A parent that is killed closes our input, which nobody reads while a model runs: have the
+    kernel end us as well."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):  # only Linux has it
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _as_process() -> None:
     with contextlib.suppress(ImportError):  # Windows has no such limits
         import resource
 
         # A crash of native code is reported, and leaves no file of the model's size behind.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _end_with_parent()
     # The pipe is ours alone: what native code prints to standard output goes to the log.
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -66,12 +66,16 @@ class Runner:
                 f"no answer for {self._silence:g} s while {doing}; "
                 "try smaller inputs, or a longer --timeout"
             ) from None
-        if line is None:
+        try:
+            # Of an answer that broke off, the end of the worker tells more.
+            answer: Mapping[str, Any] | None = json.loads(line) if line is not None else None
+        except ValueError:
+            answer = None
+        if answer is None:
             end(self._process)
             doing = read_mark(self._job.with_suffix(".mark"))[1]
             text = epitaph(self._process.returncode, doing, self._job.with_suffix(".log"))
             raise self._failed(text)
-        answer: Mapping[str, Any] = json.loads(line)
         if "error" in answer:
             raise SubjectError(self.subject, rebuilt(answer["error"]))
         result: Mapping[str, Any] = answer["result"]

@@ -23,6 +23,10 @@ __all__ = ["bench"]
 #: Fewer processes than this cannot tell one process's luck from the artifact's time.
 _FEWEST_PROCESSES = 5
 
+#: More threads than the largest machines have. A runtime asked for many more takes minutes to
+#: start them, or the machine down.
+_MOST_THREADS = 1024
+
 
 def bench(
     artifacts: Sequence[str | Path],
@@ -224,6 +228,8 @@ def _check(
         for value in values:
             if value < 1:
                 raise UsageError(f"{option} {value}; use 1 or more")
+            if option == "--threads" and value > _MOST_THREADS:
+                raise UsageError(f"--threads {value}; use {_MOST_THREADS} or fewer")
         if len(set(values)) != len(values):
             raise UsageError(f"{option} {','.join(map(str, values))}: give each number once")
     if seq is not None and seq < 1:

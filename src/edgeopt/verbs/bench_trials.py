@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.core import Array, InputSpec, Source
+from edgeopt.core import Array, InputSpec, Source, format_bytes
+from edgeopt.data.fitting import plain_dtype
 from edgeopt.data.inputspec import parse_inputs
 from edgeopt.data.samples import Feed, Samples, load
-from edgeopt.data.synthetic import synthetic
+from edgeopt.data.synthetic import concrete_shape, synthetic
 from edgeopt.errors import InputsError, UsageError
+from edgeopt.measure.sysfiles import kilobytes
 from edgeopt.measure.trial import Trial
 from edgeopt.runtimes.engine import Case
 
@@ -181,6 +184,8 @@ def specs_of(source: Source, asked: Asked) -> tuple[InputSpec, ...]:
     given = parse_inputs(asked.inputs)
     if source.inputs:
         by_name = {spec.name: spec for spec in given}
+        for spec in given:
+            _check_given(source, spec)
         return tuple(by_name.get(spec.name, spec) for spec in source.inputs)
     if given:
         return given
@@ -194,6 +199,19 @@ def specs_of(source: Source, asked: Asked) -> tuple[InputSpec, ...]:
         f"{source.path}: does not say what it takes; give --input name:float32[1,3,224,224] or "
         "--data"
     )
+
+
+def _check_given(source: Source, given: InputSpec) -> None:
+    """An --input is one of the model's own, and no other size where the model's is fixed."""
+    own = next((spec for spec in source.inputs if spec.name == given.name), None)
+    if own is None:
+        takes = "; ".join(map(str, source.inputs))
+        raise InputsError(f"--input {given}: {source.path} has no such input; it takes {takes}")
+    if len(given.shape) != len(own.shape) or any(
+        isinstance(a, int) and isinstance(b, int) and a != b
+        for a, b in zip(given.shape, own.shape, strict=True)
+    ):
+        raise InputsError(f"--input {given}: {source.path} takes {own}")
 
 
 def _own_batch(specs: Sequence[InputSpec]) -> int | None:
@@ -224,7 +242,25 @@ def _feed(
                 )
             if spec.shape and isinstance(spec.shape[0], str):
                 sizes[spec.shape[0]] = batch
+    for spec in specs:
+        _check_room(spec, sizes)
     return next(iter(synthetic(specs, hints_of(source), count=1, seed=0, sizes=sizes)))
+
+
+def _check_room(spec: InputSpec, sizes: Mapping[str, int]) -> None:
+    """Inputs are drawn here and read by a worker: what leaves no room for it is refused."""
+    dtype = plain_dtype(spec.dtype)
+    available = kilobytes(Path("/proc/meminfo")).get("MemAvailable")
+    if dtype is None or available is None:
+        return
+    shape = concrete_shape(spec, sizes)
+    needed = dtype.itemsize * math.prod(shape)
+    if 2 * needed > available:
+        raise InputsError(
+            f"input {spec.name}: {dtype.name}{list(shape)} takes {format_bytes(needed)}, more than "
+            f"half of the memory there is ({format_bytes(available)}); use a smaller --batch, "
+            "--seq or --input"
+        )
 
 
 def hints_of(source: Source) -> Mapping[str, Any]:
