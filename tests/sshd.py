@@ -12,6 +12,8 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +52,26 @@ class Server:
             known = f"[127.0.0.1]:{self.port} {kind} {value}\n"
         (self.folder / "known_hosts").write_text(known)
 
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait()
+    def is_inside(self, process: Path) -> bool:
+        """Whether a process (its folder in /proc) works where the files are put."""
+        try:
+            return str((process / "cwd").readlink()).startswith(str(self.space))
+        except OSError:  # ended meanwhile
+            return False
 
 
-def start(folder: Path) -> Server:
-    """Start a server that keeps everything in ``folder``. Skips where there is no sshd."""
+@contextmanager
+def running(folder: Path) -> Iterator[Server]:
+    """A server that keeps everything in ``folder``. Skips where there is no sshd."""
+    server = _start(folder)
+    try:
+        yield server
+    finally:
+        server.process.terminate()
+        server.process.wait()
+
+
+def _start(folder: Path) -> Server:
     sshd = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if sshd is None or shutil.which("ssh") is None:
         reason = "no sshd here: install openssh-server and openssh-client"
@@ -103,5 +118,6 @@ def start(folder: Path) -> Server:
         if process.poll() is not None:
             break
         time.sleep(0.02)
-    server.stop()
+    process.kill()
+    process.wait()
     raise AssertionError((folder / "sshd.log").read_text())

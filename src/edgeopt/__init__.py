@@ -1,6 +1,7 @@
 """edgeopt: a smaller, faster model file, with the proof.
 
-Verbs: :func:`inspect`, :func:`quantize`, :func:`export`, :func:`verify`; weights through a map:
+Verbs: :func:`inspect`, :func:`quantize`, :func:`export`, :func:`verify`, :func:`imatrix`,
+:func:`bench`, :func:`compare`; weights through a map:
 :func:`load_weights`, :func:`load_into`. Importing this package costs nothing you don't use: every
 public name is loaded when it is first touched.
 """
@@ -11,9 +12,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeopt.core import Plan, Proof, Source
+    from edgeopt.core import Plan, Proof, Results, Source
     from edgeopt.errors import EdgeoptError
     from edgeopt.files.weights import load_weights
+    from edgeopt.verbs.bench import bench
+    from edgeopt.verbs.compare import compare
     from edgeopt.verbs.export import export
     from edgeopt.verbs.imatrix import imatrix
     from edgeopt.verbs.inspect import inspect
@@ -27,8 +30,11 @@ __all__ = [
     "EdgeoptError",
     "Plan",
     "Proof",
+    "Results",
     "Source",
     "__version__",
+    "bench",
+    "compare",
     "export",
     "imatrix",
     "inspect",
@@ -42,7 +48,10 @@ _WHERE = {
     "EdgeoptError": "edgeopt.errors",
     "Plan": "edgeopt.core",
     "Proof": "edgeopt.core",
+    "Results": "edgeopt.core",
     "Source": "edgeopt.core",
+    "bench": "edgeopt.verbs.bench",
+    "compare": "edgeopt.verbs.compare",
     "export": "edgeopt.verbs.export",
     "imatrix": "edgeopt.verbs.imatrix",
     "inspect": "edgeopt.verbs.inspect",

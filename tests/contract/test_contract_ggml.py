@@ -21,6 +21,9 @@ from tests import ggml_oracle
 from edgeopt.core.ggml import PLAIN_TYPES, TYPE_NUMBERS, TYPES_BY_NAME
 from edgeopt.numerics.ggml import decode, decodes, encode, encodes
 
+#: What numba compiles is out of a tracer's sight, which slows down its compiler.
+pytestmark = pytest.mark.no_cover
+
 COLUMNS = 512
 NAMES = encodes()
 PACKED = [name for name in NAMES if name not in PLAIN_TYPES]

@@ -8,6 +8,9 @@ import pytest
 from tests.contract.architectures import ARCHITECTURES, Architecture
 from tests.contract.quantized import hold
 
+#: Little of ours runs here that other tests do not run, and a tracer slows down all of torch.
+pytestmark = pytest.mark.no_cover
+
 HALF = [a for a in ARCHITECTURES if a.plain]
 
 

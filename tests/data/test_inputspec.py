@@ -23,6 +23,7 @@ def test_forms(text, spec):
     assert parse_input(text) == spec
 
 
+@pytest.mark.no_cover  # the other tests cover it; nearly all the time is hypothesis' own
 @given(
     st.from_regex(r"[a-zA-Z_][\w.]{0,8}", fullmatch=True),
     st.sampled_from(INPUT_DTYPES),

@@ -36,6 +36,9 @@ from edgeopt.llm.tokenizers.sentencepiece import parse_model
 
 Draw: TypeAlias = st.DrawFn
 
+#: The readers' own tests count what they cover; here a tracer would take half of the time.
+pytestmark = pytest.mark.no_cover
+
 SECONDS, PEAK = 1.0, 64 << 20
 
 fuzzed = settings(

@@ -14,7 +14,21 @@ import numpy as np
 
 from edgeopt.core import Fidelity, Layer, Measurement, Quality, Results, Subject, Unavailable
 
-__all__ = ["NAMES", "conditions", "failed", "gguf", "hostile", "single", "three", "two", "weights"]
+__all__ = [
+    "NAMES",
+    "close",
+    "conditions",
+    "failed",
+    "gguf",
+    "hostile",
+    "latency",
+    "renamed",
+    "single",
+    "three",
+    "two",
+    "weights",
+    "with_tail",
+]
 
 PROCESSES = 5
 TURNS = 16
@@ -310,27 +324,43 @@ def single() -> Results:
     )
 
 
-def hostile() -> Results:
-    """Names that would run, or break a line or a table, wherever one is taken for markup."""
-    base = two()
-    names = {NAMES[0]: HOSTILE, NAMES[1]: LONG}
-    nasty = '</script><img src=x onerror="alert(1)">|`*_=cmd()\n\x1b[31m'
-    layers = (Layer(nasty, "int8", 4096, float("-inf")), Layer(LONG, "int8", 8192, float("inf")))
+def renamed(results: Results, *names: str, **changed: Any) -> Results:
+    """The same with other names for its subjects, in order; ``changed`` are parts of each."""
+    given = {s.name: name for s, name in zip(results.subjects, names, strict=True)}
 
-    def renamed(value: Any) -> Any:
-        return dataclasses.replace(value, subject=names[value.subject])
+    def called(part: Any) -> Any:
+        return dataclasses.replace(part, subject=given[part.subject])
 
     return dataclasses.replace(
-        base,
-        baseline=HOSTILE,
+        results,
+        baseline=given[results.baseline],
         subjects=tuple(
-            dataclasses.replace(s, name=names[s.name], path=nasty, layers=layers, sha256="")
-            for s in base.subjects
+            dataclasses.replace(s, name=given[s.name], **changed) for s in results.subjects
         ),
-        measurements=tuple(renamed(m) for m in base.measurements),
+        measurements=tuple(called(m) for m in results.measurements),
+        fidelity={given[name]: found for name, found in results.fidelity.items()},
+        quality=tuple(called(q) for q in results.quality),
+    )
+
+
+def hostile() -> Results:
+    """Names that would run, or break a line or a table, wherever one is taken for markup."""
+    nasty = '</script><img src=x onerror="alert(1)">|`*_=cmd()\n\x1b[31m'
+    layers = (Layer(nasty, "int8", 4096, float("-inf")), Layer(LONG, "int8", 8192, float("inf")))
+    base = renamed(two(), HOSTILE, LONG, path=nasty, layers=layers, sha256="")
+    return dataclasses.replace(
+        base,
         fidelity={LONG: (close(float("inf"), None, nasty),)},
-        quality=tuple(renamed(q) for q in base.quality),
         environment={**ENVIRONMENT, "cpu": nasty},
         warnings=(nasty,),
         unavailable=(Unavailable(HOSTILE, "energy", nasty),),
     )
+
+
+def with_tail(m: Measurement, share: float, times: float) -> Measurement:
+    """The same with the last ``share`` of every process's samples so many times as long."""
+    values = tuple(
+        tuple(v * times if i >= len(process) * (1 - share) else v for i, v in enumerate(process))
+        for process in m.values
+    )
+    return dataclasses.replace(m, values=values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import itertools
 import json
 import os
 import re
@@ -14,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.report import results_of
 
 from edgeopt.core import Results
 from edgeopt.numerics.derive import derive
 from edgeopt.report.document import conditions_words, pairing_of
 from edgeopt.report.numbers import SHAPES, printable
 from edgeopt.report.page.render import PAGE_LIMIT, results_page
-from tests.report import results_of
 
 pytest.importorskip("vl_convert")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -349,7 +350,7 @@ def test_is_read_aloud_in_order(page: Opened) -> None:
     tab = page.show()
     levels = tab.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map(h => +h.tagName[1])")
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
     for landmark in ("header", "nav[aria-label]", "main", "footer"):
         assert tab.locator(landmark).count() == 1
     assert tab.get_attribute("html", "lang") == "en" and tab.title()

@@ -12,21 +12,19 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from small_onnx import conv_net, mlp, tied, weights, write
+from tests.in_process import no_processes
 
 from edgeopt.core import Change, Proof
 from edgeopt.errors import CaptureError, OutputError, SourceError, UsageError
 from edgeopt.files.open import open_source
-from edgeopt.measure import pair
-from edgeopt.verbs import proving
 from edgeopt.verbs.export import export
 from edgeopt.verbs.verify import verify
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more latency blocks and processes than a verdict needs."""
-    monkeypatch.setattr(proving, "_SECONDS", 0.1)
-    monkeypatch.setattr(pair, "_alone", lambda place, job, progress: ([], []))
+    """No more processes and latency blocks than a verdict needs."""
+    no_processes(monkeypatch)
 
 
 def failed(proof: Proof) -> list[str]:

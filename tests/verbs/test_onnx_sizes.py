@@ -10,11 +10,10 @@ import pytest
 from onnx import TensorProto, helper
 from rich.console import Console
 from small_onnx import conv_net, mlp, tied, weights, write
+from tests.in_process import no_processes
 
 from edgeopt.files.open import open_source
-from edgeopt.measure import pair
 from edgeopt.report.inspect_text import render
-from edgeopt.verbs import proving
 from edgeopt.verbs.anatomy import onnx_sizes as sizes
 from edgeopt.verbs.export import export
 from edgeopt.verbs.inspect import inspect
@@ -23,8 +22,7 @@ from edgeopt.verbs.quantize import quantize
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proving, "_SECONDS", 0.05)
-    monkeypatch.setattr(pair, "_alone", lambda place, job, progress: ([], []))
+    no_processes(monkeypatch)
 
 
 @pytest.mark.parametrize("make", [mlp, conv_net, tied])

@@ -66,6 +66,7 @@ def inspect(source: str, deep: bool, as_json: bool) -> None:
     flag_value=_SHOW_PLAN,
     help="Replay the plan in FILE; last and without FILE: print the plan, write nothing.",
 )
+@opt.on
 @opt.external
 @opt.gguf
 @opt.text

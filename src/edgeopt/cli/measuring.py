@@ -1,4 +1,4 @@
-"""The commands that measure: bench."""
+"""The commands that measure: bench and compare."""
 
 from __future__ import annotations
 
@@ -116,6 +116,9 @@ _where_to = opt.options(
     ),
     click.option("-o", "--out", metavar="OUT", help="Save the results (JSON) as they come."),
 )
+_other_machine = click.option(
+    "--other-machine", is_flag=True, help="Compare results of different machines or runtimes too."
+)
 _gate = click.option(
     "--fail-if",
     "fail_if",
@@ -131,13 +134,17 @@ _gate = click.option(
 @opt.on
 @opt.inputs
 @opt.loading
-@click.option("--baseline", metavar="FILE", help="Saved results to compare with.")
+@click.option(
+    "--baseline",
+    metavar="FILE",
+    help="Saved results (-o) to compare with, as R.json or R.json[NAME].",
+)
+@_other_machine
 @_gate
 @_where_to
 @opt.json
 def bench(
     artifacts: tuple[str, ...],
-    baseline: str | None,
     fail_if: tuple[str, ...],
     reports: tuple[str, ...],
     charts: str | None,
@@ -159,4 +166,42 @@ def bench(
     show_results(results, as_json, reports, charts, chart_format, fail_if)
 
 
-COMMANDS = (bench,)
+@click.command(context_settings=SETTINGS, short_help="Compare artifacts, or saved results.")
+@click.argument("items", metavar="A B...", nargs=-1, required=True)
+@click.option(
+    "--metric",
+    multiple=True,
+    metavar="NAME",
+    help="accuracy, spearman, perplexity or MODULE:CALLABLE, on labelled --data; repeatable.",
+)
+@opt.text
+@_how
+@opt.inputs
+@opt.loading
+@_other_machine
+@_gate
+@_where_to
+@opt.json
+def compare(
+    items: tuple[str, ...],
+    fail_if: tuple[str, ...],
+    reports: tuple[str, ...],
+    charts: str | None,
+    chart_format: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Compare B and more with A: file size, load, latency, memory, how close the answers are, and
+    with --metric what they are worth on a task.
+
+    Each is an artifact, which is measured as bench does it, or saved results of bench or compare
+    (R.json, or R.json[NAME] for one artifact in them)."""
+    from edgeopt.verbs.compare import compare as run
+
+    check_reports(reports, charts, fail_if, items)
+    with progress() as report:
+        results = run(items, progress=report, **options)
+    show_results(results, as_json, reports, charts, chart_format, fail_if)
+
+
+COMMANDS = (bench, compare)

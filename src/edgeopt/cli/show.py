@@ -69,9 +69,8 @@ def check_reports(
     for report in reports:
         drawn |= report_suffix(Path(report)) == ".html"
         checked_output(report, [Path(source) for source in sources])
-    for package in ("altair", "vl_convert"):
-        if drawn and not is_installed(package):
-            raise MissingExtraError(package, "report", "drawing charts")
+    if drawn and not is_installed("vl_convert"):
+        raise MissingExtraError("vl-convert-python", "report", "drawing charts")
     if charts is not None and Path(charts).exists() and not Path(charts).is_dir():
         raise OutputError(f"{charts}: is a file; give a folder for the charts")
 

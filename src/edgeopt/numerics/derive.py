@@ -8,15 +8,20 @@ bootstrap is seeded.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeopt.core.proof import Measurement, json_ready
 from edgeopt.core.results import METRICS, Results
+from edgeopt.numerics import noise
+from edgeopt.numerics.bootstrap import FEWEST_PROCESSES, MEAN, Resampled, resample
+from edgeopt.numerics.decide import compare, compare_turns, rule_of, turn_ratios, verdict
+from edgeopt.numerics.statistics import Interval
+from edgeopt.numerics.steady import steady_start
 
 __all__ = ["PAIRED_BY", "Contrast", "Derived", "Figure", "Row", "derive"]
 
@@ -24,13 +29,21 @@ __all__ = ["PAIRED_BY", "Contrast", "Derived", "Figure", "Row", "derive"]
 #: GGUF file against an ONNX one is a fair question.
 PAIRED_BY = ("device", "threads", "batch", "seq", "workload")
 
-#: Percentiles of a latency, each shown from so many samples on (MLPerf's LoadGen; p50 always).
-PERCENTILES: Mapping[str, float] = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0}
+#: Percentiles of a latency: which, and from how many samples on (MLPerf's LoadGen).
+PERCENTILES: Mapping[str, tuple[float, int]] = {
+    "p50": (50.0, 1),
+    "p90": (90.0, 64),
+    "p95": (95.0, 128),
+    "p99": (99.0, 662),
+}
+
+#: Of these more is better.
+RATES = ("throughput", "tokens_per_s")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number with its 95% interval; no interval where it is exact or samples are too few.
+    """One number with its 95% interval; none where it is exact or comes from too few processes.
 
     ``samples`` and ``processes`` are how many it comes from.
     """
@@ -50,10 +63,11 @@ class Row:
     ``figures``: of a latency ``p50``, ``p90``, ``p95``, ``p99`` and ``mean``, as far as the
     number of samples supports them, and ``tokens_per_s`` (as llama-bench defines it) or
     ``throughput`` (inferences a second, every sample of a batch counted); of a file ``exact``; of
-    all others ``median``. Empty where there is no finite sample. ``noise`` is the spread that
-    repeating would show, as a share of the value. ``steady`` says of a latency how its processes
-    settled: ``processes``, ``settled`` (how many did), ``starts`` (after how many samples each
-    did, None: never). ``advice`` is what to do about noise.
+    all others ``median``. Empty where there is no finite sample. ``noise`` is the scatter of
+    turns (of a latency) or of processes, as a share of the value: :mod:`edgeopt.numerics.noise`.
+    ``steady`` says of a latency how its processes settled: ``processes``, ``settled`` (how many
+    did), ``starts`` (after how many samples each did, None: never). ``advice`` is what to do
+    about noise; empty where there is little.
     """
 
     subject: str
@@ -69,6 +83,8 @@ class Row:
 class Contrast:
     """One statistic of a subject over the baseline's, in the same conditions.
 
+    The ratio of two p50 comes from turns that ran side by side, where there are any, and need not
+    be the quotient of the two figures: those were taken over all samples.
     ``verdict``: ``better``, ``worse``, ``same`` (exactly equal), ``not significant``, or
     ``unknown`` (too few samples to say).
     """
@@ -110,20 +126,26 @@ def derive(results: Results, baseline: str | None = None) -> Derived:
     ``baseline`` defaults to the one that the document names; "" compares nothing.
     """
     base = results.baseline if baseline is None else baseline
-    taken = [*results.measurements, *_sizes(results)]
     rank = {name: i for i, name in enumerate(METRICS)}
     names = {s.name: i for i, s in enumerate(results.subjects)}
-    taken.sort(key=lambda m: (names.get(m.subject, len(names)), rank.get(m.metric, len(rank))))
-    rows = tuple(_row(m) for m in taken)
-    contrasts = []
-    for m, row in zip(taken, rows, strict=True):
-        if m.subject == base or m.metric == "warmup":
-            continue
-        for other, base_row in zip(taken, rows, strict=True):
-            same = (other.subject, other.metric) == (base, m.metric)
-            if same and _pairing(other.conditions) == _pairing(m.conditions):
-                contrasts.extend(_contrasts(row, base_row))
-    return Derived(rows, tuple(contrasts), ())
+    taken = sorted(
+        (*results.measurements, *_sizes(results)),
+        key=lambda m: (names.get(m.subject, len(names)), rank.get(m.metric, len(rank))),
+    )
+    warmups = {(m.subject, _pairing(m.conditions)): m for m in taken if m.metric == "warmup"}
+    found = [
+        _Measured(m, warmups.get((m.subject, _pairing(m.conditions))), results.environment)
+        for m in taken
+    ]
+    bases = {(f.row.metric, _pairing(f.row.conditions)): f for f in found if f.m.subject == base}
+    together = _together(results, base)
+    contrasts: list[Contrast] = []
+    for measured in found:
+        other = bases.get((measured.row.metric, _pairing(measured.row.conditions)))
+        if other is not None and measured.m.subject != base and measured.row.metric != "warmup":
+            contrasts.extend(_contrasts(measured, other, measured.m.subject in together))
+    warnings = dict.fromkeys(w for f in found for w in f.warnings)
+    return Derived(tuple(f.row for f in found), tuple(contrasts), tuple(warnings))
 
 
 def _pairing(conditions: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -140,97 +162,162 @@ def _sizes(results: Results) -> list[Measurement]:
     ]
 
 
-def _row(m: Measurement) -> Row:
-    groups = [np.asarray(p, np.float64) for p in m.values]
-    groups = [g[np.isfinite(g)] for g in groups]
-    groups = [g for g in groups if g.size]
-    figures: dict[str, Figure] = {}
-    if groups:
-        if m.metric == "file":
-            figures["exact"] = Figure(float(groups[0][0]), None, None, 1, 1, m.unit)
-        elif m.metric == "latency":
-            figures = _latency(m, groups)
-        else:
-            figures["median"] = _figure(groups, lambda v: float(np.median(v)), m.unit)
-    return Row(m.subject, m.metric, m.conditions, figures)
-
-
-def _latency(m: Measurement, groups: Sequence[Any]) -> dict[str, Figure]:
-    count = sum(g.size for g in groups)
-    found = {}
-    for name, q in PERCENTILES.items():
-        if name == "p50" or count >= {"p90": 64, "p95": 128, "p99": 662}[name]:
-            found[name] = _figure(groups, lambda v, q=q: float(np.percentile(v, q)), m.unit)
-    found["mean"] = mean = _figure(groups, lambda v: float(np.mean(v)), m.unit)
-    tokens = m.conditions.get("tokens")
-    name, times, unit = (
-        ("tokens_per_s", float(tokens), "tokens/s")
-        if tokens
-        else ("throughput", float(m.conditions.get("batch") or 1), "1/s")
+def _together(results: Results, base: str) -> frozenset[str]:
+    """The subjects whose process rounds are the baseline's own: those of its document, where
+    saved ones were put together (``settings["documents"]``)."""
+    documents = results.settings.get("documents") or [
+        {"subjects": [s.name for s in results.subjects]}
+    ]
+    return frozenset(
+        name for part in documents if base in part["subjects"] for name in part["subjects"]
     )
-    found[name] = Figure(
-        times / mean.value,
-        times / mean.high if mean.high else None,
-        times / mean.low if mean.low else None,
-        mean.samples,
-        mean.processes,
-        unit,
-    )
-    return found
 
 
-def _figure(groups: Sequence[Any], of: Any, unit: str) -> Figure:
-    pooled = np.concatenate(groups)
-    value = of(pooled)
-    own = np.array([of(g) for g in groups]) if len(groups) > 1 else pooled
-    if own.size < 3:
-        return Figure(value, None, None, int(pooled.size), len(groups), unit)
-    picks = np.random.default_rng(0).integers(0, own.size, (1000, own.size))
-    low, high = np.quantile(own[picks].mean(axis=1), (0.025, 0.975))
-    return Figure(value, float(low), float(high), int(pooled.size), len(groups), unit)
+class _Measured:
+    """A measurement with what was derived of it: its row, and each figure's draws."""
 
-
-def _contrasts(row: Row, base: Row) -> list[Contrast]:
-    found = []
-    for name, figure in row.figures.items():
-        if name == "mean" or name not in base.figures:
-            continue
-        other = base.figures[name]
-        if other.value == 0:
-            continue
-        sign = -1 if name in ("throughput", "tokens_per_s") else 1
-        ratio = figure.value / other.value
-        low = high = None
-        verdict = "unknown"
-        if name == "exact":
-            verdict = "same" if ratio == 1 else ("better" if ratio < 1 else "worse")
-        elif (spread := math.hypot(_spread(figure), _spread(other))) < math.inf:
-            low, high = ratio * (1 - spread / 2), ratio * (1 + spread / 2)
-            verdict = "not significant"
-            if high < 0.98 or low > 1.02:
-                verdict = "better" if (ratio - 1) * sign < 0 else "worse"
-        found.append(
-            Contrast(
-                row.subject,
-                base.subject,
-                row.metric,
-                name,
-                row.conditions,
-                Figure(
-                    ratio,
-                    low,
-                    high,
-                    min(figure.samples, other.samples),
-                    min(figure.processes, other.processes),
-                    "ratio",
-                ),
-                verdict,
-            )
+    def __init__(
+        self, m: Measurement, warmup: Measurement | None, environment: Mapping[str, Any]
+    ) -> None:
+        self.m = m
+        self.figures: dict[str, Resampled] = {}
+        self.units: dict[str, str] = {}
+        self.warnings: list[str] = []
+        raw = [np.asarray(process, np.float64) for process in m.values]
+        groups = [g[np.isfinite(g)] for g in raw]
+        lost = sum(g.size for g in raw) - sum(g.size for g in groups)
+        groups = [g for g in groups if g.size]
+        if not groups:
+            self._warn("no finite sample" if lost else "no samples")
+        elif lost:
+            self._warn(f"{lost} samples are no finite numbers and were left out")
+        if groups:
+            self._statistics(groups)
+        figures = {name: self._figure(name, found) for name, found in self.figures.items()}
+        scatter = noise.scatter(m.metric, raw, m.blocks)
+        noisy = noise.is_noisy(m.metric, scatter)
+        if noisy and scatter is not None and m.metric == "latency":
+            self._warn(f"noisy: turns scatter by {scatter:.0%} about their process's median")
+        if m.metric == "latency" and 0 < len(groups) < FEWEST_PROCESSES:
+            self._warn(f"{len(groups)} processes give no interval; use {FEWEST_PROCESSES} or more")
+        self.row = Row(
+            m.subject,
+            m.metric,
+            m.conditions,
+            figures,
+            scatter,
+            _settled(m, warmup) if m.metric == "latency" and groups else None,
+            noise.advice(environment, len(m.values)) if noisy else (),
         )
-    return found
+
+    def _warn(self, text: str) -> None:
+        where = ", ".join(
+            f"{k} {v}" for k in PAIRED_BY if (v := self.m.conditions.get(k)) is not None
+        )
+        self.warnings.append(
+            f"{self.m.subject}, {self.m.metric}{f' ({where})' if where else ''}: {text}"
+        )
+
+    def _statistics(self, groups: list[NDArray[np.float64]]) -> None:
+        if self.m.metric == "file":
+            self.figures["exact"] = resample(groups[:1])[50.0]
+        elif self.m.metric == "latency":
+            self._latency(groups)
+        else:
+            self.figures["median"] = resample(groups)[50.0]
+
+    def _latency(self, groups: list[NDArray[np.float64]]) -> None:
+        count = sum(g.size for g in groups)
+        shown = {name: q for name, (q, least) in PERCENTILES.items() if count >= least}
+        found = resample(groups, tuple(shown.values()))
+        self.figures.update({name: found[q] for name, q in shown.items()})
+        self.figures["mean"] = mean = found[MEAN]
+        tokens, workload = self.m.conditions.get("tokens"), str(self.m.conditions.get("workload"))
+        if not tokens:
+            self.units["throughput"] = "1/s"
+            each = float(self.m.conditions.get("batch") or 1)
+            self.figures["throughput"] = _inverse(mean, each)
+            return
+        # llama-bench averages the rates of its repetitions: a prompt is one, and of generation
+        # a token is so small a part that all tokens over all seconds is the same.
+        self.units["tokens_per_s"] = "tokens/s"
+        prompt = workload.startswith("pp") and all((g > 0).all() for g in groups)
+        self.figures["tokens_per_s"] = (
+            resample([float(tokens) / g for g in groups], ())[MEAN]
+            if prompt
+            else _inverse(mean, float(tokens))
+        )
+
+    def _figure(self, name: str, found: Resampled) -> Figure:
+        interval = None if name == "exact" else found.interval()
+        return Figure(
+            found.estimate,
+            interval.low if interval else None,
+            interval.high if interval else None,
+            found.samples,
+            found.processes,
+            self.units.get(name, self.m.unit),
+        )
 
 
-def _spread(figure: Figure) -> float:
-    if figure.low is None or figure.high is None:
-        return math.inf
-    return (figure.high - figure.low) / figure.value
+def _inverse(mean: Resampled, times: float) -> Resampled:
+    """``times`` a second, from seconds."""
+    with np.errstate(divide="ignore"):
+        estimate = np.divide(times, np.float64(mean.estimate))
+        return dataclasses.replace(mean, estimate=float(estimate), draws=times / mean.draws)
+
+
+def _settled(m: Measurement, warmup: Measurement | None) -> Mapping[str, Any]:
+    """How each process came to its steady state, from its warm-up and what followed."""
+    before = warmup.values if warmup is not None else ()
+    starts = [
+        steady_start((*(before[i] if i < len(before) else ()), *values))
+        for i, values in enumerate(m.values)
+        if values
+    ]
+    settled = sum(start is not None for start in starts)
+    return {"processes": len(starts), "settled": settled, "starts": tuple(starts)}
+
+
+def _contrasts(subject: _Measured, base: _Measured, together: bool) -> Iterator[Contrast]:
+    for name, own in subject.figures.items():
+        other = base.figures.get(name)
+        if name == "mean" or other is None or other.estimate == 0:
+            continue
+        rule = rule_of(subject.m.metric, name)
+        ratio = Figure(
+            own.estimate / other.estimate,
+            None,
+            None,
+            min(own.samples, other.samples),
+            min(own.processes, other.processes),
+            "ratio",
+        )
+        if name == "exact":
+            said = verdict(Interval(ratio.value, ratio.value, ratio.value, 1), 0.0)
+        else:
+            turns = _turns(subject, base) if name == "p50" and together else None
+            if turns is not None:
+                shown, judged = turns.interval(), turns.interval(rule.confidence)
+                ratio = dataclasses.replace(ratio, value=turns.estimate, processes=turns.processes)
+            else:
+                shown = compare(other, own, rounds=together)
+                judged = compare(other, own, rounds=together, confidence=rule.confidence)
+            if shown is not None:
+                ratio = dataclasses.replace(ratio, low=shown.low, high=shown.high)
+            said = verdict(judged, rule.effect, more_is_better=name in RATES)
+        yield Contrast(
+            subject.m.subject,
+            base.m.subject,
+            subject.m.metric,
+            name,
+            subject.m.conditions,
+            ratio,
+            said,
+        )
+
+
+def _turns(subject: _Measured, base: _Measured) -> Resampled | None:
+    a, b = base.m, subject.m
+    ratios = turn_ratios(a.values, a.blocks, b.values, b.blocks)
+    return compare_turns(ratios) if ratios else None

@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from edgeopt.core import Results
-from edgeopt.errors import UsageError
+from edgeopt.errors import OutputError, UsageError
 from edgeopt.files.atomic import writing
 from edgeopt.numerics.derive import Derived
 from edgeopt.report.document import Document, conditions_words
@@ -56,7 +56,10 @@ def write_charts(results: Results, derived: Derived, folder: Path, fmt: str = "s
     if fmt not in FORMATS:
         raise UsageError(f"charts as {fmt}; use {' or '.join(FORMATS)}")
     vl_convert()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: {error.strerror}; give another folder") from error
     written = []
     for chart in charts(Document(results, derived)):
         path = folder / f"{chart.name}.{fmt}"
@@ -106,7 +109,8 @@ def _svg(specification: dict[str, Any], chart: Chart, marks: Marks) -> bytes:
     title = ElementTree.Element(f"{{{_SVG}}}title")
     title.text = printable(chart.title)
     root.insert(0, title)
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    drawn: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return drawn
 
 
 FORMATS: Mapping[str, Callable[[dict[str, Any], Chart, Marks], bytes]] = {"svg": _svg, "png": _png}

@@ -70,7 +70,11 @@ class Callee:
                 raise InputsError(f"input {name} is missing from {', '.join(feed) or 'nothing'}")
         names = self.order or tuple(n for n in feed if self.takes is None or n in self.takes)
         tensors = {name: self._tensor(name, feed).to(device) for name in names}
-        if self.order is None and self._by_name(names):
+        if isinstance(self.module, ProgramModule):
+            # Arranged once: called as its user calls it.
+            args, kwargs = self.module.arguments(*tensors.values())
+            return partial(self.module.program, *args, **kwargs)
+        if self._by_name(names):
             return partial(self.module, **tensors, **self.fixed)
         return partial(self.module, *tensors.values(), **self.fixed)
 

@@ -167,8 +167,13 @@ class ProgramModule(nn.Module):
         self.program = program.module()
         self.spec = program.call_spec.in_spec
 
-    def forward(self, *tensors: torch.Tensor) -> Any:
+    def arguments(self, *tensors: torch.Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The tensors as the program's own arguments, by position and by name."""
         args, kwargs = torch.utils._pytree.tree_unflatten(list(tensors), self.spec)
+        return tuple(args), dict(kwargs)
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        args, kwargs = self.arguments(*tensors)
         return self.program(*args, **kwargs)
 
 

@@ -16,6 +16,7 @@ from edgeopt.measure.bench import Bench, BenchSettings, Trial
 from edgeopt.report.results_files import write_document
 from edgeopt.verbs.bench_place import place
 from edgeopt.verbs.bench_trials import RUNTIMES, Asked, names_of, runtime_of, trials_of
+from edgeopt.verbs.saved import Saved, merge, open_saved
 
 __all__ = ["bench"]
 
@@ -43,6 +44,8 @@ def bench(
     timeout: float = 600.0,
     on: str | None = None,
     remote_python: str = "python3",
+    baseline: str | Path | None = None,
+    other_machine: bool = False,
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Results:
@@ -84,6 +87,7 @@ def bench(
         model=model,
         trust_pickle=trust_pickle,
     )
+    saved = None if baseline is None else open_saved(baseline)
     opened = [_described(open_source(artifact)) for artifact in artifacts]
     sources = [source for source, _ in opened]
     if out is not None:
@@ -114,7 +118,10 @@ def bench(
             progress(f"hashing {name}", None)
         digests[name] = source.sha256()
     so_far(found)
-    return document.results(found, digests)
+    results = document.results(found, digests)
+    if saved is None:
+        return results
+    return replace(merge([saved, Saved("now", results)], other_machine=other_machine), verb="bench")
 
 
 def _described(source: Source) -> tuple[Source, tuple[Layer, ...]]:

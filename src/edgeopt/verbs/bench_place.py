@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from edgeopt.core import Progress
-from edgeopt.measure.bench import Bench, BenchSettings, Trial, run_bench
+from edgeopt.measure.bench import Bench, run_bench
 from edgeopt.measure.environment import environment
+from edgeopt.measure.trial import BenchSettings, Trial
 from edgeopt.runtimes.devices import resolve
 
 __all__ = ["Place", "place"]

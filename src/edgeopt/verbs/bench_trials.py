@@ -15,10 +15,18 @@ from edgeopt.data.inputspec import parse_inputs
 from edgeopt.data.samples import Feed, Samples, load
 from edgeopt.data.synthetic import synthetic
 from edgeopt.errors import InputsError, UsageError
-from edgeopt.measure.bench import Trial
+from edgeopt.measure.trial import Trial
 from edgeopt.runtimes.engine import Case
 
-__all__ = ["RUNTIMES", "Asked", "names_of", "runtime_of", "trials_of"]
+__all__ = [
+    "RUNTIMES",
+    "Asked",
+    "hints_of",
+    "names_of",
+    "runtime_of",
+    "specs_of",
+    "trials_of",
+]
 
 #: ``--runtime``'s words, and the runtime that each names.
 RUNTIMES: Mapping[str, str] = {
@@ -161,7 +169,7 @@ def _feeds(source: Source, asked: Asked, described: Source | None) -> list[tuple
     """(batch, feed) of every batch size; samples of --data, or made up from the signature."""
     if described is not None and not source.inputs and not asked.inputs and asked.data is None:
         source = described
-    specs = _specs(source, asked)
+    specs = specs_of(source, asked)
     samples = load(asked.data).fit(specs) if asked.data is not None else None
     return [
         (batch, _feed(source, specs, batch, asked.seq, samples))
@@ -169,7 +177,7 @@ def _feeds(source: Source, asked: Asked, described: Source | None) -> list[tuple
     ]
 
 
-def _specs(source: Source, asked: Asked) -> tuple[InputSpec, ...]:
+def specs_of(source: Source, asked: Asked) -> tuple[InputSpec, ...]:
     given = parse_inputs(asked.inputs)
     if source.inputs:
         by_name = {spec.name: spec for spec in given}
@@ -216,10 +224,10 @@ def _feed(
                 )
             if spec.shape and isinstance(spec.shape[0], str):
                 sizes[spec.shape[0]] = batch
-    return next(iter(synthetic(specs, _hints(source), count=1, seed=0, sizes=sizes)))
+    return next(iter(synthetic(specs, hints_of(source), count=1, seed=0, sizes=sizes)))
 
 
-def _hints(source: Source) -> Mapping[str, Any]:
+def hints_of(source: Source) -> Mapping[str, Any]:
     if source.kind != "onnx":
         return {}
     from edgeopt.graphs.hints import input_hints

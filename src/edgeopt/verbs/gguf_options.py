@@ -28,6 +28,7 @@ _OF_GRAPHS: Mapping[str, object] = {
     "--model": None,
     "--block-size": None,
     "--prefer": "balanced",
+    "--on": None,
     "--half": False,
     "--opset": None,
 }

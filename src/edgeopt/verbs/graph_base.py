@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from edgeopt.errors import SourceError, UsageError
 from edgeopt.graphs.fold import constant_array, fold, load_model
 from edgeopt.graphs.sites import Site, find_sites, float_initializers, quantized_ops
 from edgeopt.graphs.tune import can_tune
-from edgeopt.measure.environment import environment
 from edgeopt.verbs.graph_source import Prepared
 
 __all__ = [
@@ -154,10 +153,13 @@ def _require_finite(path: Path, value: ir.Value) -> None:
         )
 
 
-def needs_unsigned() -> bool:
-    """int8 weights saturate on x86-64 without VNNI (vpmaddubsw sums pairs in 16 bits)."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
+def needs_unsigned(machine: Mapping[str, Any]) -> bool:
+    """int8 weights saturate on x86-64 without VNNI (vpmaddubsw sums pairs in 16 bits).
+
+    ``machine`` is its environment, as measured there.
+    """
+    if str(machine["machine"]).lower() not in ("x86_64", "amd64"):
         return False
-    features = environment().get("features")
+    features = machine["features"]
     known = set(features) if isinstance(features, (list, tuple)) else set()
     return not known & {"avx512_vnni", "avx_vnni"}

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,10 +26,14 @@ from edgeopt.graphs.tune import TUNES
 from edgeopt.measure.contest import fastest, time_candidates
 from edgeopt.measure.gate import FLOORS
 from edgeopt.measure.score import score_candidates
+from edgeopt.verbs.elsewhere import machine
 from edgeopt.verbs.graph_base import Asked, Base, needs_unsigned
 from edgeopt.verbs.graph_build import build
 from edgeopt.verbs.graph_source import Prepared
 from edgeopt.verbs.graph_static import static_plans
+
+if TYPE_CHECKING:
+    from edgeopt.measure.remote.jobs import RemoteJobs
 
 __all__ = ["make_graph_plan"]
 
@@ -63,7 +67,11 @@ _CONTEST = 1.5
 
 @dataclass
 class _Planner:
-    """What every step of planning needs, and the candidates written so far."""
+    """What every step of planning needs, and the candidates written so far.
+
+    ``machine`` is what the plan is made for, and ``on`` the way to it, where that is another one:
+    candidates are scored and timed there.
+    """
 
     prepared: Prepared
     base: Base
@@ -71,6 +79,8 @@ class _Planner:
     workdir: Path
     sha256: str
     cache: CodeCache
+    machine: Mapping[str, Any]
+    on: RemoteJobs | None
     progress: Progress | None
     _written: dict[str, Path] = field(default_factory=dict)
     _scores: dict[str, float] = field(default_factory=dict)
@@ -135,6 +145,7 @@ class _Planner:
                 {"candidate": self.file(plan)},
                 self.prepared.trial,
                 threads=self.asked.threads,
+                on=self.on,
                 progress=self.progress,
             )
             self._scores[key] = found["candidate"]
@@ -150,9 +161,23 @@ class _Planner:
             self.prepared.trial,
             threads=self.asked.threads,
             seconds=_CONTEST,
+            on=self.on,
             progress=self.progress,
         )
         return dict(timings), timings.failures
+
+    @property
+    def where(self) -> str:
+        return "here" if self.on is None else f"on {self.on.name}"
+
+    def by_time(self, timings: Mapping[str, Sequence[float]], name: str) -> str:
+        """What the timings say, and where they were taken."""
+        parts = [
+            f"{other} takes {_ratio(timings, other, name):.2f}x its time"
+            for other in timings
+            if other != name
+        ]
+        return f"timed {self.where}: " + "; ".join(parts)
 
 
 def make_graph_plan(
@@ -163,19 +188,25 @@ def make_graph_plan(
     *,
     sha256: str,
     cache: CodeCache,
+    on: RemoteJobs | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """Try what makes sense for what was asked, and write down what was chosen and why."""
+    """Try what makes sense for what was asked, and write down what was chosen and why.
+
+    ``on`` is another machine to make the plan for: what depends on the machine is decided there.
+    """
     if asked.block_size is not None and asked.bits == 4:
         _check_block(base, asked.block_size)
-    planner = _Planner(prepared, base, asked, workdir, sha256, cache, progress)
+    planner = _Planner(
+        prepared, base, asked, workdir, sha256, cache, machine(on, asked.threads), on, progress
+    )
     here = asked.target == "here"
     tried = recipes(
         asked.bits,
         prefer=asked.prefer,
         target=asked.target,
         block=asked.block_size,
-        unsigned=here and needs_unsigned(),
+        unsigned=here and needs_unsigned(planner.machine),
         kinds=base.kinds,
     )
     residual = "sum" if base.residuals and here else "add"
@@ -197,8 +228,8 @@ def make_graph_plan(
         both = [v for v in ("add", "sum") if v in timings["residual"]]
         value = fastest({v: timings["residual"][v] for v in both}, both)
         chosen = _with_choice(chosen, "residual", value)
-        why["residual"] = f"{TUNES[value]}; {_by_time(timings['residual'], value)}"
-    why.setdefault("weights", _why_signed(asked, chosen.choice("weights")))
+        why["residual"] = f"{TUNES[value]}; {planner.by_time(timings['residual'], value)}"
+    why.setdefault("weights", _why_signed(planner, chosen.choice("weights")))
     why.setdefault("accuracy_level", "of MatMulNBits, where it is used")
     why.setdefault("residual", TUNES[chosen.choice("residual", "add")])
     return dataclasses.replace(
@@ -248,21 +279,12 @@ def _choose(
         eligible = names
         name = fastest({n: timings["kernel"][n] for n in eligible}, eligible)
     dropped += [f"{n} is larger" for n in names if n not in eligible]
-    why["kernel"] = "; ".join([_by_time(timings["kernel"], name), *dropped])
+    why["kernel"] = "; ".join([planner.by_time(timings["kernel"], name), *dropped])
     return name
 
 
 def _ratio(timings: Mapping[str, Sequence[float]], name: str, base: str) -> float:
     return float(np.median(timings[name]) / np.median(timings[base]))
-
-
-def _by_time(timings: Mapping[str, Sequence[float]], name: str) -> str:
-    parts = [
-        f"{other} takes {_ratio(timings, other, name):.2f}x its time"
-        for other in timings
-        if other != name
-    ]
-    return "timed here: " + "; ".join(parts)
 
 
 def _with_choice(plan: Plan, name: str, value: str) -> Plan:
@@ -274,12 +296,12 @@ def _with_choice(plan: Plan, name: str, value: str) -> Plan:
     )
 
 
-def _why_signed(asked: Asked, value: str) -> str:
-    if asked.target == "portable":
+def _why_signed(planner: _Planner, value: str) -> str:
+    if planner.asked.target == "portable":
         return "exact on every CPU, with and without VNNI"
     if value == "uint8":
-        return "this CPU has no VNNI: int8 weights would saturate"
-    return "this CPU multiplies them without saturating"
+        return f"the CPU {planner.where} has no VNNI: int8 weights would saturate"
+    return f"the CPU {planner.where} multiplies them without saturating"
 
 
 def _check_block(base: Base, size: int) -> None:

@@ -42,7 +42,7 @@ def static_plans(planner: _Planner, recipe: Recipe, residual: str) -> dict[str, 
         planner.progress,
     )
     portable = asked.target == "portable"
-    weight_range = "7 bits" if portable or needs_unsigned() else "8 bits"
+    weight_range = "7 bits" if portable or needs_unsigned(planner.machine) else "8 bits"
     plans = {}
     alone = portable or asked.bits == 4
     for activations in ("uint8",) if alone else ("uint8", "int8"):

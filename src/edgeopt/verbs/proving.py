@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeopt.core import Change, Plan, Progress, Proof, file_sha256
-from edgeopt.measure.environment import environment
 from edgeopt.measure.gate import judge
 from edgeopt.measure.pair import measure_pair
 from edgeopt.report.usage import usage_lines
+from edgeopt.verbs.elsewhere import machine
 from edgeopt.verbs.graph_source import Prepared
+
+if TYPE_CHECKING:
+    from edgeopt.measure.remote.jobs import RemoteJobs
 
 __all__ = ["prove_graph"]
 
@@ -35,11 +38,13 @@ def prove_graph(
     plan: Plan | None = None,
     changes: Sequence[Change] = (),
     notes: Sequence[str] = (),
+    on: RemoteJobs | None = None,
     progress: Progress | None = None,
 ) -> Proof:
     """Load ``written`` in fresh processes, compare it with the captured source, and judge.
 
-    ``final`` is the name that the artifact will have if it is kept.
+    ``final`` is the name that the artifact will have if it is kept; ``on`` is another machine to
+    measure on.
     """
     source, captured = prepared.source, prepared.captured
     pair = measure_pair(
@@ -48,6 +53,7 @@ def prove_graph(
         prepared.proof,
         threads=threads,
         seconds=_SECONDS,
+        on=on,
         progress=progress,
     )
     nbytes = pair.nbytes[1]
@@ -91,10 +97,16 @@ def prove_graph(
         fidelity=pair.fidelity,
         samples=prepared.label,
         measurements=pair.measurements,
-        environment=environment(threads=threads),
+        environment=machine(on, threads),
         verdict=verdict,
         usage=usage,
-        notes=(*captured.notes, *pair.notes, *notes),
+        notes=(*captured.notes, *pair.notes, *notes, *_where(on)),
+    )
+
+
+def _where(on: RemoteJobs | None) -> tuple[str, ...]:
+    return (
+        () if on is None else (f"fidelity, latency, load time and memory are those on {on.name}",)
     )
 
 

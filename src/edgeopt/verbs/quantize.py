@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.core import Plan, Progress, Proof, Source
-from edgeopt.errors import SourceError
+from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.open import open_source
+from edgeopt.verbs.elsewhere import connected
 from edgeopt.verbs.gguf_options import GgufOptions, refuse_graph_options, wants_gguf
 from edgeopt.verbs.graph_base import Asked, Base, open_base
 from edgeopt.verbs.graph_build import build
@@ -46,6 +47,8 @@ def quantize(
     min_sqnr: float | None = None,
     force: bool = False,
     threads: int = 1,
+    on: str | None = None,
+    remote_python: str = "python3",
     progress: Progress | None = None,
     **gguf: Unpack[GgufKeywords],
 ) -> Proof:
@@ -65,7 +68,8 @@ def quantize(
         trust_pickle: the file may run the code it carries.
         block_size: weights that share a scale at 4 bits; a power of two from 16 to 256.
         prefer: ``balanced``, ``speed``, ``size`` or ``memory``.
-        target: ``here`` times choices on this machine, ``portable`` makes none of them.
+        target: ``here`` times choices on this machine (or ``on`` another), ``portable`` makes
+            none of them.
         plan: a plan file to replay: same source, same plan, same bytes.
         external_data: ``auto`` writes an ONNX model with more than 256 MiB of weights as two
             files, ``OUT`` and ``OUT.data`` beside it, which the runtime maps; ``always`` and
@@ -73,6 +77,9 @@ def quantize(
         min_sqnr: fidelity floor in dB (default 20 at 8 bits, 8 at 4).
         force: keep the artifact although the proof failed.
         threads: of the runtime, while timing.
+        on: another machine to quantize for, ``ssh://user@host[:port][/folder]`` or
+            ``adb://serial``: candidates are scored and timed there, and the proof is measured
+            there, with its own ONNX Runtime in ``remote_python``.
         gguf: what only GGUF knows: ``type``, ``tensor_types``, ``imatrix`` and more, see
             :class:`edgeopt.verbs.gguf_options.GgufOptions`.
 
@@ -90,7 +97,12 @@ def quantize(
         from edgeopt.verbs.quantize_gguf import make_gguf
 
         refuse_graph_options(
-            data=data, inputs=inputs, model=model, block_size=block_size, prefer=prefer
+            data=data,
+            inputs=inputs,
+            model=model,
+            block_size=block_size,
+            prefer=prefer,
+            on=on,
         )
         return make_gguf(
             opened,
@@ -103,6 +115,10 @@ def quantize(
             progress=progress,
         )
     if _weights_only(opened, to, model):
+        if on is not None:
+            raise UsageError(
+                "--on has no meaning for weights alone: nothing is timed; leave it out"
+            )
         from edgeopt.verbs.quantize_weights import quantize_weights
 
         return quantize_weights(
@@ -118,7 +134,7 @@ def quantize(
     if given is not None:
         asked = asked_by(given, asked)
     path = artifact_path(opened, out, f"int{asked.bits}", ".onnx")
-    with scratch() as workdir:
+    with connected(on, remote_python) as elsewhere, scratch() as workdir:
         cache = CodeCache()
         prepared, base, sha256 = _ready(
             opened, workdir, data, inputs, model, trust_pickle, progress, given
@@ -126,7 +142,14 @@ def quantize(
         _require_four_bit_types(prepared, asked.bits)
         if given is None:
             made = make_graph_plan(
-                prepared, base, asked, workdir, sha256=sha256, cache=cache, progress=progress
+                prepared,
+                base,
+                asked,
+                workdir,
+                sha256=sha256,
+                cache=cache,
+                on=elsewhere,
+                progress=progress,
             )
         else:
             made = fitting_plan(given, base)
@@ -159,6 +182,7 @@ def quantize(
                 source_sha256=sha256,
                 plan=made,
                 changes=changes,
+                on=elsewhere,
                 progress=progress,
             )
 
@@ -186,6 +210,8 @@ def make_plan(
     target: str = "here",
     min_sqnr: float | None = None,
     threads: int = 1,
+    on: str | None = None,
+    remote_python: str = "python3",
     progress: Progress | None = None,
     out: str | Path | None = None,
     force: bool = False,
@@ -201,16 +227,25 @@ def make_plan(
         from edgeopt.verbs.quantize_gguf import gguf_plan
 
         refuse_graph_options(
-            data=data, inputs=inputs, model=model, block_size=block_size, prefer=prefer
+            data=data,
+            inputs=inputs,
+            model=model,
+            block_size=block_size,
+            prefer=prefer,
+            on=on,
         )
         return gguf_plan(opened, options, bits)
     if _weights_only(opened, to, model):
+        if on is not None:
+            raise UsageError(
+                "--on has no meaning for weights alone: nothing is timed; leave it out"
+            )
         from edgeopt.verbs.quantize_weights import plan_weights
 
         return plan_weights(opened, bits=asked.bits, block_size=block_size, options=asked.options())
     from edgeopt.graphs.transform import CodeCache
 
-    with scratch() as workdir:
+    with connected(on, remote_python) as elsewhere, scratch() as workdir:
         prepared, base, sha256 = _ready(
             opened, workdir, data, inputs, model, trust_pickle, progress
         )
@@ -222,6 +257,7 @@ def make_plan(
             workdir,
             sha256=sha256,
             cache=CodeCache(),
+            on=elsewhere,
             progress=progress,
         )
 

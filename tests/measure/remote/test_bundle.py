@@ -15,7 +15,7 @@ from edgeopt.measure.remote.host import ENTRIES
 
 
 def test_the_same_source_gives_the_same_bytes() -> None:
-    first, second = make_bundle(ENTRIES), make_bundle(reversed(ENTRIES))
+    first, second = make_bundle(ENTRIES), make_bundle(ENTRIES[::-1])
     assert first.data == second.data
     assert first.sha256 == second.sha256
     assert len(first.data) < 400_000
@@ -69,7 +69,7 @@ def test_it_follows_every_kind_of_import(tmp_path: Path) -> None:
     }
     for name, text in files.items():
         (package / name).write_text(text)
-    bundle = make_bundle(["edgeopt.sub.one"], tmp_path)
+    bundle = make_bundle(("edgeopt.sub.one",), tmp_path)
     assert set(bundle.modules) == {
         "edgeopt", "edgeopt.sub", "edgeopt.sub.one", "edgeopt.sub.two", "edgeopt.sub.three",
         "edgeopt.flat", "edgeopt.lazy",
@@ -83,4 +83,4 @@ def test_it_follows_every_kind_of_import(tmp_path: Path) -> None:
 
 def test_an_entry_that_is_not_there() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"edgeopt\.nothing"):
-        make_bundle(["edgeopt.nothing"])
+        make_bundle(("edgeopt.nothing",))

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.core import Measurement, Progress, Unavailable
+from edgeopt.core import Progress
 from edgeopt.errors import InputsError, OutputError, UsageError, WorkerError
 from edgeopt.measure.bench import Bench
-from edgeopt.measure.bench_worker import case_from_json, case_to_json
 from edgeopt.measure.remote.host import PACKAGES, Host
 from edgeopt.measure.remote.shipping import Shipping
+from edgeopt.measure.remote.wire import bench_from_json, trial_to_json
 from edgeopt.measure.trial import BenchSettings, Trial
 
-__all__ = ["RemoteBench", "bench_from_json", "trial_from_json"]
+__all__ = ["RemoteBench"]
 
 
 class RemoteBench:
@@ -97,7 +97,7 @@ class RemoteBench:
         there = self._shipping.send({m: sorted(files) for m, files in models.items()}, progress)
         with tempfile.TemporaryDirectory(prefix="edgeopt-", ignore_cleanup_errors=True) as name:
             self._host.put(_write_feeds(trials, Path(name)), progress)
-        return [_to_json(trial, i, there) for i, trial in enumerate(trials)]
+        return [trial_to_json(trial, f"feeds/{i}.npz", there) for i, trial in enumerate(trials)]
 
 
 def _write_feeds(trials: Sequence[Trial], folder: Path) -> dict[str, Path]:
@@ -116,53 +116,3 @@ def _write_feeds(trials: Sequence[Trial], folder: Path) -> dict[str, Path]:
             raise OutputError(f"{folder}: {reason}; set TMPDIR to a folder with room") from error
         files[f"feeds/{i}.npz"] = path
     return files
-
-
-def _to_json(trial: Trial, index: int, there: Mapping[Path, str]) -> dict[str, Any]:
-    case = case_to_json(trial.case)
-    return {
-        "subject": trial.subject,
-        "case": {
-            **case,
-            "path": there[trial.case.path],
-            "files": [there[file] for file in trial.case.files],
-        },
-        "conditions": dict(trial.conditions),
-        "group": trial.group,
-        "inputs": list(trial.feed),
-        "feed": f"feeds/{index}.npz",
-    }
-
-
-def trial_from_json(value: Mapping[str, Any], folder: Path) -> Trial:
-    """A trial as it was sent, its arrays read from ``folder``."""
-    with np.load(folder / value["feed"], allow_pickle=False) as stored:
-        feed = {name: stored[str(i)] for i, name in enumerate(value["inputs"])}
-    return Trial(
-        subject=value["subject"],
-        case=case_from_json(value["case"]),
-        conditions=value["conditions"],
-        feed=feed,
-        group=value["group"],
-    )
-
-
-def bench_from_json(value: Mapping[str, Any]) -> Bench:
-    """What ``dataclasses.asdict`` made of it, read back."""
-    return Bench(
-        measurements=tuple(
-            Measurement(
-                **{
-                    **m,
-                    "values": tuple(map(tuple, m["values"])),
-                    "blocks": tuple(map(tuple, m["blocks"])),
-                }
-            )
-            for m in value["measurements"]
-        ),
-        unavailable=tuple(Unavailable(**u) for u in value["unavailable"]),
-        info=value["info"],
-        failures=value["failures"],
-        warnings=tuple(value["warnings"]),
-        activity=value["activity"],
-    )

@@ -7,6 +7,7 @@ type checkers left out, so nothing is imported to find out. The same source give
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import io
 import zipfile
@@ -38,7 +39,8 @@ class Bundle:
         return hashlib.sha256(self.data).hexdigest()
 
 
-def make_bundle(entries: Iterable[str], root: Path | None = None) -> Bundle:
+@functools.cache
+def make_bundle(entries: tuple[str, ...], root: Path | None = None) -> Bundle:
     """The modules ``entries`` of the package under ``root``, and all of it that they import."""
     root = root or Path(errors.__file__).resolve().parent.parent
     sources: dict[str, Path] = {}

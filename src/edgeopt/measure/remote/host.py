@@ -14,12 +14,12 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from edgeopt.core import Progress, format_bytes
 from edgeopt.errors import HostError, OutputError, SourceError, WorkerError
+from edgeopt.files.sniff import FORMATS
 from edgeopt.measure.child import rebuilt
 from edgeopt.measure.remote import boot, link
 from edgeopt.measure.remote.bundle import make_bundle
@@ -42,11 +42,10 @@ ENTRIES = (
     "edgeopt.measure.remote.keeper",
     "edgeopt.measure.worker",
     "edgeopt.measure.bench_worker",
-    *(
-        module
-        for runtime in PACKAGES
-        if find_spec(module := ENGINES[runtime].partition(":")[0]) is not None
-    ),
+    *(ENGINES[runtime].partition(":")[0] for runtime in PACKAGES),
+    # What is imported by name only: the front door of weights files, and their formats.
+    "edgeopt.files.weights",
+    *(row.module for row in FORMATS),
 )
 
 #: Seconds for the first word: a small board's Python takes its time.

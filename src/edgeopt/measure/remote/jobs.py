@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class RemoteJobs:
 
     @property
     def name(self) -> str:
-        return str(self.host.target)
+        """The machine as ``--on`` calls it."""
+        return str(replace(self.host.target, folder=None))
 
     def environment(self, threads: int = 1) -> dict[str, Any]:
         """The machine there, and what ``--on`` calls it."""

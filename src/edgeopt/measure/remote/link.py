@@ -96,7 +96,7 @@ class Link:
     def lost(self, doing: str, reason: str = "") -> EdgeoptError:
         """What to raise now that the connection is gone: why it was refused, or when it broke."""
         self._closed.set()
-        _end(self._process, 1.0)
+        _end(self._process, 0.0 if reason else 1.0)
         code = self._process.returncode
         self._log.flush()
         self._log.seek(0)

@@ -58,8 +58,9 @@ def resolve(place: Place, request: Mapping[str, Any]) -> str:
 
 def bench(place: Place, request: Mapping[str, Any]) -> dict[str, Any]:
     """A benchmark of files put before; what there is after each process round goes back too."""
-    from edgeopt.measure.bench import Bench, BenchSettings, run_bench
-    from edgeopt.measure.remote.bench import trial_from_json
+    from edgeopt.measure.bench import Bench, run_bench
+    from edgeopt.measure.remote.wire import trial_from_json
+    from edgeopt.measure.trial import BenchSettings
 
     def so_far(found: Bench) -> None:
         place.say({"part": dataclasses.asdict(found)})

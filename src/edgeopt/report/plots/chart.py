@@ -1,11 +1,11 @@
 """What every chart is made of: its colours, its two widths, its marks, and how it is drawn.
 
 A chart is described in Vega-Lite and drawn to static SVG by vl-convert, without a browser: it
-needs no script, prints, and scales. The description is written as Vega-Lite's own mappings; Altair,
-which writes the same ones, takes ten times as long to do so as drawing takes. It is drawn twice for
-a page, because a chart made for a desk has letters too small for a phone. Colours are written as
-the light scheme's; a page replaces each by the CSS variable of its name (:data:`INKS`), and has a
-dark scheme too.
+needs no script, prints, and scales. The description is written as Vega-Lite's own mappings;
+building them with Altair takes several times as long as drawing them. It is drawn twice for a page,
+because a chart made for a desk has letters too small for a phone. Colours are written as the light
+scheme's; a page replaces each by the CSS variable of its name (:data:`INKS`), and has a dark scheme
+too.
 """
 
 from __future__ import annotations
@@ -166,7 +166,8 @@ def _legend(entries: Sequence[Entry], width: float, left: float) -> tuple[list[A
     Ours rather than Vega's, because that one does not break its lines.
     """
     x, line = left, 0
-    symbols, words = [], []
+    symbols: list[dict[str, Any]] = []
+    words: list[dict[str, Any]] = []
     for entry in entries:
         text = shorten(entry.words, int((width - 24) / LETTER))
         long = LETTER * len(text) + 36
@@ -186,11 +187,11 @@ def _legend(entries: Sequence[Entry], width: float, left: float) -> tuple[list[A
         value["y"] = value["line"] * _LINE + 10 - above
     place = {"x": placed("x"), "y": placed("y")}
     point = {"type": "point", "size": 100, "opacity": 1, "strokeWidth": 2, "aria": False}
-    text = {"type": "text", "align": "left", "baseline": "middle", "aria": False}
+    letters = {"type": "text", "align": "left", "baseline": "middle", "aria": False}
     shape = {"field": "shape", "type": "nominal", "scale": None, "legend": None}
     return [
         layer(symbols, point, **place, stroke=inked(), fill=inked("fill"), shape=shape),
-        layer(words, text, **place, text=TEXT),
+        layer(words, letters, **place, text=TEXT),
     ], above
 
 

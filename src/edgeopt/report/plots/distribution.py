@@ -102,7 +102,7 @@ def _chart(
     document: Document, measured: Sequence[Measurement], pairing: tuple[Any, ...], place: int
 ) -> Chart:
     inks = subject_inks(document.names, document.baseline)
-    lines = []
+    lines: list[dict[str, Any]] = []
     for m in measured:
         processes = [v for v in map(_finite, m.values[:_MOST_PROCESSES]) if v.size]
         for i, values in enumerate((*processes, _pooled(m))):
@@ -149,8 +149,8 @@ def _chart(
     said = []
     for m in measured:
         pooled = _pooled(m)
-        middle, last = (quantity(float(np.quantile(pooled, q)), "s") for q in (0.5, 1.0))
-        said.append(f"{m.subject}: p50 {middle}, longest {last}, of {pooled.size:,} samples")
+        half, last = (quantity(float(np.quantile(pooled, q)), "s") for q in (0.5, 1.0))
+        said.append(f"{m.subject}: p50 {half}, longest {last}, of {pooled.size:,} samples")
     return Chart(
         f"distribution-{place + 1}",
         "Latency at every percentile",

@@ -1,0 +1,137 @@
+"""Whether one subject differs from another: an interval, and an effect worth the name.
+
+A test alone is not enough. Timings of one file against its own copy differ in fact, a little: by
+where the pages fell, by who was running meanwhile (Mytkowicz et al. 2009), and enough samples make
+any such difference "significant". So a difference counts only where the 95% interval leaves out 1
+*and* the estimate lies beyond a smallest effect. For the median latency that is half of the 5%
+which are to be found: with five processes whose ratios scatter by up to 2%, both errors stay
+rare (``benchmarks/measure_synthetic.py``). What is noisier must differ by more.
+
+Subjects that took turns are compared turn by turn. Turn i of both ran side by side, so that their
+ratio is free of what the machine did then; the median of a process's ratios is free of bursts,
+and orders that alternate (A B B A) free of drift. The processes' ratios are then averaged, and
+their scatter gives the interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.numerics.bootstrap import Resampled, ratio_of, resampled_mean, welch
+from edgeopt.numerics.statistics import Interval
+
+__all__ = ["RULES", "Rule", "compare", "compare_turns", "rule_of", "turn_ratios", "verdict"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What makes a difference: ``confidence`` of the interval that must leave out 1, and the
+    smallest ``effect`` (0.025: a ratio of 1.025 or more, or of 1 / 1.025 or less)."""
+
+    confidence: float
+    effect: float
+
+
+#: By "metric.statistic", else by metric, else by the metric's first word.
+RULES: Mapping[str, Rule] = {
+    "latency.p50": Rule(0.95, 0.025),
+    "latency": Rule(0.99, 0.05),
+    "first": Rule(0.99, 0.10),
+    "import": Rule(0.99, 0.10),
+    "load": Rule(0.99, 0.10),
+    "memory": Rule(0.99, 0.02),
+    "energy": Rule(0.99, 0.05),
+}
+
+_OTHERS = Rule(0.99, 0.05)
+
+
+def rule_of(metric: str, statistic: str) -> Rule:
+    """The rule of a metric's statistic."""
+    for name in (f"{metric}.{statistic}", metric, metric.partition(".")[0]):
+        if name in RULES:
+            return RULES[name]
+    return _OTHERS
+
+
+def turn_ratios(
+    base: Sequence[Sequence[float]],
+    base_blocks: Sequence[Sequence[int]],
+    other: Sequence[Sequence[float]],
+    other_blocks: Sequence[Sequence[int]],
+) -> list[NDArray[np.float64]]:
+    """``other / base`` of the medians of every turn that both have samples in, by process.
+
+    Values and numbers of samples a turn are those of a Measurement. Processes without such a
+    turn are left out; all of them where the two did not take turns.
+    """
+    found = []
+    for values, counts, values_2, counts_2 in zip(
+        base, base_blocks, other, other_blocks, strict=False
+    ):
+        if sum(counts) != len(values) or sum(counts_2) != len(values_2):
+            continue
+        a, b = _turn_medians(values, counts), _turn_medians(values_2, counts_2)
+        turns = min(len(a), len(b))
+        ratios = b[:turns] / a[:turns]
+        ratios = ratios[np.isfinite(ratios) & (ratios > 0)]
+        if ratios.size:
+            found.append(ratios)
+    return found
+
+
+def _turn_medians(values: Sequence[float], counts: Sequence[int]) -> NDArray[np.float64]:
+    """The median of each turn; NaN of one without samples."""
+    array = np.asarray(values, np.float64)
+    sizes = np.asarray(counts, np.intp)
+    turn = np.repeat(np.arange(sizes.size), sizes)
+    ranked = array[np.lexsort((array, turn))]
+    begin = np.cumsum(sizes) - sizes
+    medians = np.full(sizes.size, np.nan)
+    some = sizes > 0
+    low, high = begin + (sizes - 1) // 2, begin + sizes // 2
+    medians[some] = (ranked[low[some]] + ranked[high[some]]) / 2.0
+    return medians
+
+
+def compare_turns(ratios: Sequence[NDArray[np.float64]]) -> Resampled:
+    """The ratio of subjects that took turns: the geometric mean of the processes' medians.
+
+    Raises ValueError on no process.
+    """
+    return resampled_mean([float(np.median(np.log(r))) for r in ratios], sum(map(len, ratios)))
+
+
+def compare(
+    base: Resampled, other: Resampled, *, rounds: bool, confidence: float = 0.95
+) -> Interval | None:
+    """``other / base``; ``rounds`` says that process i of both ran at the same time.
+
+    None where there are fewer than three processes of either, or nothing to divide by.
+    """
+    if base.estimate <= 0 or other.estimate <= 0:
+        return None
+    if rounds and base.processes == other.processes and bool((base.draws > 0).all()):
+        return ratio_of(other, base).interval(confidence)
+    return welch(other, base, confidence)
+
+
+def verdict(ratio: Interval | None, effect: float, *, more_is_better: bool = False) -> str:
+    """``better``, ``worse``, ``same``, ``not significant``, or ``unknown`` without an interval.
+
+    ``ratio`` carries the interval of the rule's confidence. Less is better unless told. Equal
+    without any scatter is ``same``.
+    """
+    if ratio is None:
+        return "unknown"
+    if ratio.low == ratio.high == 1.0:
+        return "same"
+    if ratio.low > 1.0 and ratio.estimate >= 1.0 + effect:
+        return "better" if more_is_better else "worse"
+    if ratio.high < 1.0 and ratio.estimate <= 1.0 / (1.0 + effect):
+        return "worse" if more_is_better else "better"
+    return "not significant"
