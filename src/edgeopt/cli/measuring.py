@@ -199,7 +199,7 @@ def compare(
     (R.json, or R.json[NAME] for one artifact in them)."""
     from edgeopt.verbs.compare import compare as run
 
-    check_reports(reports, charts, fail_if, items)
+    check_reports(reports, charts, fail_if, items, options["out"])
     with progress() as report:
         results = run(items, progress=report, **options)
     show_results(results, as_json, reports, charts, chart_format, fail_if)
