@@ -29,16 +29,6 @@ def weights() -> NDArray[np.float32]:
     return (rng.standard_t(5, (_ROWS, _COLUMNS)) * 0.02).astype(np.float32)
 
 
-def test_reference_arrays(benchmark: Any, weights: NDArray[np.float32]) -> None:
-    """Scale, round, clip, and the squared error: what a plain quantizer of one scale would do."""
-
-    def kernel() -> float:
-        codes = np.clip(np.rint(weights * np.float32(900)), -127, 127)
-        return float(np.square(codes * np.float32(1 / 900) - weights).sum())
-
-    assert benchmark(kernel) > 0
-
-
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_K", "Q6_K"])
 def test_encode(benchmark: Any, weights: NDArray[np.float32], kind: str) -> None:
     ggml.encode(kind, weights[:8])  # compiled before it is timed

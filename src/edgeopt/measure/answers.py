@@ -6,7 +6,6 @@ with it, and artifacts of different runtimes can be compared.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +110,7 @@ def _file(index: int, position: int) -> str:
 def answers(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
     """Load the case's artifact and write its outputs for every sample. Result: their names."""
     case = case_from_json(job["case"])
-    engine = make_engine(dataclasses.replace(case, workload="inference"))
+    engine = make_engine(case)
     if not isinstance(engine, Answering):
         raise SourceError(f"{case.path}: {case.runtime} gives no outputs to compare")
     voice.busy("artifact", f"loading {case.runtime}")

@@ -72,11 +72,16 @@ def _against(document: Document, name: str) -> Iterator[Claim]:
         phrase: Phrase = ("the same size",) if same else document.factor(index)
         yield Claim(phrase, _tone(contrast.verdict))
     if failure := document.results.subject(name).failure:
-        yield Claim(("not measured: ", Said(" ".join(failure.split()))), "bad")
+        yield from _failed(failure)
         return
     yield from _speed(document, name)
     yield from _answers(document, name)
     yield from _task(document, name)
+
+
+def _failed(reason: str) -> Iterator[Claim]:
+    yield Claim(("not measured",), "bad")
+    yield Claim((Said(" ".join(reason.split())),), "bad", aside=True)
 
 
 def _tone(verdict: str) -> str:
@@ -235,4 +240,4 @@ def _alone(document: Document, name: str) -> Iterator[Claim]:
                 said = (" for ", Said(workload))
             yield Claim((shown, *said), "even")
     if failure := document.results.subject(name).failure:
-        yield Claim(("not measured: ", Said(" ".join(failure.split()))), "bad")
+        yield from _failed(failure)

@@ -178,6 +178,7 @@ def _percent(share: float) -> str:
     if not math.isfinite(value):
         return _odd(value)
     shown = math.floor(value * 10 + 1e-9) / 10
+    shown = 99.9 if shown == 100.0 and share < 1.0 else shown
     return f"{shown:.0f}%" if shown == round(shown) else f"{shown:.1f}%"
 
 

@@ -102,7 +102,8 @@ def _conditions(document: Document, console: Console) -> None:
         paragraph(
             console,
             f"Every figure from {processes} fresh process{'' if processes == 1 else 'es'}; "
-            "intervals of 95% confidence, by bootstrap over processes.",
+            "intervals of 95% confidence, by bootstrap over processes. A change in p50 is the "
+            "ratio of turns that ran side by side.",
             "dim",
         )
 

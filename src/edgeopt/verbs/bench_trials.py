@@ -119,8 +119,9 @@ def trials_of(
     """
     runtime = runtime_of(source, asked)
     case = Case(
-        path=source.path.resolve(),
-        files=tuple(file.resolve() for file in source.files),
+        # Not resolved: beside a link's target its external data need not lie (as in caches).
+        path=source.path.absolute(),
+        files=tuple(file.absolute() for file in source.files),
         runtime=runtime,
         device=device,
         options={"kind": source.kind, "model": asked.model, "trust_pickle": asked.trust_pickle},

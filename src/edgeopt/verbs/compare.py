@@ -255,8 +255,8 @@ def _artifact(subject: Subject, path: Path, task: _Task) -> Artifact:
     source, asked = open_source(path), task.asked
     here = task.options.get("on") is None
     case = Case(
-        path=path.resolve(),
-        files=tuple(file.resolve() for file in source.files),
+        path=path.absolute(),
+        files=tuple(file.absolute() for file in source.files),
         runtime=subject.runtime,
         device=resolve(asked.device if here else "cpu", subject.runtime),
         threads=asked.threads[0],

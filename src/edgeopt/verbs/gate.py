@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 
 from edgeopt.core import Fidelity, Quality, Results, format_bytes
 from edgeopt.errors import GateFailed, UsageError
-from edgeopt.numerics.derive import Derived, Figure, Row
+from edgeopt.numerics.derive import PAIRED_BY, Derived, Figure, Row
 from edgeopt.numerics.paired import paired_difference
 from edgeopt.verbs.conditions import RATES, Condition, Expression, parse
 
@@ -309,10 +309,8 @@ def _agrees(conditions: Mapping[str, Any], where: Sequence[tuple[str, str]]) -> 
 
 
 def _spelt(conditions: Mapping[str, Any]) -> str:
-    simple = (str, int, float, bool)
-    return ",".join(
-        f"{k}={v}" for k, v in conditions.items() if isinstance(v, simple) and v not in ("", None)
-    )
+    known = [(key, conditions.get(key)) for key in PAIRED_BY]
+    return ",".join(f"{key}={value}" for key, value in known if value not in ("", None))
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -325,7 +323,9 @@ def _shown(c: Condition, found: _Value) -> str:
     if found.low != found.value or found.high != found.value:
         values += [found.low, found.high]
     estimate, *interval = (_written(c, value) for value in values)
-    return f"{estimate} (95% interval {' to '.join(interval)})" if interval else estimate
+    against = "" if c.kind == "value" else " against the baseline"
+    within = f" (95% interval {' to '.join(interval)})" if interval else ""
+    return f"{estimate}{within}{against}"
 
 
 def _written(c: Condition, value: float) -> str:

@@ -23,6 +23,7 @@ from edgeopt.files.sniff import FORMATS
 from edgeopt.measure.child import rebuilt
 from edgeopt.measure.remote import boot, link
 from edgeopt.measure.remote.bundle import make_bundle
+from edgeopt.measure.remote.keeper import SLOWEST
 from edgeopt.measure.remote.link import Link
 from edgeopt.measure.remote.target import Target
 from edgeopt.measure.remote.transport import Transport, open_transport
@@ -218,7 +219,7 @@ class Host:
                     progress(f"sending to {self.target.host}", done / total)
             write(_line({"sha256": digest.hexdigest()}))
         try:
-            answer = self._answer(f"taking {path.name}")
+            answer = self._answer(f"taking {path.name}", link.GONE + size / SLOWEST)
         except OutputError as error:
             place = self.facts.folder.rpartition("/")[0] or "/"
             raise OutputError(

@@ -26,10 +26,13 @@ from typing import IO, Any, NoReturn
 from edgeopt.errors import EdgeoptError
 from edgeopt.measure.remote.requests import REQUESTS
 
-__all__ = ["SILENCE", "Keeper", "main"]
+__all__ = ["SILENCE", "SLOWEST", "Keeper", "main"]
 
 #: Seconds without a byte from the other side, which gives a sign every 20, before it is gone.
 SILENCE = 180.0
+
+#: Bytes a second that the slowest disk writes.
+SLOWEST = 1e6
 
 #: Seconds between two progress lines: each wakes processes on a machine that is being timed.
 _QUIET = 0.5
@@ -144,6 +147,8 @@ class Keeper:
             if stream is not None and not problem:
                 problem = _write(stream, chunk)
         if stream is not None:
+            # Nothing is heard while a slow disk writes what was only in memory.
+            self._heard = time.monotonic() + int(request["size"]) / SLOWEST
             problem = _close(stream, problem)
         told = json.loads(self._stdin.readline())["sha256"]
         if not problem and digest.hexdigest() != told:

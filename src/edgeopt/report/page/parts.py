@@ -8,7 +8,7 @@ from typing import TypeAlias
 from edgeopt.report.charts import page_svg
 from edgeopt.report.document import TONES, Document
 from edgeopt.report.facts import Fact
-from edgeopt.report.numbers import Phrase, Said, plain, printable
+from edgeopt.report.numbers import Phrase, Said, plain, printable, shorten
 from edgeopt.report.page.markup import Html, el, join
 from edgeopt.report.plots.chart import NARROW, WIDE, Chart
 from edgeopt.report.tables import Column, Table
@@ -19,13 +19,19 @@ __all__ = ["Named", "conditioned", "facts", "figure", "items", "named", "table",
 Named: TypeAlias = Callable[[str], Html]
 
 
+#: Letters of a name that is said again and again; it is whole where the artifact is described.
+_LONGEST_NAME = 60
+
+
 def named(inks: Mapping[str, str]) -> Named:
     """How artifacts are named, each with the colour that it has in the charts."""
 
     def name(artifact: str) -> Html:
         ink = inks.get(artifact)
         swatch = el("span", class_="swatch", style=f"background:var(--{ink})") if ink else ""
-        return el("span", swatch, Said(artifact), class_="name")
+        short = shorten(artifact, _LONGEST_NAME)
+        whole = printable(artifact) if "…" in short else None
+        return el("span", swatch, Said(short), class_="name", title=whole)
 
     return name
 

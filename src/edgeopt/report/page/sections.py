@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeopt.core import METRICS
 from edgeopt.report.charts import charts
-from edgeopt.report.document import Document
+from edgeopt.report.document import Document, pairing_of
 from edgeopt.report.facts import Fact, environment_facts, placement_facts, settings_facts
 from edgeopt.report.numbers import Number, Phrase, Said, exactly, pointer
 from edgeopt.report.page.markup import Content, Html, el, join
@@ -96,12 +96,16 @@ def _card(document: Document, place: int, name: Named) -> Html:
     found = document.row(subject.name, "latency", pairing) if pairing else None
     rate = found is not None and "tokens_per_s" in found[1].figures
     speed = ("Tokens a second", "tokens_per_s") if rate else ("Latency, p50", "p50")
-    boxes = [
-        _box(document, subject.name, "File size", "file", "exact", None),
-        _box(document, subject.name, speed[0], "latency", speed[1], pairing),
-        _box(document, subject.name, "Peak memory", "memory.peak", "median", None),
-        _answers(document, subject.name),
-    ]
+    shown = (
+        ("File size", "file", "exact", None),
+        (speed[0], "latency", speed[1], pairing),
+        ("Peak memory", "memory.peak", "median", None),
+        ("Cold load", "load.cold", "median", None),
+    )
+    # what was taken of none of them is no gap of this one
+    taken = [box for box in shown if document.pairings(box[1])]
+    boxes = [_box(document, subject.name, *box) for box in taken[:_BOXES]]
+    boxes.append(_answers(document, subject.name))
     return el(
         "li",
         el("h3", name(subject.name), el("small", "baseline") if base else ""),
@@ -111,6 +115,10 @@ def _card(document: Document, place: int, name: Named) -> Html:
     )
 
 
+#: Boxes of a card beside that of the answers.
+_BOXES = 3
+
+
 def _box(
     document: Document, name: str, title: str, metric: str, statistic: str, pairing: Any
 ) -> Html:
@@ -118,7 +126,8 @@ def _box(
     shown = document.figure(found[0], statistic) if found else None
     if shown is None:
         return _empty(title)
-    compared = document.contrast(name, metric, statistic, pairing)
+    same = pairing_of(found[1].conditions) if found and metric != "file" else None
+    compared = document.contrast(name, metric, statistic, same)
     change: Phrase = document.change(compared[0]) if compared else ()
     bare: Content = Number(shown.text.removesuffix(" tokens/s"), shown.key, shown.value)
     small = el("small", change, class_=tone(change)) if change else ""
@@ -206,9 +215,11 @@ def _how(document: Document) -> Html:
 
 
 _STATISTICS = (
-    "Intervals are of 95% confidence, by hierarchical bootstrap over processes and blocks. A "
-    "difference is called significant only where its interval excludes no change and it is large "
-    "enough to matter; p90 is shown from 64 samples on, p95 from 128, p99 from 662."
+    "Intervals are of 95% confidence, by hierarchical bootstrap over processes. A change in p50 is "
+    "the ratio of turns that ran side by side, so it need not be the quotient of the two figures. "
+    "A change is called significant only where its interval leaves out no change at all (at 95% "
+    "confidence for p50, 99% for everything else) and it is large enough to matter. p90 is shown "
+    "from 64 samples on, p95 from 128, p99 from 662."
 )
 
 
@@ -235,6 +246,7 @@ _MOST_FILES = 20
 
 def _artifact(document: Document, place: int) -> Iterator[Fact]:
     subject = document.results.subjects[place]
+    yield Fact("name", (Said(subject.name),))
     yield Fact("file", (Said(subject.path),))
     yield Fact("kind", (Said(f"{subject.kind}, run by {subject.runtime}"),))
     if subject.sha256:

@@ -126,7 +126,7 @@ def loading(document: Document) -> Iterator[Chart]:
     rows, pairing = _stacks(document, metrics, next(m for m in metrics if m.startswith("load")), ())
     if rows:
         title = "Until the first answer (shorter is better)"
-        entries = [Entry(METRICS[m].title, ink) for m, ink in metrics.items()]
+        entries = [Entry(METRICS[m].title, k) for m, k in metrics.items() if document.pairings(m)]
         yield _chart("loading", title, rows, "s", entries=entries, conditions=pairing)
 
 

@@ -119,7 +119,7 @@ def vl_convert() -> ModuleType:
 def subject_inks(names: Sequence[str], baseline: str) -> dict[str, str]:
     """The ink of every subject: the baseline is grey, so that what is compared stands out."""
     hues = [name for name in INKS if name.startswith("s")]
-    others = [name for name in names if name != baseline]
+    others = [name for name in names if name != baseline] or list(names)
     inks = {name: hues[i % len(hues)] for i, name in enumerate(others)}
     return {name: inks.get(name, "base") for name in names}
 
