@@ -54,7 +54,7 @@ class Taken:
         else:
             self._how["energy"] = energy["how"]
             joules, count = self._joules[-1]
-            self._joules[-1] = (joules + energy["joules"], count + len(samples))
+            self._joules[-1] = (joules + energy["joules"], count + int(answer["runs"]))
 
     def memory(self, reading: Mapping[str, Any]) -> None:
         """A footprint: bytes by kind, None where the system does not say, and how it was read."""
