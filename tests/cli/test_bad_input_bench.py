@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,6 +36,7 @@ from tests.cli.test_bad_input import (
     mlp,
 )
 from tests.graphs.nets import model, node, normal
+from tests.report import results_of
 
 from edgeopt.core import Results
 
@@ -362,3 +364,115 @@ def test_json_of_a_failure_is_still_a_document(folder: Path, here: Here) -> None
     left = here("bench", "s.onnx", *QUICK, "--json", cwd=folder)
     assert_refused(left, 3, "Sparkle")
     assert "Sparkle" in Results.from_json(json.loads(left.out)).subject("s").failure
+
+
+# ---------------------------------------------------------------------------------------------
+# saved results
+
+
+def _saved(change: Callable[[dict[str, Any]], None] | None = None) -> Spoil:
+    def spoil(folder: Path) -> None:
+        document = results_of.two().to_json()
+        if change is not None:
+            change(document)
+        (folder / "s.json").write_text(json.dumps(document))
+
+    return spoil
+
+
+def _quality(value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        document["quality"] = [
+            {
+                "subject": subject["name"],
+                "metric": "accuracy",
+                "value": value,
+                "higher_is_better": True,
+                "samples": 10,
+                "how": "",
+                "scores": [],
+            }
+            for subject in document["subjects"]
+        ]
+
+    return change
+
+
+def _no_samples(document: dict[str, Any]) -> None:
+    for measurement in document["measurements"]:
+        if measurement["metric"] == "latency":
+            measurement["values"] = measurement["blocks"] = []
+
+
+def _version(document: dict[str, Any]) -> None:
+    document["edgeopt_results"] = 2
+
+
+def _without(name: str) -> Callable[[dict[str, Any]], None]:
+    return lambda document: document.pop(name) and None
+
+
+def _same_names(document: dict[str, Any]) -> None:
+    for subject in document["subjects"]:
+        subject["name"] = "a"
+
+
+FEW = "latency.p50 > +5%"
+SAVED: dict[str, tuple[Spoil, tuple[str, ...], tuple[str, ...]]] = {
+    "missing": (_nothing, ("s.json",), ("s.json", "No such file")),
+    "empty": (_text("s.json", ""), ("s.json",), ("s.json", "not JSON")),
+    "no JSON": (_text("s.json", "{edgeopt}"), ("s.json",), ("s.json", "not JSON")),
+    "no text": (_text("s.json", b"\xff\xfe\0"), ("s.json",), ("s.json", "not JSON")),
+    "a proof": (_text("s.json", '{"edgeopt_proof": 1}'), ("s.json",), ("s.json", "no results")),
+    "another version": (_saved(_version), ("s.json",), ("version 2", "reads 1", "measure again")),
+    "incomplete": (_saved(_without("measurements")), ("s.json",), ("measurements is missing",)),
+    "two of a name": (_saved(_same_names), ("s.json",), ("s.json", "names of their own")),
+    "no such subject": (_saved(), ("s.json[other]",), ("s.json", "'other'")),
+    "NaN metric": (
+        _saved(_quality("nan")), ("s.json", "--fail-if", "quality.accuracy < 0.9"), ("is nan",)
+    ),
+    "no number": (_saved(_quality(None)), ("s.json",), ("quality[0].value is None",)),
+    "no samples": (_saved(_no_samples), ("s.json", "--fail-if", FEW), ("latency.p50",)),
+    "no such metric": (
+        _saved(), ("s.json", "--fail-if", "quality.f1 < 0.9"), ("quality.f1", "not measured")
+    ),
+    "run again": (_saved(), ("s.json", "--metric", "accuracy"), ("saved results cannot be run",)),
+    "over itself": (_saved(), ("s.json", "-o", "s.json"), ("s.json", "is the source")),
+    "over a part": (
+        _saved(), (f"s.json[{results_of.NAMES[0]}]", "s.json", "-o", "s.json"), ("is the source",)
+    ),
+    "reported over itself": (_saved(), ("s.json", "--report", "s.json"), ("is the source",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_saved_results_that_are_refused(folder: Path, here: Here, name: str) -> None:
+    spoil, words, said = SAVED[name]
+    spoil(folder)
+    before = contents(folder)
+    assert_refused(here("compare", *words, cwd=folder), 2, *said)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("words", [("--baseline", "s.json"), ("--baseline", "s.json[x]")])
+@pytest.mark.parametrize("out", ["-o", "--report"])
+def test_a_baseline_is_not_written_over(
+    folder: Path, here: Here, words: tuple[str, ...], out: str
+) -> None:
+    _saved()(folder)
+    before = contents(folder)
+    left = here("bench", "w.safetensors", *words, out, "s.json", cwd=folder)
+    assert_refused(left, 2, "s.json")
+    assert contents(folder) == before
+
+
+def test_two_that_cannot_be_compared_alone(folder: Path, here: Here) -> None:
+    assert_refused(here("compare", "m.onnx", cwd=folder), 2, "two or more")
+
+
+def test_a_metric_of_the_user_s_that_fails(folder: Path, here: Here) -> None:
+    """It is found out before anything is measured."""
+    (folder / "mine.py").write_text("def half(): return 0.5\n")
+    for metric, said in (("mine:whole", "whole"), ("mine", "'mine'"), ("their:own", "their")):
+        left = here("compare", "m.onnx", "m.onnx", "--metric", metric, cwd=folder)
+        assert_refused(left, 2, said)

@@ -160,7 +160,8 @@ def bench(
     compared with."""
     from edgeopt.verbs.bench import bench as run
 
-    check_reports(reports, charts, fail_if, artifacts, options["out"])
+    read = [*artifacts, *(options[name] for name in ("baseline", "data") if options[name])]
+    check_reports(reports, charts, fail_if, read, options["out"])
     with progress() as report:
         results = run(artifacts, progress=report, **options)
     show_results(results, as_json, reports, charts, chart_format, fail_if)
@@ -199,7 +200,8 @@ def compare(
     (R.json, or R.json[NAME] for one artifact in them)."""
     from edgeopt.verbs.compare import compare as run
 
-    check_reports(reports, charts, fail_if, items)
+    read = [*items, *(options[name] for name in ("data", "text") if options[name])]
+    check_reports(reports, charts, fail_if, read, options["out"])
     with progress() as report:
         results = run(items, progress=report, **options)
     show_results(results, as_json, reports, charts, chart_format, fail_if)

@@ -68,6 +68,7 @@ def check_reports(
     from edgeopt.errors import MissingExtraError, OutputError, UsageError
     from edgeopt.files.atomic import checked_output
     from edgeopt.report.results_files import report_suffix
+    from edgeopt.verbs.saved import file_of
 
     drawn = charts is not None
     written = [out, *reports] if out is not None else [*reports]
@@ -76,7 +77,7 @@ def check_reports(
             raise UsageError(f"{path}: is to be written twice; give each report a name of its own")
     for report in reports:
         drawn |= report_suffix(Path(report)) == ".html"
-        checked_output(report, [Path(source) for source in sources])
+        checked_output(report, list(map(file_of, sources)))
     if drawn and not is_installed("vl_convert"):
         raise MissingExtraError("vl-convert-python", "report", "drawing charts")
     if charts is not None and Path(charts).exists() and not Path(charts).is_dir():

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgeopt.core.proof import Fidelity, Measurement, json_ready
+from edgeopt.core.typed import WrongPart, read
 from edgeopt.errors import SourceError
 
 __all__ = [
@@ -171,9 +171,8 @@ class Results:
             )
         try:
             return _read(document)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise SourceError(f"{where}: incomplete results ({reason}); measure again") from None
+        except WrongPart as wrong:
+            raise SourceError(f"{where}: incomplete results ({wrong}); measure again") from None
 
     @classmethod
     def load(cls, path: Path) -> Results:
@@ -188,60 +187,25 @@ class Results:
 
 
 def _read(document: Mapping[str, Any]) -> Results:
-    return Results(
-        verb=str(document["verb"]),
-        made=str(document["made"]),
-        baseline=str(document["baseline"]),
-        subjects=tuple(_subject(s) for s in document["subjects"]),
-        measurements=tuple(_measurement(m) for m in document["measurements"]),
-        environment=dict(document["environment"]),
-        settings=dict(document["settings"]),
-        fidelity={
-            name: tuple(Fidelity(**{k: _number(v) for k, v in f.items()}) for f in found)
-            for name, found in document["fidelity"].items()
-        },
-        quality=tuple(
-            Quality(
-                **{
-                    **q,
-                    "value": _number(q["value"]),
-                    "scores": tuple(_number(s) for s in q["scores"]),
-                }
-            )
-            for q in document["quality"]
-        ),
-        unavailable=tuple(Unavailable(**u) for u in document["unavailable"]),
-        warnings=tuple(str(w) for w in document["warnings"]),
-    )
+    parts = {name: value for name, value in document.items() if name not in _NOT_READ}
+    results: Results = read(Results, parts)
+    names = [subject.name for subject in results.subjects]
+    if "" in names or len(set(names)) < len(names):
+        raise WrongPart("subjects have no names of their own")
+    for i, measurement in enumerate(results.measurements):
+        where = f"measurements[{i}]"
+        known = METRICS.get(measurement.metric)
+        if known is None or measurement.unit != known.unit:
+            metric = f"{measurement.metric} in {measurement.unit}"
+            raise WrongPart(f"{where} is {metric[:_SHOWN]}, which nothing is measured as")
+        for name, value in measurement.conditions.items():
+            kind = str if isinstance(value, str) else float
+            if value is not None and not isinstance(value, bool):
+                read(kind, value, f"{where}.conditions.{name}")
+    return results
 
 
-def _subject(value: Mapping[str, Any]) -> Subject:
-    return Subject(
-        **{
-            **value,
-            "files": tuple((str(name), int(size)) for name, size in value["files"]),
-            "layers": tuple(
-                Layer(**{**layer, "sqnr_db": _number(layer["sqnr_db"])})
-                for layer in value["layers"]
-            ),
-        }
-    )
+#: What a document has beside the fields of :class:`Results`.
+_NOT_READ = frozenset({"edgeopt_results", "derived"})
 
-
-def _measurement(value: Mapping[str, Any]) -> Measurement:
-    return Measurement(
-        **{
-            **value,
-            "values": tuple(tuple(float(v) for v in process) for process in value["values"]),
-            "blocks": tuple(tuple(int(n) for n in process) for process in value["blocks"]),
-        }
-    )
-
-
-def _number(value: Any) -> Any:
-    """A number as the document spells it: "inf", "-inf" and "nan" are words there."""
-    if value in ("inf", "-inf", "nan"):
-        return float(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} is no JSON number")
-    return value
+_SHOWN = 60

@@ -193,18 +193,11 @@ class _Session:
         target = settings.seconds / settings.processes
         limit = max(1, math.ceil(settings.samples * settings.turn / max(target, settings.turn)))
         spent = {id(trial): 0.0 for trial, _ in live}
-        kept = {id(trial): 0 for trial, _ in live}
         for trial, _ in live:
             self.taken[id(trial)].begin_turns()
         forward = True
         turns = 0
-        while live and not (
-            turns >= _FEWEST_TURNS
-            and all(
-                spent[id(trial)] >= target or kept[id(trial)] >= settings.samples
-                for trial, _ in live
-            )
-        ):
+        while live and not (turns >= _FEWEST_TURNS and self._enough(live, spent, target)):
             for trial, worker in live if forward else reversed(live):
                 if trial.subject in self.failures:
                     continue
@@ -213,17 +206,22 @@ class _Session:
                         "turn", seconds=settings.turn, limit=limit, energy=settings.energy
                     )
                     self.taken[id(trial)].turn(answer)
-                    spent[id(trial)] += sum(answer["samples"])
-                    kept[id(trial)] += len(answer["samples"])
+                    spent[id(trial)] += answer["seconds"]
             live = [pair for pair in live if pair[0].subject not in self.failures]
             forward = not forward
             turns += 1
             if live:
-                share = min(
-                    max(spent[id(t)] / max(target, 1e-9), kept[id(t)] / settings.samples)
-                    for t, _ in live
-                )
+                share = min(spent[id(trial)] / max(target, 1e-9) for trial, _ in live)
                 self._say("timing " + ", ".join(t.subject for t, _ in live), process, share)
+
+    @staticmethod
+    def _enough(
+        live: Sequence[tuple[Trial, Runner]], spent: Mapping[int, float], target: float
+    ) -> bool:
+        """All have had their time; or, where a turn of some takes far longer than that of others,
+        all together a multiple of it."""
+        times = [spent[id(trial)] for trial, _ in live]
+        return min(times, default=0.0) >= target or sum(times) >= _OVERTIME * target * len(times)
 
     def _memory(self, trial: Trial, worker: Runner) -> None:
         answer = worker.ask("memory")
@@ -246,3 +244,6 @@ class _Session:
 
 #: Turns that every trial gets in any case: one A B B A.
 _FEWEST_TURNS = 2
+
+#: How many times its time a round may take so that the quick ones have theirs.
+_OVERTIME = 3.0

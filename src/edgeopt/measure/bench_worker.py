@@ -99,7 +99,8 @@ class BenchWorker:
         return {"seconds": self._last}
 
     def turn(self, command: _Command) -> dict[str, Any]:
-        """Inferences for ``seconds``, at most ``limit`` of them and at least one, each timed."""
+        """Inferences for ``seconds``, at least one, each timed; ``limit`` of the times are kept,
+        evenly spread over the turn."""
         self._mark(f"running {self._case.path}")
         seconds, limit = float(command["seconds"]), int(command["limit"])
         run, clock = self._engine.run, time.perf_counter
@@ -118,14 +119,22 @@ class BenchWorker:
                 after = clock()
                 samples.append(after - before)
                 before = after
-                if after >= end or len(samples) >= limit:
+                if after >= end:
                     break
             energy = self._energy.end() if command.get("energy") else None
         finally:
             if was:
                 gc.enable()
         self._last = samples[-1]
-        answer: dict[str, Any] = {"samples": [round(value, 9) for value in samples]}
+        # What is left out is as good as what is kept: a quick model's times need not all be
+        # stored, and its turns must not end before the machine has shown its moods.
+        count = min(limit, len(samples))
+        kept = [samples[i * len(samples) // count] for i in range(count)]
+        answer: dict[str, Any] = {
+            "samples": [round(value, 9) for value in kept],
+            "runs": len(samples),
+            "seconds": before - (end - seconds),
+        }
         if energy is not None:
             answer["energy"] = {
                 "joules": energy.joules,

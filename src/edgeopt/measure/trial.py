@@ -33,7 +33,7 @@ class Trial:
 @dataclass(frozen=True)
 class BenchSettings:
     """``processes`` fresh workers a trial; ``seconds`` of steady-state timing a trial over all of
-    them; ``turn`` seconds a turn; at most ``samples`` inferences kept a process; ``silence``
+    them; ``turn`` seconds a turn; about ``samples`` inferences' times kept a process; ``silence``
     seconds after which a worker without an answer is given up. Artifacts that together need more
     than ``memory`` bytes (None: what the machine has available) are measured one at a time."""
 

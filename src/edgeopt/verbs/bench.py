@@ -16,7 +16,7 @@ from edgeopt.measure.bench import Bench, BenchSettings, Trial
 from edgeopt.report.results_files import write_document
 from edgeopt.verbs.bench_place import place
 from edgeopt.verbs.bench_trials import RUNTIMES, Asked, names_of, runtime_of, trials_of
-from edgeopt.verbs.saved import Saved, merge, open_saved
+from edgeopt.verbs.saved import Saved, file_of, merge, open_saved
 
 __all__ = ["bench"]
 
@@ -95,7 +95,9 @@ def bench(
     opened = [_described(open_source(artifact)) for artifact in artifacts]
     sources = [source for source, _ in opened]
     if out is not None:
-        checked_output(out, [source.path for source in sources])
+        read = [source.path for source in sources]
+        read += [file_of(given) for given in (baseline, data) if given is not None]
+        checked_output(out, read)
     names = names_of([source.path for source in sources])
     described = next((source for source in sources if source.inputs), None)
     layers = dict(zip(names, (found for _, found in opened), strict=True))

@@ -32,7 +32,7 @@ from edgeopt.verbs.likeness import (
 )
 from edgeopt.verbs.prove_gguf import fitting_context
 from edgeopt.verbs.quality import Metric, find_metric
-from edgeopt.verbs.saved import Saved, is_saved, merge, open_saved
+from edgeopt.verbs.saved import Saved, file_of, is_saved, merge, open_saved
 
 __all__ = ["compare"]
 
@@ -109,7 +109,8 @@ def compare(
         if is_document
     }
     if out is not None:
-        checked_output(out, [Path(item) for item in items])
+        read = [given for given in (*items, data, text) if given is not None]
+        checked_output(out, list(map(file_of, read)))
     if artifacts:
         task = _Task(
             metrics=tuple(map(find_metric, metric)),

@@ -18,7 +18,7 @@ from edgeopt.files.reading import read_head
 from edgeopt.files.sniff import recognise
 from edgeopt.measure.environment import CONDITIONS, MACHINE, differences
 
-__all__ = ["Saved", "against", "is_saved", "merge", "open_saved"]
+__all__ = ["Saved", "against", "file_of", "is_saved", "merge", "open_saved"]
 
 #: Runtimes, and the versions in an environment that decide how fast each is.
 _VERSIONS: Mapping[str, str] = {
@@ -142,6 +142,12 @@ def against(baseline: str | Path, results: Results, *, other_machine: bool = Fal
     name = wanted if wanted in names else saved.results.baseline
     only = dataclasses.replace(saved, results=_only(saved.results, name))
     return merge([only, Saved("now", results)], other_machine=other_machine)
+
+
+def file_of(item: str | Path) -> Path:
+    """The file that ``item`` names, without the subject of a document: what is not to be
+    written to."""
+    return _split(item)[0]
 
 
 def _split(item: str | Path) -> tuple[Path, str]:
