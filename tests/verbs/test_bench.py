@@ -129,6 +129,17 @@ def test_samples_are_joined_into_batches(tmp_path: Path) -> None:
     np.testing.assert_array_equal(five["x"], data[[0, 1, 2, 0, 1]])
 
 
+def three_at_once() -> list[dict[str, np.ndarray]]:
+    return [{"x": np.arange(24, dtype=np.float32).reshape(3, 8)}]
+
+
+def test_a_batch_is_never_more_than_was_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.onnx")
+    (eight,) = feeds(path, batch=(8,), data=f"{__name__}:three_at_once")
+    rows = three_at_once()[0]["x"]
+    np.testing.assert_array_equal(eight["x"], rows[[0, 1, 2, 0, 1, 2, 0, 1]])
+
+
 def test_weights_without_code_are_loaded_only(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     safetensors.numpy.save_file({"w": np.ones(4, np.float32)}, path)
