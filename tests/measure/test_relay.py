@@ -51,7 +51,9 @@ class Mimic:
             raise MemoryError
         time.sleep(0.002)
     def info(self):
-        return {"runs": self.runs, "sum": float(sum(v.sum() for v in self.feed.values()))}
+        fallback = [["where", "NonZero"], ["", "Shape"]] if self.name.startswith("partly") else []
+        total = float(sum(v.sum() for v in self.feed.values()))
+        return {"runs": self.runs, "sum": total, "fallback": fallback}
 
 engine.ENGINES = {**engine.ENGINES, "mimic": "mimic_engine:Mimic"}
 """
@@ -118,6 +120,17 @@ def test_two_trials_take_turns_in_fresh_processes(
     runs_of = [line.split()[0] for line in lines]
     changes = sum(x != y for x, y in itertools.pairwise(runs_of))
     assert changes >= 5 * 3
+
+
+def test_nodes_on_the_cpu_and_threads_without_a_core_are_said(mimic: Callable[..., Trial]) -> None:
+    trials = [mimic("a"), mimic("partly")]
+    many = [replace(trial, case=replace(trial.case, threads=4096)) for trial in trials]
+    bench = run_bench([trials[0], many[1]], replace(QUICK, cold=False))
+    assert bench.info["a"]["pinning"].keys() == {"1"}
+    assert "4096 threads" in bench.info["partly"]["pinning"]["4096"]
+    (nodes,) = (w for w in bench.warnings if "CPU" in w)
+    assert nodes == "partly: 2 nodes stayed on the CPU: where (NonZero), unnamed (Shape)"
+    assert sum("not pinned: 4096 threads" in w for w in bench.warnings) == 1
 
 
 @pytest.mark.parametrize(
