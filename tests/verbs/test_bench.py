@@ -19,6 +19,7 @@ from edgeopt.numerics.derive import derive
 from edgeopt.verbs import bench as verb
 from edgeopt.verbs.bench import bench
 from edgeopt.verbs.bench_trials import Asked, names_of, runtime_of, trials_of
+from edgeopt.verbs.gate import judge
 
 QUICK = {"seconds": 0.05, "cold": False}
 
@@ -91,6 +92,17 @@ def test_the_document_grows_round_by_round(tmp_path: Path, monkeypatch: pytest.M
         bench([write(tmp_path / "a.onnx")], out=out, **QUICK)
     assert counts == [1, 2]
     assert len(Results.load(out).of("a", "latency")[0].values) == 2
+
+
+def test_a_saved_file_of_several_is_compared_by_name(tmp_path: Path) -> None:
+    a, b, saved = write(tmp_path / "a.onnx"), write(tmp_path / "b.onnx"), tmp_path / "s.json"
+    first = bench([a, b], out=saved, **QUICK)
+    results = bench([b], baseline=saved, **QUICK)
+    assert results.baseline == "b" and [s.name for s in results.subjects] == ["b", "b (now)"]
+    assert results.of("b", "latency")[0].values == first.of("b", "latency")[0].values
+    # A limit is asked of what is fresh, not of the saved figures.
+    found = judge(["latency.p50 > 0 ms"], results, derive(results))
+    assert [breach.subject for breach in found] == ["b (now)"]
 
 
 # ---------------------------------------------------------------------------------------------
