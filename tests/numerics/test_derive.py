@@ -168,6 +168,27 @@ def test_noise_is_flagged_with_advice_and_a_warning() -> None:
     assert any("noisy" in w for w in derived.warnings)
 
 
+def test_what_many_rows_have_in_common_is_said_once() -> None:
+    rng = np.random.default_rng(6)
+    climb = tuple(float(v) for v in 1e-3 * np.linspace(1, 4, 200))
+    bumpy = tuple(np.repeat(1e-3 * np.exp(0.3 * rng.normal(size=20)), 10).tolist())
+    calm = latencies(rng, 1e-3)
+    taken = [
+        Measurement(s, "latency", "s", {**HERE, "threads": t}, (v,) * 5, ((10,) * 20,) * 5)
+        for s, v in (("a", climb), ("b", bumpy))
+        for t in (1, 2)
+    ]
+    said = [w for w in derive(document([*taken, of("c", calm)], "abc")).warnings if "latency" in w]
+    (never,) = (w for w in said if "never steady" in w)
+    (noisy,) = (w for w in said if "noisy" in w)
+    assert "in 4 of 5 measurements" in noisy and noisy.startswith("a, b, ")
+    assert never.startswith("a") and "c" not in never.partition(",")[0]
+    alone = derive(document([taken[0]])).warnings
+    assert any(
+        "a, latency (device cpu, threads 1" in w and "never steady in 5 of 5" in w for w in alone
+    )
+
+
 def test_broken_samples_are_named_not_counted() -> None:
     nan = float("nan")
     derived = derive(

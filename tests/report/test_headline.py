@@ -101,6 +101,10 @@ def close(**changed: Any) -> Fidelity:
         ([close(sqnr_db=math.inf)], "answers identical"),
         ([close(sqnr_db=-math.inf)], "answers lost: no signal left"),
         ([close(sqnr_db=math.nan)], ""),
+        (
+            [close(sqnr_db=20.0, output="weights, the worst: blk.0.attn_q.weight")],
+            "weights within 10% of the baseline's",
+        ),
         ([close(finite=False)], "answers with NaN or infinity where the baseline does not"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 
 import pytest
 from rich.console import Console
@@ -70,3 +71,26 @@ def test_few_samples_have_no_tail() -> None:
     text = shown(results_of.single(), 140)
     assert "p50" in text
     assert "p90" not in text and "p99" not in text
+
+
+def test_only_those_that_took_turns_are_said_to_have() -> None:
+    assert "side by side" in shown(results_of.two())
+    assert "side by side" not in shown(results_of.single())
+    two = results_of.two()
+    merged = dataclasses.replace(
+        two, settings={"documents": [{"subjects": [s.name]} for s in two.subjects]}
+    )
+    assert "side by side" not in shown(merged)
+
+
+def test_what_is_not_known_of_the_weights_is_a_dash() -> None:
+    two = results_of.two()
+    unknown = dataclasses.replace(
+        results_of.close(20.0, None, "weights, the worst: a"), cosine=math.nan, max_abs=math.nan
+    )
+    other = dataclasses.replace(unknown, sqnr_db=math.nan, top1=0.5, output="next token")
+    text = shown(dataclasses.replace(two, fidelity={results_of.NAMES[1]: (unknown, other)}), 120)
+    assert "not a number" not in text and "20.0 dB" in text
+    broken = dataclasses.replace(other, finite=False)
+    text = shown(dataclasses.replace(two, fidelity={results_of.NAMES[1]: (broken,)}), 120)
+    assert "not finite" in text

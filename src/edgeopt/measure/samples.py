@@ -135,11 +135,6 @@ class Taken:
         return any(count for _, count in self._joules)
 
     def warnings(self) -> Iterable[str]:
-        where = ", ".join(f"{k} {v}" for k, v in self._conditions.items() if v is not None)
-        if self._turns and (never := self._never_steady()):
-            yield (
-                f"{self._subject} ({where}): never steady in {never} of {len(self._turns)} "
-                "processes; give it more --time, or a quieter machine"
-            )
+        """What the samples alone do not tell: whether they are steady is derived of them."""
         for reason in self._unverified:
             yield f"{self._subject}: cold load unverified: {reason}"

@@ -8,7 +8,7 @@ bootstrap is seeded.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,7 +144,7 @@ def derive(results: Results, baseline: str | None = None) -> Derived:
         other = bases.get((measured.row.metric, _pairing(measured.row.conditions)))
         if other is not None and measured.m.subject != base and measured.row.metric != "warmup":
             contrasts.extend(_contrasts(measured, other, measured.m.subject in together))
-    warnings = dict.fromkeys(w for f in found for w in f.warnings)
+    warnings = dict.fromkeys((*_unsettled(found), *(w for f in found for w in f.warnings)))
     return Derived(tuple(f.row for f in found), tuple(contrasts), tuple(warnings))
 
 
@@ -196,8 +196,6 @@ class _Measured:
         figures = {name: self._figure(name, found) for name, found in self.figures.items()}
         scatter = noise.scatter(m.metric, raw, m.blocks)
         noisy = noise.is_noisy(m.metric, scatter)
-        if noisy and scatter is not None and m.metric == "latency":
-            self._warn(f"noisy: turns scatter by {scatter:.0%} about their process's median")
         if m.metric == "latency" and 0 < len(groups) < FEWEST_PROCESSES:
             self._warn(f"{len(groups)} processes give no interval; use {FEWEST_PROCESSES} or more")
         self.row = Row(
@@ -210,13 +208,16 @@ class _Measured:
             noise.advice(environment, len(m.values)) if noisy else (),
         )
 
-    def _warn(self, text: str) -> None:
+    @property
+    def name(self) -> str:
+        """Subject, metric and conditions."""
         where = ", ".join(
             f"{k} {v}" for k in PAIRED_BY if (v := self.m.conditions.get(k)) is not None
         )
-        self.warnings.append(
-            f"{self.m.subject}, {self.m.metric}{f' ({where})' if where else ''}: {text}"
-        )
+        return f"{self.m.subject}, {self.m.metric}{f' ({where})' if where else ''}"
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(f"{self.name}: {text}")
 
     def _statistics(self, groups: list[NDArray[np.float64]]) -> None:
         if self.m.metric == "file":
@@ -258,6 +259,37 @@ class _Measured:
             found.processes,
             self.units.get(name, self.m.unit),
         )
+
+
+def _unsettled(found: Sequence[_Measured]) -> Iterator[str]:
+    """That latencies never settled, or are noisy: once for all of them. Each has its own numbers
+    in its row."""
+    latencies = [f for f in found if f.row.metric == "latency" and f.row.figures]
+    never = [(f, s) for f in latencies if (s := f.row.steady) and s["settled"] < s["processes"]]
+    if never:
+        lost = sum(s["processes"] - s["settled"] for _, s in never)
+        total = sum(s["processes"] for _, s in never)
+        yield (
+            f"{_whose([f for f, _ in never], latencies)}: never steady in {lost} of {total} "
+            "processes; give it more --time, or a quieter machine"
+        )
+    noisy = [(f, f.row.noise) for f in latencies if f.row.noise and f.row.advice]
+    if noisy:
+        least, most = (f"{bound(noise for _, noise in noisy):.0%}" for bound in (min, max))
+        yield (
+            f"{_whose([f for f, _ in noisy], latencies)}: noisy: turns scatter by "
+            f"{least if least == most else f'{least} to {most}'} about their process's median"
+        )
+
+
+def _whose(some: Sequence[_Measured], of: Sequence[_Measured]) -> str:
+    """ "a, b, latency in 3 of 4 measurements"; of one alone its conditions."""
+    if len(some) == 1:
+        return some[0].name
+    names = ", ".join(dict.fromkeys(f.row.subject for f in some))
+    if len(some) == len(of):
+        return f"{names}, latency in all {len(of)} measurements"
+    return f"{names}, latency in {len(some)} of {len(of)} measurements"
 
 
 def _inverse(mean: Resampled, times: float) -> Resampled:

@@ -168,11 +168,18 @@ def _text(part: str | Number) -> str:
 # how close
 
 
+#: How the output is called that stands for the worst of the stored tensors.
+_WEIGHTS = "weights, the worst: "
+
+
 def _answers(document: Document, name: str) -> Iterator[Claim]:
     """The worst output: its share of same answers where it has classes, else its error."""
     outputs = document.fidelity(name)
+    # Where nothing was run there are no answers: what is compared are the weights alone.
+    stored = any(output.output.startswith(_WEIGHTS) for output in outputs)
+    who = "weights" if stored else "answers"
     if any(not output.finite for output in outputs):
-        yield Claim(("answers with NaN or infinity where the baseline does not",), "bad")
+        yield Claim((f"{who} with NaN or infinity where the baseline does not",), "bad")
         return
     classed = [(o.top1, i) for i, o in enumerate(outputs) if o.top1 is not None]
     if classed:
@@ -186,12 +193,12 @@ def _answers(document: Document, name: str) -> Iterator[Claim]:
     sqnr, worst = min(measured)
     if math.isinf(sqnr):
         yield Claim(
-            ("answers identical",) if sqnr > 0 else ("answers lost: no signal left",),
+            (f"{who} identical",) if sqnr > 0 else (f"{who} lost: no signal left",),
             "even" if sqnr > 0 else "bad",
         )
         return
     error = document.fidelity_number(name, worst, "sqnr_db", "amplitude")
-    yield Claim(("answers within ", error, " of the baseline's"), "even")
+    yield Claim((f"{who} within ", error, " of the baseline's"), "even")
 
 
 def _task(document: Document, name: str) -> Iterator[Claim]:

@@ -95,17 +95,25 @@ def _cell(table: Table, row: tuple[Phrase, ...], i: int) -> str:
 
 
 def _conditions(document: Document, console: Console) -> None:
-    figures = [f for row in document.derived.rows for f in row.figures.values()]
-    processes = max((f.processes for f in figures), default=0)
-    if processes:
+    figures = [pair for row in document.derived.rows for pair in row.figures.items()]
+    counts = [f.processes for name, f in figures if name != "exact"]
+    if counts:
+        least, most = min(counts), max(counts)
+        shown = f"{most}" if least == most else f"{least} to {most}"
+        said = [
+            f"Every figure from {shown} fresh process{'' if most == 1 else 'es'}; intervals of "
+            "95% confidence, by bootstrap over processes."
+        ]
+        # Saved results that were put together did not take turns.
+        if _took_turns(document):
+            said.append("A change in p50 is the ratio of turns that ran side by side.")
         console.print()
-        paragraph(
-            console,
-            f"Every figure from {processes} fresh process{'' if processes == 1 else 'es'}; "
-            "intervals of 95% confidence, by bootstrap over processes. A change in p50 is the "
-            "ratio of turns that ran side by side.",
-            "dim",
-        )
+        paragraph(console, " ".join(said), "dim")
+
+
+def _took_turns(document: Document) -> bool:
+    compared = any(c.metric == "latency" for c in document.derived.contrasts)
+    return compared and "documents" not in document.results.settings
 
 
 def _notes(document: Document, console: Console, gap: bool) -> None:

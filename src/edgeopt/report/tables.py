@@ -227,8 +227,11 @@ def _fidelity(document: Document) -> Iterator[Table]:
     for name in document.others or document.names:
         for i, output in enumerate(document.fidelity(name)):
             key = ("fidelity", name, i)
+            lacking: Phrase = _NONE if output.finite else ("not finite",)
             shown = _SQNR.get(output.sqnr_db) or (
-                document.fidelity_number(name, i, "sqnr_db", "value", "dB"),
+                lacking
+                if math.isnan(output.sqnr_db)
+                else (document.fidelity_number(name, i, "sqnr_db", "value", "dB"),)
             )
             cosine = Number(f"{output.cosine:.5f}", pointer(*key, "cosine"), output.cosine)
             rows.append(
@@ -241,7 +244,10 @@ def _fidelity(document: Document) -> Iterator[Table]:
                     if output.top1 is None
                     else (document.fidelity_number(name, i, "top1", "percent"),),
                     _NONE if output.kl is None else (document.fidelity_number(name, i, "kl"),),
-                    (document.fidelity_number(name, i, "max_abs"),),
+                    # of weights and of next tokens there is none
+                    lacking
+                    if math.isnan(output.max_abs)
+                    else (document.fidelity_number(name, i, "max_abs"),),
                     (count(output.samples, pointer(*key, "samples")),),
                 )
             )

@@ -1,0 +1,95 @@
+"""The notebooks: what is committed has outputs and pictures, and running them again works."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+pytest.importorskip("ipykernel")
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("01_quantize", "02_llm_gguf", "03_benchmark_and_report")
+#: Folders of the machine that ran them have no place in outputs: absolute, but for ONNX's names.
+_PATHS = re.compile(r"(?<![\w.:/<])/(?:home|root|tmp|usr|opt|work|Users|var)/")
+
+
+def book(name: str) -> Any:
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+
+
+def outputs(notebook: Any) -> list[Any]:
+    return [out for cell in notebook.cells for out in cell.get("outputs", ())]
+
+
+def shown(notebook: Any) -> str:
+    texts = [out.get("text", "") + out.get("data", {}).get("text/plain", "")
+             for out in outputs(notebook)]  # fmt: skip
+    return "\n".join(texts)
+
+
+def test_every_notebook_is_known() -> None:
+    assert sorted(p.stem for p in (ROOT / "notebooks").glob("*.ipynb")) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_committed_with_outputs_and_a_picture(name: str) -> None:
+    notebook = book(name)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert not any(out.output_type == "error" for out in outputs(notebook))
+    assert any("image/png" in out.get("data", {}) for out in outputs(notebook))
+    assert not _PATHS.search(shown(notebook))
+    assert "\x1b" not in shown(notebook), "plain text, without a terminal's codes"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Jupyter would run it, in the notebooks' folder; and it comes to what is committed."""
+    if name.startswith("02"):
+        pytest.importorskip("llama_cpp")
+        pytest.importorskip("numba")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    here = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(here))
+    notebook = book(name)
+    for out in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        out.outputs, out.execution_count = [], None
+    where = {"metadata": {"path": str(ROOT / "notebooks")}}
+    nbclient.NotebookClient(notebook, timeout=280, kernel_name="python3", resources=where).execute()
+    found = shown(notebook)
+    for claim in _CLAIMS[name]:
+        assert re.search(claim, found), f"{claim} is nowhere in\n{found}"
+    assert any("image/png" in out.get("data", {}) for out in outputs(notebook))
+
+
+#: What each tells, whatever the machine: sizes, verdicts, exit codes.
+_CLAIMS = {
+    "01_quantize": (
+        r"answers as PyTorch does: True",
+        r"8 bits: [\d,]+ bytes, 3\.[5-9]\dx smaller.*proven: True",
+        r"4 bits: [\d,]+ bytes, [5-7]\.\d+x smaller.*proven: True",
+        r" 8 bits: \d\d\.\d+% right, (99|100)\.\d+% the same class",
+    ),
+    "02_llm_gguf": (
+        r"Q8_0 +[\d,]+ bytes, 1\.8\dx smaller.*proven: True",
+        r"Q4_K_M +[\d,]+ bytes, 3\.\d+x smaller.*proven: True",
+        r"Q6_K +\d+ tensors.*output\.weight",
+        r"135 M weights",
+        r"France.*Paris",
+    ),
+    "03_benchmark_and_report": (
+        r"int8 against float32: 3\.8x smaller",
+        r"copy against float32: the same size",
+        r"loads 0 things from elsewhere",
+        r"5 processes",
+        r"exit code 4",
+    ),
+}
