@@ -86,7 +86,7 @@ _CLAIMS = {
         r"France.*Paris",
     ),
     "03_benchmark_and_report": (
-        r"int8 against float32: 3\.8x smaller",
+        r"int8 against float32: 3\.[78]x smaller",
         r"copy against float32: the same size",
         r"loads 0 things from elsewhere",
         r"5 processes",
