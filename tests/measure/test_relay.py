@@ -189,6 +189,7 @@ def test_what_does_not_fit_together_runs_one_after_the_other(
     bench = run_bench([mimic("a"), mimic("b")], replace(QUICK, cold=False, memory=7000))
     assert bench.failures == {}
     assert any("one at a time" in warning for warning in bench.warnings)
+    assert all(m.values and not m.blocks for m in bench.measurements if m.metric == "latency")
     runs_of = [line.split()[0] for line in (tmp_path / "log").read_text().split("\n")[:-1]]
     # A B, B A, A B, B A, A B: whole processes alternate, and two of a kind meet in between.
     assert [name for name, _ in itertools.groupby(runs_of)] == ["a", "b", "a", "b", "a", "b"]

@@ -118,10 +118,15 @@ class _Session:
         warnings = [*self.warnings, *self.notes]
         for trial in self.trials:
             taken = self.taken[id(trial)]
-            measurements.extend(taken.measurements())
+            together = not self._too_large(self.groups[trial.group])
+            measurements.extend(
+                # Turns of processes that did not live together are no pairs.
+                m if together else replace(m, blocks=())
+                for m in taken.measurements()
+            )
             unavailable.extend(taken.unavailable())
             warnings.extend(taken.warnings())
-        if any(len(group) > 1 and self._too_large(group) for group in self.groups.values()):
+        if any(map(self._too_large, self.groups.values())):
             warnings.append(
                 "the artifacts do not fit in memory together and were measured one at a time: "
                 "what the machine did meanwhile may have fallen on one of them"
@@ -137,14 +142,14 @@ class _Session:
 
     def alive_together(self, group: Sequence[Trial], process: int) -> list[Sequence[Trial]]:
         """The group whole, or its trials one by one where memory does not hold all of them."""
-        if len(group) == 1 or not self._too_large(group):
+        if not self._too_large(group):
             return [group]
         ordered = group if process % 2 == 0 else reversed(group)
         return [[trial] for trial in ordered]
 
     def _too_large(self, group: Sequence[Trial]) -> bool:
         limit = self.settings.memory
-        if limit is None:
+        if limit is None or len(group) == 1:
             return False
         sizes = (file.stat().st_size for t in group for file in t.case.files if file.is_file())
         return _MEMORY_PER_BYTE * sum(sizes) > limit

@@ -115,6 +115,10 @@ def bench(
             trials.extend(trials_of(name, source, asked, found_device, described))
         before = machine.environment(threads=max(threads))
         document = _Document(names, sources, layers, trials, asked, settings, before, on)
+        if baseline is not None:
+            # Results that cannot be compared are refused before minutes of measuring.
+            nothing = Bench((), (), {}, {}, ())
+            against(baseline, document.results(nothing, {}), other_machine=other_machine)
 
         def so_far(found: Bench) -> None:
             if out is not None:

@@ -134,7 +134,9 @@ def _box(
     if shown is None:
         return _empty(title)
     same = pairing_of(found[1].conditions) if found and metric != "file" else None
-    compared = document.contrast(name, metric, statistic, same)
+    # How much faster is one verdict, that of the median, wherever it is said.
+    judged = "p50" if metric == "latency" else statistic
+    compared = document.contrast(name, metric, judged, same)
     change: Phrase = document.change(compared[0]) if compared else ()
     bare: Content = Number(shown.text.removesuffix(" tokens/s"), shown.key, shown.value)
     small = el("small", change, class_=tone(change)) if change else ""
