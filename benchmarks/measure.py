@@ -248,7 +248,9 @@ def markdown(
             [
                 f"**The machine was busy with other work**: its load was {min(loads):.1f} to "
                 f"{max(loads):.1f} on {env['cores']} cores, one of which is the tool's own. "
-                "Medians then say as much of the neighbours as of the tool; p10 says less of them.",
+                "Medians then say as much of the neighbours as of the tool, p10 less of them. "
+                "Where an interval holds 1 such a run tells no difference; where it does not, the "
+                "neighbours may have made it, and only a run on a quiet machine can say.",
                 "",
             ]
             if busy

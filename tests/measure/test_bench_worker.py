@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,32 @@ def test_every_step(tmp_path: Path, trial: Trial) -> None:
     assert mark == ["mlp", f"running {trial.case.path}"]
 
 
+@pytest.mark.parametrize(("usual", "recorded"), [(1, [1] * 20), (30, [30] * 4)])
+def test_what_a_sleep_has_cooled_is_not_recorded(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch, usual: int, recorded: list[int]
+) -> None:
+    """A turn takes 100; five short inferences after a sleep take twice as long as others."""
+    now = cold = 0
+
+    class Engine:
+        def run(self) -> None:
+            nonlocal now, cold
+            now += 2 if cold and usual == 1 else usual
+            cold = max(0, cold - 1)
+
+    monkeypatch.setattr(bench_worker, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(bench_worker, "make_engine", lambda case: Engine())
+    worker = bench_worker.BenchWorker(trial.case, trial.feed, lambda doing: None)
+    worker._last = usual
+    for _ in range(3):
+        cold = 5
+        assert worker.turn({"seconds": 100, "limit": 20})["samples"] == recorded
+
+
 def test_a_cold_load_says_whether_it_was_cold(tmp_path: Path, trial: Trial) -> None:
-    _, load = answers(tmp_path, trial, [{"do": "imports"}, {"do": "load", "cold": True}])
+    _, load = answers(
+        tmp_path, trial, [{"do": "imports", "pin": False}, {"do": "load", "cold": True}]
+    )
     assert isinstance(load["result"]["verified"], bool)
     assert load["result"]["verified"] or load["result"]["reason"]
 
@@ -69,7 +94,9 @@ def test_a_cold_load_says_whether_it_was_cold(tmp_path: Path, trial: Trial) -> N
 def test_an_error_ends_it(tmp_path: Path, trial: Trial) -> None:
     trial.case.path.write_bytes(b"no model")
     said = answers(
-        tmp_path, trial, [{"do": "imports"}, {"do": "load", "cold": False}, {"do": "first"}]
+        tmp_path,
+        trial,
+        [{"do": "imports", "pin": False}, {"do": "load", "cold": False}, {"do": "first"}],
     )
     assert len(said) == 2
     assert said[1]["error"]["type"] == "FormatError"

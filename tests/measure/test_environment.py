@@ -16,6 +16,7 @@ import pytest
 from edgeopt import errors
 from edgeopt.measure import environment as module
 from edgeopt.measure.environment import CONDITIONS, differences, environment, fingerprint
+from edgeopt.measure.gpu import Gpu
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -34,6 +35,31 @@ def test_this_machine() -> None:
     assert found["threads"] == 2
     assert found["edgeopt"]
     assert json.loads(json.dumps(found)) == found
+
+
+def test_gpus_by_name_or_why_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    none = environment()["gpus"]
+    assert isinstance(none, list) or none.startswith("unavailable: no NVIDIA device")
+    closed: list[bool] = []
+
+    class Two:
+        reason = ""
+        devices = (Gpu("GPU-a", "H200", "580.1", 80 << 30), Gpu("GPU-b", "L4", "580.1", None))
+
+        def close(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr(module, "Gpus", Two)
+    found = environment()
+    assert found["gpus"] == [
+        {"uuid": "GPU-a", "name": "H200", "driver": "580.1", "memory_total": 80 << 30},
+        {"uuid": "GPU-b", "name": "L4", "driver": "580.1", "memory_total": "unavailable"},
+    ]
+    assert json.loads(json.dumps(found)) == found
+    assert closed
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert environment()["gpus"].startswith("unavailable: no nvidia-ml-py here")
 
 
 def test_x86_in_a_v2_container(tmp_path: Path) -> None:

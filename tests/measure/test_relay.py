@@ -51,7 +51,9 @@ class Mimic:
             raise MemoryError
         time.sleep(0.002)
     def info(self):
-        return {"runs": self.runs, "sum": float(sum(v.sum() for v in self.feed.values()))}
+        fallback = [["where", "NonZero"], ["", "Shape"]] if self.name.startswith("partly") else []
+        total = float(sum(v.sum() for v in self.feed.values()))
+        return {"runs": self.runs, "sum": total, "fallback": fallback}
 
 engine.ENGINES = {**engine.ENGINES, "mimic": "mimic_engine:Mimic"}
 """
@@ -120,6 +122,17 @@ def test_two_trials_take_turns_in_fresh_processes(
     assert changes >= 5 * 3
 
 
+def test_nodes_on_the_cpu_and_threads_without_a_core_are_said(mimic: Callable[..., Trial]) -> None:
+    trials = [mimic("a"), mimic("partly")]
+    many = [replace(trial, case=replace(trial.case, threads=4096)) for trial in trials]
+    bench = run_bench([trials[0], many[1]], replace(QUICK, cold=False))
+    assert bench.info["a"]["pinning"].keys() == {"1"}
+    assert "4096 threads" in bench.info["partly"]["pinning"]["4096"]
+    (nodes,) = (w for w in bench.warnings if "CPU" in w)
+    assert nodes == "partly: 2 nodes stayed on the CPU: where (NonZero), unnamed (Shape)"
+    assert sum("not pinned: 4096 threads" in w for w in bench.warnings) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -176,6 +189,7 @@ def test_what_does_not_fit_together_runs_one_after_the_other(
     bench = run_bench([mimic("a"), mimic("b")], replace(QUICK, cold=False, memory=7000))
     assert bench.failures == {}
     assert any("one at a time" in warning for warning in bench.warnings)
+    assert all(m.values and not m.blocks for m in bench.measurements if m.metric == "latency")
     runs_of = [line.split()[0] for line in (tmp_path / "log").read_text().split("\n")[:-1]]
     # A B, B A, A B, B A, A B: whole processes alternate, and two of a kind meet in between.
     assert [name for name, _ in itertools.groupby(runs_of)] == ["a", "b", "a", "b", "a", "b"]

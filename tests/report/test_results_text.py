@@ -94,3 +94,23 @@ def test_what_is_not_known_of_the_weights_is_a_dash() -> None:
     broken = dataclasses.replace(other, finite=False)
     text = shown(dataclasses.replace(two, fidelity={results_of.NAMES[1]: (broken,)}), 120)
     assert "not finite" in text
+
+
+def test_the_processes_of_the_figures_are_counted() -> None:
+    assert "from 5 fresh processes" in shown(results_of.two()).replace("\n", " ")
+    assert "from 1 to 5 fresh" in shown(only_one_process()).replace("\n", " ")
+
+
+def only_one_process() -> Results:
+    """Of the last artifact one process was measured before it failed."""
+    two = results_of.two()
+    last = two.subjects[-1].name
+    return dataclasses.replace(
+        two,
+        measurements=tuple(
+            dataclasses.replace(m, values=m.values[:1], blocks=m.blocks[:1])
+            if m.subject == last
+            else m
+            for m in two.measurements
+        ),
+    )

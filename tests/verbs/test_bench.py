@@ -19,6 +19,7 @@ from edgeopt.numerics.derive import derive
 from edgeopt.verbs import bench as verb
 from edgeopt.verbs.bench import bench
 from edgeopt.verbs.bench_trials import Asked, names_of, runtime_of, trials_of
+from edgeopt.verbs.gate import judge
 
 QUICK = {"seconds": 0.05, "cold": False}
 
@@ -93,6 +94,17 @@ def test_the_document_grows_round_by_round(tmp_path: Path, monkeypatch: pytest.M
     assert len(Results.load(out).of("a", "latency")[0].values) == 2
 
 
+def test_a_saved_file_of_several_is_compared_by_name(tmp_path: Path) -> None:
+    a, b, saved = write(tmp_path / "a.onnx"), write(tmp_path / "b.onnx"), tmp_path / "s.json"
+    first = bench([a, b], out=saved, **QUICK)
+    results = bench([b], baseline=saved, **QUICK)
+    assert results.baseline == "b" and [s.name for s in results.subjects] == ["b", "b (now)"]
+    assert results.of("b", "latency")[0].values == first.of("b", "latency")[0].values
+    # A limit is asked of what is fresh, not of the saved figures.
+    found = judge(["latency.p50 > 0 ms"], results, derive(results))
+    assert [breach.subject for breach in found] == ["b (now)"]
+
+
 # ---------------------------------------------------------------------------------------------
 # inputs and conditions
 
@@ -127,6 +139,17 @@ def test_samples_are_joined_into_batches(tmp_path: Path) -> None:
     np.testing.assert_array_equal(two["x"], data[:2])
     (five,) = feeds(path, batch=(5,), data=given)
     np.testing.assert_array_equal(five["x"], data[[0, 1, 2, 0, 1]])
+
+
+def three_at_once() -> list[dict[str, np.ndarray]]:
+    return [{"x": np.arange(24, dtype=np.float32).reshape(3, 8)}]
+
+
+def test_a_batch_is_never_more_than_was_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.onnx")
+    (eight,) = feeds(path, batch=(8,), data=f"{__name__}:three_at_once")
+    rows = three_at_once()[0]["x"]
+    np.testing.assert_array_equal(eight["x"], rows[[0, 1, 2, 0, 1, 2, 0, 1]])
 
 
 def test_weights_without_code_are_loaded_only(tmp_path: Path) -> None:

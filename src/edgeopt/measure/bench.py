@@ -98,6 +98,9 @@ class _Session:
         self.taken = {id(trial): Taken(trial.subject, trial.conditions) for trial in trials}
         self.failures: dict[str, str] = {}
         self.info: dict[str, dict[str, Any]] = {}
+        self.pinning: dict[str, dict[str, str]] = {}
+        #: What there is to mind of what runtimes and workers did, each once.
+        self.notes: dict[str, None] = {}
         self.steps = 1
         self.done = 0
         self.groups: dict[str, list[Trial]] = {}
@@ -112,13 +115,18 @@ class _Session:
     def result(self) -> Bench:
         measurements: list[Measurement] = []
         unavailable: list[Unavailable] = []
-        warnings = list(self.warnings)
+        warnings = [*self.warnings, *self.notes]
         for trial in self.trials:
             taken = self.taken[id(trial)]
-            measurements.extend(taken.measurements())
+            together = not self._too_large(self.groups[trial.group])
+            measurements.extend(
+                # Turns of processes that did not live together are no pairs.
+                m if together else replace(m, blocks=())
+                for m in taken.measurements()
+            )
             unavailable.extend(taken.unavailable())
             warnings.extend(taken.warnings())
-        if any(len(group) > 1 and self._too_large(group) for group in self.groups.values()):
+        if any(map(self._too_large, self.groups.values())):
             warnings.append(
                 "the artifacts do not fit in memory together and were measured one at a time: "
                 "what the machine did meanwhile may have fallen on one of them"
@@ -134,14 +142,14 @@ class _Session:
 
     def alive_together(self, group: Sequence[Trial], process: int) -> list[Sequence[Trial]]:
         """The group whole, or its trials one by one where memory does not hold all of them."""
-        if len(group) == 1 or not self._too_large(group):
+        if not self._too_large(group):
             return [group]
         ordered = group if process % 2 == 0 else reversed(group)
         return [[trial] for trial in ordered]
 
     def _too_large(self, group: Sequence[Trial]) -> bool:
         limit = self.settings.memory
-        if limit is None:
+        if limit is None or len(group) == 1:
             return False
         sizes = (file.stat().st_size for t in group for file in t.case.files if file.is_file())
         return _MEMORY_PER_BYTE * sum(sizes) > limit
@@ -179,7 +187,9 @@ class _Session:
     def _warm(self, trial: Trial, worker: Runner) -> bool:
         """Import, load, first inference; whether there is more to run."""
         taken = self.taken[id(trial)]
-        taken.add("import", worker.ask("imports", pin=self.settings.pin)["seconds"])
+        imported = worker.ask("imports", pin=self.settings.pin)
+        taken.add("import", imported["seconds"])
+        self._pinned(trial, imported["pinned"])
         loaded = worker.ask("load", cold=False)
         taken.add("load.warm", loaded["seconds"])
         if not loaded["repeats"]:
@@ -226,7 +236,21 @@ class _Session:
     def _memory(self, trial: Trial, worker: Runner) -> None:
         answer = worker.ask("memory")
         self.taken[id(trial)].memory(answer["memory"])
-        self.info[trial.subject] = dict(answer["info"])
+        info = dict(answer["info"])
+        self.info[trial.subject] = {**info, "pinning": self.pinning[trial.subject]}
+        if fallback := info.get("fallback"):
+            listed = ", ".join(f"{name or 'unnamed'} ({operator})" for name, operator in fallback)
+            self.notes[
+                f"{trial.subject}: {len(fallback)} nodes stayed on the CPU: {_cut(listed)}"
+            ] = None
+
+    def _pinned(self, trial: Trial, pinned: Mapping[str, Any] | None) -> None:
+        """How a worker's threads were kept in place, by number of threads; said where they were
+        not."""
+        how = str(pinned["how"]) if pinned else "not asked to be"
+        self.pinning.setdefault(trial.subject, {})[str(trial.case.threads)] = how
+        if pinned and not pinned["pinned"]:
+            self.notes[f"threads {how}"] = None
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
@@ -241,6 +265,14 @@ class _Session:
             text = f"process {process + 1} of {self.settings.processes}, {step}:"
             self.progress(text, min(1.0, (self.done + min(1.0, share)) / self.steps))
 
+
+def _cut(listed: str) -> str:
+    """A list of nodes that fits a line or three; all of them are in the document."""
+    return listed if len(listed) <= _LISTED else f"{listed[:_LISTED]}..."
+
+
+#: Characters of the nodes that a warning lists.
+_LISTED = 200
 
 #: Turns that every trial gets in any case: one A B B A.
 _FEWEST_TURNS = 2

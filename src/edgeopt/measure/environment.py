@@ -1,6 +1,7 @@
 """The machine and the versions that a measurement was taken with.
 
-Whatever cannot be found out is ``"unavailable"``: never left out, never zero.
+Whatever cannot be found out is ``"unavailable"`` (of GPUs, with the reason): never left out, never
+zero.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from edgeopt.measure import cpu
+from edgeopt.measure.gpu import Gpus
 from edgeopt.measure.limits import cpu_limit, memory_limit
 from edgeopt.measure.sysfiles import first_line, kilobytes, numbers, text
 
@@ -125,6 +128,7 @@ def environment(*, threads: int = 1, root: Path = Path("/")) -> dict[str, Any]:
         "temperature_c": cpu.temperature(root),
         "thermal_throttles": cpu.thermal_throttles(root),
         "firmware_limits": cpu.firmware_limits(root),
+        "gpus": _gpus(),
         "libc": " ".join(platform.libc_ver()).strip() or None,
         "python": platform.python_version(),
         **{package: _version(package) for package in _PACKAGES},
@@ -215,6 +219,16 @@ def _version(package: str) -> str | None:
 
         return __version__
     return None
+
+
+def _gpus() -> list[dict[str, Any]] | str:
+    """NVIDIA devices: name, uuid, driver, memory in bytes; or why none is known of."""
+    gpus = Gpus()
+    if not gpus.devices:
+        return f"{UNAVAILABLE}: {gpus.reason}"
+    found = [asdict(gpu) for gpu in gpus.devices]
+    gpus.close()
+    return [{k: UNAVAILABLE if v is None else v for k, v in each.items()} for each in found]
 
 
 def _difference(total: int | None, free: int | None) -> int | None:

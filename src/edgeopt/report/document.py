@@ -69,6 +69,12 @@ class Document:
         """The subjects that are compared with the baseline."""
         return tuple(n for n in self.names if n != self.baseline)
 
+    @property
+    def took_turns(self) -> bool:
+        """Whether latencies were compared side by side: saved results put together were not."""
+        compared = any(c.metric == "latency" for c in self.derived.contrasts)
+        return compared and "documents" not in self.results.settings
+
     # rows and what is in them
 
     def rows(self, subject: str, *metrics: str) -> list[tuple[int, Row]]:

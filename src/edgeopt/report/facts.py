@@ -25,6 +25,7 @@ class Fact:
 _TITLES: Mapping[str, str] = {
     "cpu": "CPU",
     "gpu": "GPU",
+    "gpus": "GPUs",
     "operating_system": "operating system",
     "libc": "C library",
     "cores_physical": "cores, physical",

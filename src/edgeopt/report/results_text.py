@@ -95,8 +95,9 @@ def _cell(table: Table, row: tuple[Phrase, ...], i: int) -> str:
 
 
 def _conditions(document: Document, console: Console) -> None:
-    figures = [pair for row in document.derived.rows for pair in row.figures.items()]
-    counts = [f.processes for name, f in figures if name != "exact"]
+    # Warm-up is not shown, and some processes need none.
+    rows = [row for row in document.derived.rows if row.metric not in ("file", "warmup")]
+    counts = [f.processes for row in rows for f in row.figures.values()]
     if counts:
         least, most = min(counts), max(counts)
         shown = f"{most}" if least == most else f"{least} to {most}"
@@ -104,16 +105,10 @@ def _conditions(document: Document, console: Console) -> None:
             f"Every figure from {shown} fresh process{'' if most == 1 else 'es'}; intervals of "
             "95% confidence, by bootstrap over processes."
         ]
-        # Saved results that were put together did not take turns.
-        if _took_turns(document):
+        if document.took_turns:
             said.append("A change in p50 is the ratio of turns that ran side by side.")
         console.print()
         paragraph(console, " ".join(said), "dim")
-
-
-def _took_turns(document: Document) -> bool:
-    compared = any(c.metric == "latency" for c in document.derived.contrasts)
-    return compared and "documents" not in document.results.settings
 
 
 def _notes(document: Document, console: Console, gap: bool) -> None:

@@ -16,7 +16,7 @@ from edgeopt.measure.bench import Bench, BenchSettings, Trial
 from edgeopt.report.results_files import write_document
 from edgeopt.verbs.bench_place import place
 from edgeopt.verbs.bench_trials import RUNTIMES, Asked, names_of, runtime_of, trials_of
-from edgeopt.verbs.saved import Saved, file_of, merge, open_saved
+from edgeopt.verbs.saved import against, file_of, open_saved
 
 __all__ = ["bench"]
 
@@ -66,6 +66,8 @@ def bench(
     ``remote_python`` and its own runtimes: the artifacts and a small runner are sent there,
     measured there, and removed. ``out`` is a file that gets the results as JSON, anew after each
     process round: what an interrupt or a crash leaves is all that was measured until then.
+    ``baseline`` is a file of saved results: its artifact of the first one's name, else its own
+    baseline (or ``R.json[NAME]``), is what all of ``artifacts`` are then compared with.
 
     An artifact whose measuring fails (it does not load, its runtime crashes or hangs) has the
     reason in its subject's ``failure``; the others are measured all the same.
@@ -91,7 +93,8 @@ def bench(
         model=model,
         trust_pickle=trust_pickle,
     )
-    saved = None if baseline is None else open_saved(baseline)
+    if baseline is not None:
+        open_saved(baseline)  # what is wrong with it is said before minutes of measuring
     opened = [_described(open_source(artifact)) for artifact in artifacts]
     sources = [source for source, _ in opened]
     if out is not None:
@@ -112,6 +115,10 @@ def bench(
             trials.extend(trials_of(name, source, asked, found_device, described))
         before = machine.environment(threads=max(threads))
         document = _Document(names, sources, layers, trials, asked, settings, before, on)
+        if baseline is not None:
+            # Results that cannot be compared are refused before minutes of measuring.
+            nothing = Bench((), (), {}, {}, ())
+            against(baseline, document.results(nothing, {}), other_machine=other_machine)
 
         def so_far(found: Bench) -> None:
             if out is not None:
@@ -125,9 +132,9 @@ def bench(
         digests[name] = source.sha256()
     so_far(found)
     results = document.results(found, digests)
-    if saved is None:
+    if baseline is None:
         return results
-    return replace(merge([saved, Saved("now", results)], other_machine=other_machine), verb="bench")
+    return replace(against(baseline, results, other_machine=other_machine), verb="bench")
 
 
 def _described(source: Source) -> tuple[Source, tuple[Layer, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -303,8 +304,14 @@ def _gathered(
             f"--batch {batch}: the samples of {samples.label} come in batches of {rows}; "
             f"use --batch {rows}"
         )
-    else:
-        feeds = [feeds[i % len(feeds)] for i in range(-(-batch // max(1, _rows(feeds[0]))))]
+    elif rows == 0:
+        raise InputsError(f"{samples.label}: samples without rows")
+    else:  # over again from the first
+        for feed in itertools.cycle(tuple(feeds)):
+            feeds.append(feed)
+            rows += _rows(feed)
+            if rows >= batch:
+                break
     joined: dict[str, Array] = {}
     for spec in specs:
         parts = [feed[spec.name] for feed in feeds]
@@ -318,7 +325,8 @@ def _gathered(
                 f"--batch {batch}: samples of {samples.label} differ in shape for {spec.name}; "
                 "use --batch 1"
             )
-        joined[spec.name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        # No more than the batch: what is measured is told apart by it, and throughput counts it.
+        joined[spec.name] = parts[0] if len(parts) == 1 else np.concatenate(parts)[:batch]
     return joined
 
 

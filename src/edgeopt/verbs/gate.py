@@ -150,7 +150,9 @@ class _Question:
             )
         if c.subject:
             return [c.subject]
-        spared = against or (self.results.verb == "compare" and others)
+        # Fresh results beside a saved baseline are a comparison, too.
+        compared = self.results.verb == "compare" or "documents" in self.results.settings
+        spared = against or (compared and others)
         return others if spared else names
 
     def ask(self, c: Condition, subject: str) -> Answer:

@@ -37,6 +37,8 @@ def sections(document: Document, name: Named) -> tuple[Section, ...]:
     found = [Section("glance", "At a glance", _glance(document, name))]
     for anchor, title, lead in _MEASURED:
         body = _measured(document, name, anchor, drawn, made)
+        if anchor == "latency" and document.took_turns:
+            lead = f"{lead} {_TURNS}"
         if body:
             found.append(Section(anchor, title, join([el("p", lead, class_="lead"), body])))
     tensors = _tensors(document, name, drawn)
@@ -53,8 +55,7 @@ _MEASURED = (
     (
         "latency",
         "Latency",
-        "Steady state, all artifacts taking turns in short blocks, so that what the machine did "
-        "meanwhile fell on all alike.",
+        "One inference after another, after the warm-up, every one timed.",
     ),
     ("trade", "Size against latency", "Towards the lower left is smaller and faster."),
     ("fidelity", "Answers", "How close the answers are to the baseline's, on the same inputs."),
@@ -62,6 +63,12 @@ _MEASURED = (
     ("loading", "Loading", "From a fresh process to the first answer: medians, one after another."),
     ("memory", "Memory", "Of a fresh process that loads and runs the artifact and nothing else."),
     ("energy", "Energy", "Of one inference, where the machine counts it."),
+)
+
+
+_TURNS = (
+    "All artifacts took turns in short blocks, so that what the machine did meanwhile fell on all "
+    "alike."
 )
 
 
@@ -127,7 +134,9 @@ def _box(
     if shown is None:
         return _empty(title)
     same = pairing_of(found[1].conditions) if found and metric != "file" else None
-    compared = document.contrast(name, metric, statistic, same)
+    # How much faster is one verdict, that of the median, wherever it is said.
+    judged = "p50" if metric == "latency" else statistic
+    compared = document.contrast(name, metric, judged, same)
     change: Phrase = document.change(compared[0]) if compared else ()
     bare: Content = Number(shown.text.removesuffix(" tokens/s"), shown.key, shown.value)
     small = el("small", change, class_=tone(change)) if change else ""

@@ -198,7 +198,9 @@ def _change(
     document: Document, name: str, metric: str, statistic: str, pairing: tuple[Any, ...] | None
 ) -> tuple[Phrase, str]:
     """What changed, and the ink to say it in."""
-    found = document.contrast(name, metric, statistic, pairing)
+    # How much faster is one verdict, that of the median, wherever it is said.
+    judged = "p50" if metric == "latency" else statistic
+    found = document.contrast(name, metric, judged, pairing)
     if name == document.baseline or found is None:
         return (), "muted"
     index, contrast = found
