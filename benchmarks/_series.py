@@ -191,7 +191,7 @@ def in_turns(
     kind: str,
     slowdown: float,
     *,
-    processes: int = 5,
+    processes: int = 8,
     turns: int = 20,
     samples: int = 20,
 ) -> tuple[Rounds, Rounds, list[list[int]]]:

@@ -171,7 +171,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=10.0, help="of timing a subject and run")
-    parser.add_argument("--processes", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     relay._WORKER = "benchmarks._slowed_worker"

@@ -44,6 +44,9 @@ from edgeopt.numerics.bootstrap import MEAN, chances, resample
 from edgeopt.numerics.decide import compare_turns, rule_of, turn_ratios, verdict
 from edgeopt.numerics.steady import steady_start
 
+#: Processes of a bench that nobody sets a number for: what verdicts are drawn from.
+DEFAULT = 8
+
 PROCESSES, SAMPLES = 5, 400
 STATISTICS: Mapping[str, float | str] = {"p50": 50.0, "p90": 90.0, "mean": MEAN}
 
@@ -96,7 +99,7 @@ def verdicts(kind: str, trials: int, rng: np.random.Generator) -> dict[str, floa
     alarms = found = held = 0
     for slowdown in (1.0, 1.05):
         for _ in range(trials):
-            base, other, blocks = in_turns(rng, kind, slowdown, processes=PROCESSES)
+            base, other, blocks = in_turns(rng, kind, slowdown, processes=DEFAULT)
             ratio = compare_turns(turn_ratios(base, blocks, other, blocks))
             interval = ratio.interval(rule.confidence)
             assert interval is not None
@@ -169,7 +172,7 @@ def page(document: Mapping[str, Any], reached: list[Goal]) -> list[str]:
         *table(header("steady"), rows("steady")),
         "## Verdicts",
         "",
-        f"{PROCESSES} processes, 20 turns of each of two subjects.",
+        f"{DEFAULT} processes, 20 turns of each of two subjects.",
         "",
         *table(header("verdicts"), rows("verdicts")),
         *machine_list(document["machine"]),

@@ -21,7 +21,7 @@ from edgeopt.verbs.bench import bench
 from edgeopt.verbs.bench_trials import Asked, names_of, runtime_of, trials_of
 from edgeopt.verbs.gate import judge
 
-QUICK = {"seconds": 0.05, "cold": False}
+QUICK = {"seconds": 0.05, "cold": False, "processes": 5}
 
 
 def write(path: Path, shape: tuple[int | str, ...] = ("batch", 8), width: int = 8) -> Path:

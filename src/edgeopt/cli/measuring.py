@@ -62,7 +62,7 @@ _how = opt.options(
     click.option(
         "--processes",
         type=int,
-        default=5,
+        default=8,
         show_default=True,
         metavar="N",
         help="Fresh worker processes each; 5 or more.",

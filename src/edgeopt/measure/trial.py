@@ -37,7 +37,7 @@ class BenchSettings:
     seconds after which a worker without an answer is given up. Artifacts that together need more
     than ``memory`` bytes (None: what the machine has available) are measured one at a time."""
 
-    processes: int = 5
+    processes: int = 8
     seconds: float = 10.0
     turn: float = 0.1
     samples: int = 2000

@@ -2,10 +2,10 @@
 
 A test alone is not enough. Timings of one file against its own copy differ in fact, a little: by
 where the pages fell, by who was running meanwhile (Mytkowicz et al. 2009), and enough samples make
-any such difference "significant". So a difference counts only where the 95% interval leaves out 1
+any such difference "significant". So a difference counts only where the 99% interval leaves out 1
 *and* the estimate lies beyond a smallest effect. For the median latency that is half of the 5%
-which are to be found: with five processes whose ratios scatter by up to 2%, both errors stay
-rare (``benchmarks/measure_synthetic.py``). What is noisier must differ by more.
+which are to be found: with eight processes whose ratios scatter by up to 2%, both errors stay
+rare (``benchmarks/measure_synthetic.py``); five find less. What is noisier must differ by more.
 
 Subjects that took turns are compared turn by turn. Turn i of both ran side by side, so that their
 ratio is free of what the machine did then; the median of a process's ratios is free of bursts,
@@ -38,7 +38,7 @@ class Rule:
 
 #: By "metric.statistic", else by metric, else by the metric's first word.
 RULES: Mapping[str, Rule] = {
-    "latency.p50": Rule(0.95, 0.025),
+    "latency.p50": Rule(0.99, 0.025),
     "latency": Rule(0.99, 0.05),
     "first": Rule(0.99, 0.10),
     "import": Rule(0.99, 0.10),

@@ -37,7 +37,7 @@ def bench(
     seq: int | None = None,
     runtime: str | None = None,
     seconds: float = 10.0,
-    processes: int = 5,
+    processes: int = 8,
     prompt: int = 512,
     generate: int = 128,
     data: str | None = None,
