@@ -39,7 +39,7 @@ def test_this_machine() -> None:
 
 def test_gpus_by_name_or_why_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     none = environment()["gpus"]
-    assert isinstance(none, list) or none.startswith("unavailable: no NVIDIA device")
+    assert isinstance(none, list) or none.startswith("unavailable: no ")
     closed: list[bool] = []
 
     class Two:
