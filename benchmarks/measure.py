@@ -61,7 +61,7 @@ PACKAGES = ("onnxruntime", "numpy", "pytest-benchmark", "llama-cpp-python")
 LENGTHS = (16, 128)
 
 HOW: Mapping[str, str] = {
-    OURS: "--threads 1 --batch 1 --no-cold; five processes share the time",
+    OURS: "--threads 1 --batch 1 --no-cold; eight processes share the time",
     BARE: "InferenceSession, intra_op 1, 20 runs of warm-up, time.perf_counter around each run; "
     "pinned to the core that edgeopt's workers pin themselves to",
     PYTEST: "--benchmark-warmup=on --benchmark-disable-gc, the same session, pinned likewise",
@@ -241,8 +241,9 @@ def markdown(
         f"One thread, {settings['rounds']} rounds in which each tool runs once, alone, for "
         f"{settings['seconds']:g} s, in turns of order. Made by `benchmarks/measure.py`; each "
         "round's p10, p50, p90 are in `measure.json`. A tool's figure is the median of its rounds' "
-        "medians; ratios are medians over rounds, with 95% intervals. p10 is what a tool finds "
-        "when nobody else is at work.",
+        "medians; ratios are medians over rounds, with 95% intervals. p10 comes nearest "
+        "to an idle machine; on a busy one it favours whoever measures over the longer span, "
+        "which is edgeopt.",
         "",
         *(
             [
