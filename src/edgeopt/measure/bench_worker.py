@@ -33,9 +33,13 @@ __all__ = ["BenchWorker", "case_from_json", "case_to_json", "main"]
 
 _Command: TypeAlias = Mapping[str, Any]
 
-#: The part of a turn that goes before it, not recorded, where inferences are shorter than that: the
-#: first ones after a sleep meet caches and predictors as another process has left them.
+#: The part of a turn that goes before it, not recorded: the first inferences after a sleep meet
+#: caches and predictors as another process has left them.
 _LEAD_IN = 0.1
+
+#: Where one inference takes more than this part of a turn, none goes before it: it would cost as
+#: much as it mends.
+_LONG = 0.25
 
 _PR_SET_PDEATHSIG = 1
 
@@ -108,7 +112,7 @@ class BenchWorker:
         was = gc.isenabled()
         gc.disable()
         try:
-            if self._last < _LEAD_IN * seconds:
+            if self._last < _LONG * seconds:
                 end = clock() + _LEAD_IN * seconds
                 while clock() < end:
                     run()

@@ -39,7 +39,7 @@ class BenchSettings:
 
     processes: int = 8
     seconds: float = 10.0
-    turn: float = 0.1
+    turn: float = 0.02
     samples: int = 2000
     silence: float = 600.0
     cold: bool = True
