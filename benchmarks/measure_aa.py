@@ -40,6 +40,7 @@ from benchmarks._common import (
 from edgeopt.core import Results, Subject
 from edgeopt.measure import relay
 from edgeopt.measure.bench import BenchSettings, Trial, run_bench
+from edgeopt.numerics.decide import turn_ratios
 from edgeopt.numerics.derive import Contrast, derive
 from edgeopt.runtimes.engine import Case
 
@@ -112,6 +113,21 @@ def described(contrast: Contrast) -> dict[str, Any]:
     }
 
 
+def by_process(results: Results) -> dict[str, list[float]]:
+    """The median ratio of turns to the baseline's, of each process of the other two."""
+    taken = {m.subject: m for m in results.measurements if m.metric == "latency"}
+    base = taken[BASE]
+    return {
+        name: [
+            round(float(np.median(ratios)), 5)
+            for ratios in turn_ratios(
+                base.values, base.blocks, taken[name].values, taken[name].blocks
+            )
+        ]
+        for name in (COPY, SLOWED)
+    }
+
+
 def share_of(runs: list[dict[str, Any]], subject: str, key: str, verdicts: set[str]) -> float:
     said = [run["contrasts"][subject][key]["verdict"] for run in runs]
     return sum(verdict in verdicts for verdict in said) / len(said)
@@ -167,6 +183,19 @@ def page(document: Mapping[str, Any], reached: list[Goal]) -> list[str]:
     ]
 
 
+def save(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    reached = goals(runs)
+    document = {
+        "goals": [goal.to_json() for goal in reached],
+        "slowdown": SLOWDOWN,
+        "processes": arguments.processes,
+        "seconds": arguments.seconds,
+        "runs": runs,
+        "machine": machine(("numpy", "onnxruntime")),
+    }
+    write_results(arguments.out, "measure_aa", document, page(document, reached))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=20)
@@ -193,6 +222,7 @@ def main() -> int:
             runs.append(
                 {
                     "contrasts": contrasts,
+                    "processes": by_process(results),
                     "noise": row.noise if row else None,
                     "settled": row.steady["settled"] if row and row.steady else None,
                     "load": os.getloadavg()[0],
@@ -204,19 +234,12 @@ def main() -> int:
                 for subject in (COPY, SLOWED)
                 for c in [contrasts[subject]["latency.p50"]]
             ]
+            if number % 20 == 19:  # an hour's work is not to be lost
+                save(runs, arguments)
             print(
                 f"run {number + 1} of {arguments.runs}, {took:.0f} s: {', '.join(said)}", flush=True
             )
-    reached = goals(runs)
-    document = {
-        "goals": [goal.to_json() for goal in reached],
-        "slowdown": SLOWDOWN,
-        "processes": arguments.processes,
-        "seconds": arguments.seconds,
-        "runs": runs,
-        "machine": machine(("numpy", "onnxruntime")),
-    }
-    write_results(arguments.out, "measure_aa", document, page(document, reached))
+    save(runs, arguments)
     return 0
 
 
