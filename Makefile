@@ -40,9 +40,9 @@ $(BIN)/python:
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing edgeopt, torch (CPU) and the tools: 1 to 4 minutes, 2 GB of disk, once"
-	@$(PIP) install -c constraints.txt -e '.[torch,gguf,report,dev]' || { \
+	@$(PIP) install -c constraints.txt -e '.[train,gguf,report,dev]' || { \
 	  echo "once more, with the CPU build of torch from $(TORCH_INDEX)"; \
-	  $(PIP) install -c constraints.txt --extra-index-url $(TORCH_INDEX) -e '.[torch,gguf,report,dev]'; }
+	  $(PIP) install -c constraints.txt --extra-index-url $(TORCH_INDEX) -e '.[train,gguf,report,dev]'; }
 	@touch $@
 
 $(MODELS): tests/requirements-models.txt $(INSTALLED)

@@ -15,7 +15,7 @@ from edgeopt.data.synthetic import synthetic
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.graphs.capture import Captured, capture
 
-__all__ = ["Prepared", "has_graph", "narrowed", "prepare", "require_graph"]
+__all__ = ["Prepared", "example_of", "has_graph", "narrowed", "prepare", "require_graph"]
 
 #: Feeds that the proof compares on, at most this many and this many bytes together.
 _PROOF_FEEDS = 64
@@ -82,7 +82,7 @@ def prepare(
         model=model,
         trust_pickle=trust_pickle,
         inputs=parse_inputs(tuple(inputs)),
-        example=_example(raw),
+        example=example_of(raw),
         opset=opset,
         progress=progress,
     )
@@ -134,7 +134,7 @@ def _narrow(spec: InputSpec, shape: Sequence[int | str]) -> InputSpec:
     return replace(spec, shape=dims)
 
 
-def _example(raw: Samples | None) -> dict[str, Array] | None:
+def example_of(raw: Samples | None) -> dict[str, Array] | None:
     """The first sample, where its arrays carry names; by position it is fitted after capture."""
     if raw is None or raw.resolve is not None:
         return None
