@@ -32,7 +32,6 @@ def scatter(
     """The relative standard deviation of what should have been alike; None: not enough of it.
 
     Of a latency that is the medians of turns about their process's own median, robustly
-    Of a latency that is the medians of turns about their process's own median, robustly
     (1.4826 times the median absolute deviation), and the processes' medians about each other,
     whichever is more: bursts and drift show in the first, unlucky processes in
     the second. Of other metrics it is the processes about each other.
