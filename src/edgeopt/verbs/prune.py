@@ -18,7 +18,7 @@ from edgeopt.verbs.quality import find_metric
 from edgeopt.verbs.shrink_prove import Asked
 from edgeopt.verbs.shrink_write import Recipe, Result, format_for, keep_proven
 from edgeopt.verbs.torch_model import open_torch
-from edgeopt.verbs.training import TrainOptions, lessons, teach
+from edgeopt.verbs.training import TrainOptions, held_out, lessons, teach
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -110,6 +110,8 @@ def prune(
             trust_pickle=trust_pickle,
             progress=progress,
         )
+        if found and recover is not None and data is not None and _same(recover, data):
+            asked = dataclasses.replace(asked, data=held_out(data, workdir))
         before = count(torch_model.model)
         original = dataclasses.replace(
             torch_model.model, module=copy.deepcopy(torch_model.model.module)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.core import Array, Progress
+from edgeopt.data.samples import load
 from edgeopt.errors import InputsError, UsageError
 from edgeopt.verbs.labelled import Labelled, read_labelled
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from edgeopt.train.model import TorchModel
     from edgeopt.train.settings import TrainSettings
 
-__all__ = ["Lessons", "TrainOptions", "lessons", "teach"]
+__all__ = ["Lessons", "TrainOptions", "held_out", "lessons", "teach"]
 
 #: Every n-th row is held out for the proof, as :func:`edgeopt.data.split.split` has it.
 _HELD = 4
@@ -132,6 +133,28 @@ def lessons(spec: str, model: TorchModel, *, hold_out: bool) -> Lessons:
         return Lessons(data, None, label, len(data))
     train, validation = data.split(_VALIDATION)
     return Lessons(train, validation, label, len(data))
+
+
+def held_out(spec: str, workdir: Path) -> str:
+    """The rows of ``--data`` that :func:`lessons` leaves out, as a file that metrics are taken on.
+
+    Raises InputsError where there are none, or where rows differ in shape: then the judge needs
+    data of its own.
+    """
+    own = "give other data to judge by"
+    samples = load(spec)
+    feeds = [feed for index, feed in enumerate(samples) if index % _HELD == _HELD - 1]
+    if not feeds:
+        raise InputsError(f"{samples.label}: too few rows to hold one out; {own}")
+    if len({tuple((n, a.shape[1:]) for n, a in feed.items()) for feed in feeds}) > 1:
+        raise InputsError(f"{samples.label}: rows change their shape; {own}")
+    arrays = {
+        name.replace("#", "arr_"): np.concatenate([np.atleast_1d(feed[name]) for feed in feeds])
+        for name in feeds[0]
+    }
+    path = workdir / "held-out.npz"
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return str(path)
 
 
 def _targets(
