@@ -1,4 +1,4 @@
-"""``edgeopt distill``: a smaller model that learned to answer as a larger one does, and its proof."""
+"""``edgeopt distill``: a smaller model that learned to answer as a larger one does, with proof."""
 
 from __future__ import annotations
 
