@@ -171,7 +171,7 @@ def _count(ratio: float | None, keep: int | None, blocks: int) -> int:
     else:
         assert keep is not None
         count = blocks - keep
-    if count < 1 or keep is not None and keep > blocks:
+    if count < 1:
         asked = f"ratio {ratio:g}" if ratio is not None else f"keeping {keep}"
         raise UsageError(
             f"{asked} removes none of {blocks} blocks; {_remedy(blocks, ratio is not None)}"
