@@ -3,8 +3,8 @@
     python benchmarks/shrink.py --seeds 3
 
 Figures are taken on files that edgeopt wrote, by its own proof, on images that neither training
-nor pruning saw. Parts can be run alone (``--only digits student mnist chain minilm depth``). Results
-go to ``benchmarks/results/shrink.json`` and ``.md``.
+nor pruning saw. Parts can be run alone (``--only digits student mnist chain minilm depth``).
+Results go to ``benchmarks/results/shrink.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def chain(seed: int, folder: Path) -> dict[str, float]:
     edgeopt.quantize(pruned, small, data=str(folder / f"chain{seed}/calibration.npz"), force=True)
     from edgeopt.numerics.derive import derive
 
-    results = edgeopt.compare([float32, small], data=str(test), metric=("accuracy",), time=2.0)
+    results = edgeopt.compare([float32, small], data=str(test), metric=("accuracy",), seconds=2.0)
     derived = derive(results)
     contrast = next(c for c in derived.contrasts if c.metric == "latency" and c.statistic == "p50")
     accuracy = [q.value for q in results.quality if q.metric == "accuracy"]
