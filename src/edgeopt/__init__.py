@@ -2,7 +2,8 @@
 
 Verbs: :func:`inspect`, :func:`quantize`, :func:`export`, :func:`verify`, :func:`imatrix`,
 :func:`bench`, :func:`compare`; weights through a map:
-:func:`load_weights`, :func:`load_into`. Importing this package costs nothing you don't use: every
+:func:`load_weights`, :func:`load_into`; a ``.pt2`` program that torch may load safely:
+:func:`plain_program`. Importing this package costs nothing you don't use: every
 public name is loaded when it is first touched.
 """
 
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeopt.core import Plan, Proof, Results, Source
     from edgeopt.errors import EdgeoptError
+    from edgeopt.files.torch_repack import plain_program
     from edgeopt.files.weights import load_weights
     from edgeopt.verbs.bench import bench
     from edgeopt.verbs.compare import compare
@@ -40,6 +42,7 @@ __all__ = [
     "inspect",
     "load_into",
     "load_weights",
+    "plain_program",
     "quantize",
     "verify",
 ]
@@ -57,6 +60,7 @@ _WHERE = {
     "inspect": "edgeopt.verbs.inspect",
     "load_into": "edgeopt.verbs.load_into",
     "load_weights": "edgeopt.files.weights",
+    "plain_program": "edgeopt.files.torch_repack",
     "quantize": "edgeopt.verbs.quantize",
     "verify": "edgeopt.verbs.verify",
 }
