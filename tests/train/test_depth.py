@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the train extra is not installed")
 
+from models import digits  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from edgeopt.core import InputSpec  # noqa: E402
@@ -19,7 +20,6 @@ from edgeopt.train.depth import block_influence, prune_depth  # noqa: E402
 from edgeopt.train.folder import write_folder  # noqa: E402
 from edgeopt.train.model import TorchModel  # noqa: E402
 from edgeopt.train.removal import remove_blocks  # noqa: E402
-from models import digits  # noqa: E402
 
 
 def wrapped(module: nn.Module, *shape: int, seed: int = 0) -> TorchModel:
@@ -296,7 +296,7 @@ def test_no_blocks_no_samples_and_broken_values_are_said() -> None:
     model.module.inlet.weight.data[0, 0] = np.inf
     with pytest.raises(SourceError, match="hidden states are not finite"):
         prune_depth(model, ratio=0.5, feeds=[model.example])
-    with pytest.raises(SourceError, match="its folder|no Hugging Face folder"):
+    with pytest.raises(SourceError, match="no Hugging Face folder"):
         write_folder(model, Path("nowhere"))
 
 
