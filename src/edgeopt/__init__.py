@@ -1,7 +1,7 @@
 """edgeopt: a smaller, faster model file, with the proof.
 
-Verbs: :func:`inspect`, :func:`quantize`, :func:`export`, :func:`verify`, :func:`imatrix`,
-:func:`bench`, :func:`compare`; weights through a map:
+Verbs: :func:`inspect`, :func:`quantize`, :func:`prune`, :func:`distill`, :func:`export`,
+:func:`verify`, :func:`imatrix`, :func:`bench`, :func:`compare`; weights through a map:
 :func:`load_weights`, :func:`load_into`. Importing this package costs nothing you don't use: every
 public name is loaded when it is first touched.
 """
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from edgeopt.files.weights import load_weights
     from edgeopt.verbs.bench import bench
     from edgeopt.verbs.compare import compare
+    from edgeopt.verbs.distill import distill
     from edgeopt.verbs.export import export
     from edgeopt.verbs.imatrix import imatrix
     from edgeopt.verbs.inspect import inspect
     from edgeopt.verbs.load_into import load_into
+    from edgeopt.verbs.prune import prune
     from edgeopt.verbs.quantize import quantize
     from edgeopt.verbs.verify import verify
 
@@ -35,11 +37,13 @@ __all__ = [
     "__version__",
     "bench",
     "compare",
+    "distill",
     "export",
     "imatrix",
     "inspect",
     "load_into",
     "load_weights",
+    "prune",
     "quantize",
     "verify",
 ]
@@ -52,11 +56,13 @@ _WHERE = {
     "Source": "edgeopt.core",
     "bench": "edgeopt.verbs.bench",
     "compare": "edgeopt.verbs.compare",
+    "distill": "edgeopt.verbs.distill",
     "export": "edgeopt.verbs.export",
     "imatrix": "edgeopt.verbs.imatrix",
     "inspect": "edgeopt.verbs.inspect",
     "load_into": "edgeopt.verbs.load_into",
     "load_weights": "edgeopt.files.weights",
+    "prune": "edgeopt.verbs.prune",
     "quantize": "edgeopt.verbs.quantize",
     "verify": "edgeopt.verbs.verify",
 }

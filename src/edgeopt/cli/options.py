@@ -104,9 +104,7 @@ judging = options(
         multiple=True,
         help="accuracy, spearman, perplexity or MODULE:CALLABLE, before and after; repeatable.",
     ),
-    click.option(
-        "--max-drop", type=float, metavar="N", help="How much of the metric may be lost."
-    ),
+    click.option("--max-drop", type=float, metavar="N", help="How much of the metric may be lost."),
     click.option("--min-sqnr", type=float, metavar="DB", help="Fidelity floor in decibels."),
     click.option(
         "--threads",
@@ -117,7 +115,12 @@ judging = options(
     ),
 )
 training = options(
-    click.option("--epochs", type=float, metavar="N", help="Times the data is gone through."),
+    click.option(
+        "--epochs",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Times the data is gone through  [default: 10].",
+    ),
     click.option("--steps", type=click.IntRange(min=1), metavar="N", help="In place of --epochs."),
     click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Samples a step."),
     click.option("--learning-rate", type=float, metavar="LR", help="Its peak, after warm-up."),

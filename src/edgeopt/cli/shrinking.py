@@ -54,9 +54,7 @@ __all__ = ["COMMANDS"]
     multiple=True,
     help="The ratio of layers whose name matches; repeatable.",
 )
-@click.option(
-    "--ignore", metavar="REGEX", multiple=True, help="Layers to leave alone; repeatable."
-)
+@click.option("--ignore", metavar="REGEX", multiple=True, help="Layers to leave alone; repeatable.")
 @click.option(
     "--round-to", type=click.IntRange(min=1), metavar="N", help="Channels: multiples of N are left."
 )

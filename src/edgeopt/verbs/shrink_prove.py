@@ -67,6 +67,8 @@ class Shrunk:
     written: Path
     final: Path
     files: tuple[Path, ...]
+    #: Those whose bytes are the artifact's size: a state dict beside a program is a second copy.
+    weighed: tuple[Path, ...]
     format: str
     training: Mapping[str, Any] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -102,7 +104,7 @@ def prove_shrunk(
         progress=progress,
     )
     quality, lost = _quality(prepared, captured, asked, progress)
-    nbytes = sum(path.stat().st_size for path in made.files if path.exists())
+    nbytes = sum(path.stat().st_size for path in made.weighed)
     checks, unproven = _judged(made, pair, quality, asked, (source.nbytes, nbytes))
     return Proof(
         verb=verb,
