@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgeopt.core import Array, Progress
-from edgeopt.errors import SourceError, UsageError
+from edgeopt.errors import EdgeoptError, SourceError, UsageError
+from edgeopt.train.attention import split
+from edgeopt.train.coupling import trace
 from edgeopt.train.cuts import Cut, Pruning
 from edgeopt.train.heads import variants, with_heads
 from edgeopt.train.importance import Importance, Scores, measure
 from edgeopt.train.model import TorchModel
-from edgeopt.train.structure import LAYERS, Group, Trace, trace, width
+from edgeopt.train.structure import LAYERS, Group, Trace, width
 from edgeopt.train.surgery import Removal, Snapshot, attempt
 
 __all__ = ["Scope", "prune_channels", "shrink_width"]
@@ -92,27 +94,29 @@ def prune_channels(
     wishes = _Wishes(ratio, dict(ratios or {}), tuple(ignore))
     _check(wishes, scope, round_to)
     snapshot = Snapshot(model.module)
-    before = _widths(model.module)
     size = _size(model.module)
-    traced = trace(model)
-    groups = [_left_alone(g, wishes) for g in with_heads(model, traced, heads)]
-    _check_patterns(wishes, groups)
-    open_groups = [g for g in groups if not g.reason]
-    scores = measure(importance, model, open_groups, feeds, labels, seed=seed, progress=progress)
-    chosen, kept = _choose(open_groups, scores, wishes, scope, round_to)
-    done, failed = _carry_out(model, chosen, progress)
-    reasons = {g: g.reason for g in groups if g.reason} | kept | failed
     try:
+        taken_apart = split(model.module)
+        before = _widths(model.module)
+        traced = trace(model)
+        groups = [_left_alone(g, wishes) for g in with_heads(model, traced, heads)]
+        _check_patterns(wishes, groups)
+        able = [g for g in groups if not g.reason]
+        scores = measure(importance, model, able, feeds, labels, seed=seed, progress=progress)
+        chosen, kept = _choose(able, scores, wishes, scope, round_to)
+        done, failed = _carry_out(model, chosen, progress)
+        reasons = {g: g.reason for g in groups if g.reason} | kept | failed
         for group, reason in reasons.items():
             if wishes.named(group) and wishes.ratio_of(group) > 0:
                 raise UsageError(f"{_called(group)} cannot shrink: {reason}")
         if not done or _size(model.module) >= size:
             raise SourceError(f"nothing pruned: {_summary(reasons)}")
-    except (UsageError, SourceError):
+    except EdgeoptError:
         snapshot.restore()
         raise
     cuts = _cuts(model.module, before, traced, groups, done, reasons)
-    return Pruning("channels", cuts, _notes(done, failed))
+    apart = taken_apart.join(model.module)
+    return Pruning("channels", cuts, _notes(failed, apart))
 
 
 def shrink_width(model: TorchModel, ratio: float, *, progress: Progress | None = None) -> Pruning:
@@ -305,5 +309,11 @@ def _unexplained(before: int, after: int) -> str:
     return "" if before != after else "coupled to layers that keep theirs"
 
 
-def _notes(done: Sequence[Removal], failed: Mapping[Group, str]) -> tuple[str, ...]:
-    return tuple(f"{_called(group)} kept: {reason}" for group, reason in failed.items())
+def _notes(failed: Mapping[Group, str], apart: int) -> tuple[str, ...]:
+    notes = [f"{_called(group)} kept: {reason}" for group, reason in failed.items()]
+    if apart:
+        notes.append(
+            f"{apart} nn.MultiheadAttention now have q_proj, k_proj, v_proj and out_proj: torch's"
+            " own cannot be narrower than the model"
+        )
+    return tuple(notes)
