@@ -1,4 +1,4 @@
-"""The blocks of a network: the parts that repeat and hand on what they were given, changed a little.
+"""The blocks of a network: parts that repeat and hand on what they were given, changed a little.
 
 Two forms are found. ``layers`` are members of a list or a Sequential that holds several of one
 class: a transformer's layers, a residual stage of a ResNet. ``residual`` are modules of a class

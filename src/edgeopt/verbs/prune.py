@@ -137,7 +137,7 @@ def prune(
         return keep_proven(
             "prune",
             recipe,
-            Result(made.model, (made.pruning,), made.folder, said, made.details),
+            Result(made.model, (made.pruning,), made.vocabulary, said, made.details),
             prepared,
             workdir,
             asked,

@@ -18,6 +18,7 @@ from edgeopt.verbs.labelled import read_labelled
 if TYPE_CHECKING:
     from edgeopt.train.cuts import Pruning
     from edgeopt.train.model import TorchModel
+    from edgeopt.train.vocabulary import VocabularyPlan
     from edgeopt.verbs.torch_model import Opened
     from edgeopt.verbs.training import TrainOptions
 
@@ -114,14 +115,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Made:
-    """What a method made. ``after_step`` keeps zeros zero in training; ``files`` take the place of
-    a folder's own (a tokenizer that was rewritten)."""
+    """What a method made. ``after_step`` keeps zeros zero in training; ``vocabulary`` is how tokens
+    are numbered now, where that has changed."""
 
     model: TorchModel
     pruning: Pruning
     after_step: Callable[[], None] | None = None
     training: dict[str, Any] | None = None
-    folder: Path | None = None
+    vocabulary: VocabularyPlan | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -258,23 +259,25 @@ def _depth(work: Work) -> Made:
 
 
 def _vocabulary(work: Work) -> Made:
-    from edgeopt.train.vocabulary import prune_vocabulary
+    from edgeopt.train.vocabulary import plan_vocabulary, prune_vocabulary
 
-    folder = work.opened.model.folder
-    if folder is None:
+    model = work.opened.model
+    if model.folder is None:
         raise SourceError(
             f"{work.opened.source.path}: --method vocabulary rewrites a tokenizer too; give a "
             "Hugging Face folder"
         )
-    tokenizer = work.workdir / "tokenizer"
-    pruning = prune_vocabulary(
-        work.opened.model,
-        folder,
+    if work.recover is not None:
+        raise UsageError("--recover has no meaning for --method vocabulary: answers stay the same")
+    plan = plan_vocabulary(
+        model.folder,
         [_text(path) for path in work.options.corpus],
-        out=tokenizer,
         min_count=work.options.min_count,
+        progress=work.progress,
     )
-    return Made(work.opened.model, pruning, folder=tokenizer)
+    pruning = prune_vocabulary(model, plan)
+    pruning = dataclasses.replace(pruning, notes=(*pruning.notes, *plan.notes))
+    return Made(plan.refit(model), pruning, vocabulary=plan)
 
 
 def _text(path: str) -> str:

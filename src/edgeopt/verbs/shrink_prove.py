@@ -25,10 +25,12 @@ from edgeopt.runtimes.engine import Case
 from edgeopt.verbs.graph_source import Prepared
 from edgeopt.verbs.likeness import Artifact, of_answers
 from edgeopt.verbs.quality import Metric
+from edgeopt.verbs.same_tokens import keep_scores, take_old_numbers
 
 if TYPE_CHECKING:
     from edgeopt.train.counting import Counts
     from edgeopt.train.cuts import Pruning
+    from edgeopt.train.vocabulary import VocabularyPlan
 
 __all__ = ["Asked", "Shrunk", "prove_shrunk"]
 
@@ -78,6 +80,15 @@ class Shrunk:
     runnable: Path | None = None
     #: Whether shapes are smaller, so that the stored weights must be, too.
     smaller: bool = True
+    #: How tokens are numbered now, where that has changed.
+    vocabulary: VocabularyPlan | None = None
+
+    @property
+    def before_rows(self) -> int:
+        """Rows of the embedding before pruning."""
+        return max(
+            cut.before for pruning in self.prunings for cut in pruning.cuts if cut.kind == "rows"
+        )
 
 
 def prove_shrunk(
@@ -95,15 +106,19 @@ def prove_shrunk(
     source = prepared.source
     loaded = open_source(made.runnable or made.written)
     captured = _captured(loaded, prepared, workdir, trust_pickle, progress)
+    models, feeds = (prepared.captured.model, captured.model), prepared.proof
+    if (plan := made.vocabulary) is not None:
+        rows = made.before_rows
+        models = (keep_scores(models[0], plan, rows), take_old_numbers(models[1], plan, rows))
+        feeds = tuple(plan.within(feed) for feed in feeds)
     pair = measure_pair(
-        prepared.captured.model,
-        captured.model,
-        prepared.proof,
+        *models,
+        feeds,
         threads=asked.threads,
         seconds=_SECONDS,
         progress=progress,
     )
-    quality, lost = _quality(prepared, captured, asked, progress)
+    quality, lost = _quality(models, prepared, asked, progress)
     nbytes = sum(path.stat().st_size for path in made.weighed)
     checks, unproven = _judged(made, pair, quality, asked, (source.nbytes, nbytes))
     return Proof(
@@ -169,14 +184,14 @@ def _final_names(made: Shrunk) -> list[Path]:
 
 
 def _quality(
-    prepared: Prepared, captured: Captured, asked: Asked, progress: Progress | None
+    models: tuple[Path, Path], prepared: Prepared, asked: Asked, progress: Progress | None
 ) -> tuple[dict[str, tuple[Quality, Quality]], list[str]]:
     """Each metric of the source and of the artifact; and what could not be taken, and why."""
     if not asked.metrics:
         return {}, []
     artifacts = [
         Artifact(name, open_source(model), Case(model, (model,), "onnxruntime"))
-        for name, model in (("source", prepared.captured.model), ("artifact", captured.model))
+        for name, model in zip(("source", "artifact"), models, strict=True)
     ]
     try:
         found = of_answers(

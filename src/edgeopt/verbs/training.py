@@ -226,7 +226,8 @@ def _losses(
 ) -> tuple[Sequence[Loss], str]:
     import torch
 
-    from edgeopt.train.losses import default_losses, parse_losses
+    from edgeopt.train.losses import parse_losses
+    from edgeopt.train.losses.choice import default_losses, kind_of
     from edgeopt.train.pairs import parse_pairs
 
     pairs = parse_pairs(options.pairs, teacher.module, student.module) if options.pairs else ()
@@ -237,7 +238,9 @@ def _losses(
         with torch.no_grad(), student.mode(False), teacher.mode(False):
             ours = student.outputs(student.tensors())
             theirs = teacher.outputs(teacher.tensors())
-        losses, why = default_losses(ours, theirs, _target_tensors(material), teacher.module)
+        targets = _target_tensors(material)
+        kind = kind_of(teacher.module, theirs, targets)
+        losses, why = default_losses(ours, theirs, targets, kind)
         reason = f" ({why})"
     for loss in losses:
         loss.choose_layers(teacher.module, student.module, pairs)
