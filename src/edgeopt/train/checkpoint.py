@@ -56,9 +56,10 @@ def save(folder: Path, saved: Saved, fingerprint: Mapping[str, str]) -> None:
     }
     seen: set[int] = set()
     for name, tensor in flat.items():  # the format has no two names for the same bytes
-        if tensor.data_ptr() in seen:
+        storage = tensor.untyped_storage().data_ptr()
+        if storage in seen:
             flat[name] = tensor.clone()
-        seen.add(tensor.data_ptr())
+        seen.add(storage)
     document = {"format": _FORMAT, "fingerprint": dict(fingerprint), "state": saved.state}
     try:
         folder.mkdir(parents=True, exist_ok=True)

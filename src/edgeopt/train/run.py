@@ -107,9 +107,9 @@ class Run:
     # one update
 
     def _step(self) -> None:
-        parts = together(self.accelerator, self._next)
         course, settings = self.course, self.settings
         seed_all(settings.seed, 1, course.step, self.accelerator.process_index)
+        parts = together(self.accelerator, self._next)
         means = self._gradients(parts)
         norm = float(
             self.accelerator.clip_grad_norm_(self.objective.parameters(), settings.clip or math.inf)

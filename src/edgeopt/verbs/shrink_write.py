@@ -251,10 +251,13 @@ class _Work:
 
     def _description(self) -> dict[str, Any]:
         """What was done, for :func:`edgeopt.train.rebuild.rebuild` and for people."""
+        from edgeopt.train.rebuild import sizes_of
+
         return {
             "edgeopt_pruned": _DESCRIPTION_VERSION,
             "verb": self.verb,
             "source_sha256": self.sha256,
+            "sizes": sizes_of(self.result.model.module),
             "prunings": [
                 {
                     "method": pruning.method,
