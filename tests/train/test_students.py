@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,6 +148,7 @@ def test_a_pickle_needs_trust(code):
     assert torch.equal(student.outputs(student.tensors())["logits"], wanted)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_file_without_anything_to_train_is_refused(code):
     torch.jit.trace(nn.Linear(5, 3), torch.ones(1, 5)).save("scripted.pt")
     with pytest.raises(SourceError, match="is torchscript, which cannot be trained"):
@@ -268,13 +268,43 @@ def test_any_other_network_loses_blocks_and_channels():
     assert not differences(teacher, student)
 
 
-def test_a_pruned_program_is_a_student(tmp_path):
-    from edgeopt.train.program import write_program
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The digits network with half its width, written to ``pruned.pt``, and its teacher."""
+    pytest.importorskip("torch_pruning")
+    from models.digits import build
 
-    teacher = _teacher()
-    path = Path(tmp_path / "pruned.pt")
-    write_program(teacher, path)
+    from edgeopt.train.program import save_program
+    from edgeopt.train.rebuild import sizes_of
+
+    images = np.random.default_rng(0).normal(size=(2, 1, 8, 8)).astype(np.float32)
+    spec = InputSpec("image", "float32", ("batch", 1, 8, 8))
+    teacher = TorchModel(build(), (spec,), {"image": images})
+    student, _ = make_student(teacher, width=0.5)
+    description = {"edgeopt_pruned": 1, "sizes": sizes_of(student.module), "prunings": []}
+    path = tmp_path_factory.mktemp("pruned") / "pruned.pt"
+    save_program(student, path, description)
+    return path, teacher, student
+
+
+def test_a_pruned_program_is_a_student(written):
+    path, teacher, made = written
     student = load_student(str(path), teacher)
     assert any(p.requires_grad for p in student.module.parameters())
-    wanted, got = (m.outputs(m.tensors(teacher.example)) for m in (teacher, student))
-    torch.testing.assert_close(next(iter(got.values())), wanted["logits"])
+    wanted, got = (m.outputs(m.tensors(teacher.example)) for m in (made, student))
+    torch.testing.assert_close(next(iter(got.values())), wanted["output"])
+
+
+def test_with_its_code_a_pruned_program_is_a_module_again(written):
+    path, teacher, made = written
+    student = load_student(str(path), teacher, code="models.digits:build")
+    assert type(student.module) is type(made.module)
+    wanted, got = (m.outputs(m.tensors(teacher.example)) for m in (made, student))
+    assert torch.equal(got["output"], wanted["output"])
+
+
+def test_with_other_code_it_is_the_program_and_says_so(written, code):
+    path, teacher, _ = written
+    student = load_student(str(path), teacher, code=f"{code}:small")
+    assert any("without its code" in note and "Net" in note for note in student.notes)
+    assert not differences(teacher, student)

@@ -158,7 +158,12 @@ class _Plan:
         """What got smaller, and where the weights come from."""
         before, after = self.before, self.after
         stays = _HIDDEN_STAYS if keep_hidden else ""
-        cuts = [Cut(name, "blocks", before.blocks, after.blocks) for name in _lists(self.teacher)]
+        root = "transformer." if isinstance(self.model.module, SentenceModel) else ""
+        cuts = [
+            Cut(f"{root}{name}.{i}", "blocks", 1, int(i in self.kept))
+            for name in _lists(self.teacher)
+            for i in range(before.blocks)
+        ]
         cuts += [
             Cut("hidden states", "channels", before.hidden, after.hidden, stays),
             Cut("attention, each block", "heads", before.heads, after.heads, stays),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -148,9 +149,7 @@ def _from_file(path: Path, teacher: TorchModel, code: str | None, trust: bool) -
     if source.kind == "hf-folder":
         return _from_folder(path, teacher, trust)
     if source.kind == "torch-exported":
-        from edgeopt.train.program import load_trainable
-
-        return load_trainable(path, trust=trust)
+        return _from_program(path, teacher, code, trust)
     if source.kind == "torch-module":
         needs_trust(path, source.kind, trust)
         return _called_like(unpickled(path), teacher)
@@ -165,6 +164,25 @@ def _from_file(path: Path, teacher: TorchModel, code: str | None, trust: bool) -
 
     shapes = {name: weight.shape for name, weight in given.items()}
     return _called_like(fill_in(build(code), shapes, tensor), teacher)
+
+
+def _from_program(path: Path, teacher: TorchModel, code: str | None, trust: bool) -> TorchModel:
+    """The code fitted to the program's sizes, where it is the program's and what was written beside
+    it is there: its BatchNorm and dropout learn too. Else the program itself, as it runs."""
+    from edgeopt.train.program import description_path, load_trainable, state_path
+    from edgeopt.train.rebuild import rebuild
+    from edgeopt.train.state import read_state
+
+    program = load_trainable(path, trust=trust)
+    if code is None or not (state_path(path).is_file() and description_path(path).is_file()):
+        return program
+    try:
+        description = json.loads(description_path(path).read_text(encoding="utf-8"))
+        module = rebuild(build(code), read_state(state_path(path)), description)
+    except (ValueError, SourceError) as error:
+        note = f"{path.name} is trained as it runs, without its code: {one_line(error)}"
+        return replace(program, notes=(*program.notes, note))
+    return _called_like(module, teacher)
 
 
 def _called_like(module: nn.Module, teacher: TorchModel) -> TorchModel:
