@@ -3,8 +3,8 @@
     python models/digits.py --out demo
 
 trains it and writes ``model.pt`` (a state dict, which can be opened without running any code),
-``digits.npz`` (images that training never saw, for calibration and proof) and
-``digits-test.npz`` (others again, with their labels). The accuracy of any file made from it:
+``digits-train.npz`` (what it was trained on, with labels), ``digits.npz`` (images that training
+never saw, for calibration and proof) and ``digits-test.npz`` (others again, with their labels). The accuracy of any file made from it:
 
     python models/digits.py --score demo/model.onnx demo/digits-test.npz
 """
@@ -123,13 +123,14 @@ def _make(out: Path) -> None:
         right = net(torch.from_numpy(images[test])).argmax(-1).numpy() == labels[test]
     out.mkdir(parents=True, exist_ok=True)
     torch.save(net.state_dict(), out / "model.pt")
+    np.savez(out / "digits-train.npz", image=images[:TRAIN], label=labels[:TRAIN])
     np.savez(out / "digits.npz", image=images[calibration])
     np.savez(out / "digits-test.npz", image=images[test], label=labels[test])
     parameters = sum(p.numel() for p in net.parameters())
     print(
         f"trained {parameters:,} parameters on {TRAIN:,} images in "
         f"{time.perf_counter() - began:.1f} s: {right.mean():.2%} of {right.size} unseen "
-        f"digits right; wrote model.pt, digits.npz and digits-test.npz to {out}"
+        f"digits right; wrote model.pt and its data to {out}"
     )
 
 

@@ -1,9 +1,10 @@
 """edgeopt: a smaller, faster model file, with the proof.
 
-Verbs: :func:`inspect`, :func:`quantize`, :func:`export`, :func:`verify`, :func:`imatrix`,
-:func:`bench`, :func:`compare`; weights through a map:
-:func:`load_weights`, :func:`load_into`. Importing this package costs nothing you don't use: every
-public name is loaded when it is first touched.
+Verbs: :func:`inspect`, :func:`quantize`, :func:`prune`, :func:`distill`, :func:`export`,
+:func:`verify`, :func:`imatrix`, :func:`bench`, :func:`compare`; weights through a map:
+:func:`load_weights`, :func:`load_into`; a program (``.pt2``) that torch may load safely:
+:func:`plain_program`. Importing this package costs nothing you don't use: every public name is
+loaded when it is first touched.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeopt.core import Plan, Proof, Results, Source
     from edgeopt.errors import EdgeoptError
+    from edgeopt.files.torch_repack import plain_program
     from edgeopt.files.weights import load_weights
     from edgeopt.verbs.bench import bench
     from edgeopt.verbs.compare import compare
+    from edgeopt.verbs.distill import distill
     from edgeopt.verbs.export import export
     from edgeopt.verbs.imatrix import imatrix
     from edgeopt.verbs.inspect import inspect
     from edgeopt.verbs.load_into import load_into
+    from edgeopt.verbs.prune import prune
     from edgeopt.verbs.quantize import quantize
     from edgeopt.verbs.verify import verify
 
@@ -35,11 +39,14 @@ __all__ = [
     "__version__",
     "bench",
     "compare",
+    "distill",
     "export",
     "imatrix",
     "inspect",
     "load_into",
     "load_weights",
+    "plain_program",
+    "prune",
     "quantize",
     "verify",
 ]
@@ -52,11 +59,14 @@ _WHERE = {
     "Source": "edgeopt.core",
     "bench": "edgeopt.verbs.bench",
     "compare": "edgeopt.verbs.compare",
+    "distill": "edgeopt.verbs.distill",
     "export": "edgeopt.verbs.export",
     "imatrix": "edgeopt.verbs.imatrix",
     "inspect": "edgeopt.verbs.inspect",
     "load_into": "edgeopt.verbs.load_into",
     "load_weights": "edgeopt.files.weights",
+    "plain_program": "edgeopt.files.torch_repack",
+    "prune": "edgeopt.verbs.prune",
     "quantize": "edgeopt.verbs.quantize",
     "verify": "edgeopt.verbs.verify",
 }

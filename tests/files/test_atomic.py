@@ -18,7 +18,7 @@ import pytest
 
 from edgeopt.errors import OutputError
 from edgeopt.files import atomic
-from edgeopt.files.atomic import checked_output, writing, writing_group
+from edgeopt.files.atomic import checked_output, writing, writing_folder, writing_group
 
 
 def listing(folder: Path) -> list[str]:
@@ -451,3 +451,59 @@ def test_a_sidecar_whose_rename_fails_keeps_one_name(tmp_path, monkeypatch, old)
         pass
     assert listing(tmp_path) == (["a.data"] if old else [])
     assert not old or (sidecar.read_bytes(), sidecar.stat().st_nlink) == (b"old", 1)
+
+
+def test_a_folder_appears_whole_at_the_end(tmp_path):
+    target = tmp_path / "model"
+    with writing_folder(target) as folder:
+        (folder / "part").mkdir()
+        (folder / "part" / "config.json").write_text("{}")
+        assert not target.exists()
+    assert listing(tmp_path) == ["model"]
+    assert (target / "part" / "config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_folder_that_failed_leaves_nothing(tmp_path, error):
+    target = tmp_path / "model"
+    target.mkdir()  # an empty folder is no hindrance, and stays
+    with pytest.raises(error), writing_folder(target) as folder:
+        (folder / "x").write_text("half")
+        raise error
+    assert listing(tmp_path) == ["model"]
+    assert listing(target) == []
+
+
+def test_a_full_disk_is_one_line_below_a_folder_too(tmp_path):
+    with pytest.raises(OutputError, match="disk is full"), writing_folder(tmp_path / "m") as folder:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "part" / "x"))
+    assert listing(tmp_path) == []
+
+
+def test_a_folder_is_refused_where_it_would_replace_or_lie_in_another(tmp_path):
+    held = tmp_path / "held"
+    held.mkdir()
+    (held / "mine").write_text("keep")
+    (tmp_path / "file").write_text("")
+    source = tmp_path / "source"
+    source.mkdir()
+    refused = [
+        (held, "holds files"),
+        (source, "is or lies in the source folder"),
+        (source / "out", "is or lies in the source folder"),
+        (tmp_path / "file", "no folder"),
+        (tmp_path / "missing" / "out", "does not exist"),
+    ]
+    for path, words in refused:
+        with pytest.raises(OutputError, match=words), writing_folder(path, source_paths=[source]):
+            pass
+    assert listing(held) == ["mine"]
+
+
+def test_a_folder_whose_name_was_taken_meanwhile_is_not_replaced(tmp_path):
+    target = tmp_path / "model"
+    with pytest.raises(OutputError, match="holds files"), writing_folder(target):
+        target.mkdir()
+        (target / "theirs").write_text("")
+    assert listing(tmp_path) == ["model"]
+    assert listing(target) == ["theirs"]

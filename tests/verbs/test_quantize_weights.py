@@ -269,7 +269,7 @@ def test_memory_stays_small_beside_the_tensor(tmp_path):
 
 
 def test_same_bytes_whatever_the_threads(tmp_path, monkeypatch):
-    monkeypatch.setattr("edgeopt.verbs.weights_plan._CHUNK", 2048)
+    monkeypatch.setattr("edgeopt.files.spans._CHUNK", 2048)
     source = saved(tmp_path, model())
     for bits in (4, 8):
         plan = plan_weights(source, bits=bits)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import click
 
 import edgeopt
-from edgeopt.cli import making, measuring
+from edgeopt.cli import making, measuring, shrinking
 from edgeopt.cli.options import SETTINGS
 from edgeopt.cli.show import fail
 from edgeopt.errors import EdgeoptError
@@ -42,7 +42,7 @@ def cli() -> None:
     """Make a model file smaller and faster on the device it runs on, with the proof."""
 
 
-for _command in (*making.COMMANDS, *measuring.COMMANDS):
+for _command in (*making.COMMANDS, *shrinking.COMMANDS, *measuring.COMMANDS):
     cli.add_command(_command)
 
 

@@ -14,12 +14,14 @@ __all__ = [
     "gguf",
     "inputs",
     "json",
+    "judging",
     "loading",
     "on",
     "options",
     "out",
     "proving",
     "text",
+    "training",
 ]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -93,6 +95,53 @@ proving = options(
         show_default=True,
         help="Threads that the runtime is timed with.",
     ),
+)
+judging = options(
+    click.option(
+        "--metric",
+        "metrics",
+        metavar="NAME",
+        multiple=True,
+        help="accuracy, spearman, perplexity or MODULE:CALLABLE, before and after; repeatable.",
+    ),
+    click.option("--max-drop", type=float, metavar="N", help="How much of the metric may be lost."),
+    click.option("--min-sqnr", type=float, metavar="DB", help="Fidelity floor in decibels."),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Threads that the model is timed with.",
+    ),
+)
+training = options(
+    click.option(
+        "--epochs",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Times the data is gone through  [default: 10].",
+    ),
+    click.option("--steps", type=click.IntRange(min=1), metavar="N", help="In place of --epochs."),
+    click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Samples a step."),
+    click.option("--learning-rate", type=float, metavar="LR", help="Its peak, after warm-up."),
+    click.option(
+        "--loss",
+        "losses",
+        metavar="NAME=WEIGHT[,KEY=VALUE]",
+        multiple=True,
+        help="soft, hard, hints, attention, cosine, mse, next; repeatable (default: by the task).",
+    ),
+    click.option(
+        "--pairs", metavar="T=S[,...]", help="Layers of teacher and student that hints compare."
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw."),
+    click.option(
+        "--checkpoint", metavar="DIR", help="Save the run's state there, and resume from it."
+    ),
+    click.option(
+        "--cache-teacher", metavar="DIR", help="Keep the teacher's outputs on disk, and use them."
+    ),
+    click.option("--log", metavar="FILE", help="Write one JSON line a step."),
 )
 text = options(
     click.option("--text", metavar="FILE", help="GGUF: the text that predictions are compared on."),

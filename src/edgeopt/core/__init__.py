@@ -29,7 +29,7 @@ from edgeopt.core.results import (
     Subject,
     Unavailable,
 )
-from edgeopt.core.schemes import Affine, Codes, Scheme
+from edgeopt.core.schemes import Affine, Codes, Scheme, Sparse
 from edgeopt.core.source import InputSpec, Source, Storage, Weight, file_sha256
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "Results",
     "Scheme",
     "Source",
+    "Sparse",
     "Storage",
     "Subject",
     "Unavailable",

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.core.dtypes import DTYPE_BITS
+from edgeopt.core.dtypes import DTYPE_BITS, tensor_nbytes
 
-__all__ = ["Affine", "Codes", "Scheme"]
+__all__ = ["Affine", "Codes", "Scheme", "Sparse"]
 
 
 class Scheme(Protocol):
@@ -74,6 +74,48 @@ class Affine:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Affine:
+        return cls(**{f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data})
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """The values that are not zero, and a mask of one bit an element that says where they are.
+
+    Nothing is lost: ``nonzero`` counts the elements of which any bit is set, so that -0.0 is a
+    value. The mask is the same for patterns (2:4, 4:8): six ways to keep two of four would fit
+    into 3 bits in place of the mask's 4, which is under 2% of a float32 tensor at half its values,
+    and would hold nothing but that pattern.
+    """
+
+    nonzero: int
+    dtype: str = "float32"
+
+    def nbytes(self, shape: Sequence[int]) -> int:
+        """Bytes of the mask (``ceil(elements / 8)``) and of the values."""
+        return self.mask_nbytes(shape) + tensor_nbytes((self.nonzero,), self.dtype)
+
+    @staticmethod
+    def mask_nbytes(shape: Sequence[int]) -> int:
+        return (math.prod(shape) + 7) // 8
+
+    def accepts(self, shape: Sequence[int]) -> str | None:
+        """None where it takes fewer bytes than the tensor stored densely."""
+        size = math.prod(shape)
+        if size == 0:
+            return "no elements"
+        if DTYPE_BITS[self.dtype] % 8:
+            return f"{self.dtype} has no whole bytes"
+        dense, stored = tensor_nbytes(shape, self.dtype), self.nbytes(shape)
+        if stored >= dense:
+            zeros = size - self.nonzero
+            return f"{zeros} of {size} values are zero: {stored} bytes sparse, {dense} as it is"
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"type": "sparse", **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Sparse:
         return cls(**{f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data})
 
 

@@ -6,7 +6,8 @@ wrong before that (an exception, Ctrl-C, SIGTERM, a full disk) leaves what was t
 kill -9 or a power cut can leave the hidden temporary file behind, never half a file under the name.
 
 Files that name one another (an ONNX model its data file) are written under their own names, in a
-hidden folder: :func:`writing_group` with ``named``.
+hidden folder: :func:`writing_group` with ``named``. A whole folder takes its name by one rename
+too: :func:`writing_folder`; it never replaces one that holds something.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import NoReturn
 
 from edgeopt.errors import OutputError
 
-__all__ = ["checked_output", "writing", "writing_group"]
+__all__ = ["checked_folder", "checked_output", "writing", "writing_folder", "writing_group"]
 
 #: What the operating system may answer to a write, and what to do about it.
 _REASONS = {
@@ -41,6 +42,7 @@ _REASONS = {
     errno.ENAMETOOLONG: "the name is too long for this file system",
     errno.EIO: "the device reports a write error",
     errno.EEXIST: "exists; give another name with -o",
+    errno.ENOTEMPTY: "is a folder that holds files; remove it, or give another name with -o",
     errno.EXDEV: "the file system cannot rename within this folder",
     errno.EMLINK: "the file system allows no further link",
     errno.ETXTBSY: "is in use; write elsewhere with -o",
@@ -77,6 +79,66 @@ def checked_output(path: str | os.PathLike[str], sources: Iterable[Path] = ()) -
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(f"{asked}: the folder {folder} is read-only; write elsewhere with -o")
     return target
+
+
+def checked_folder(path: str | os.PathLike[str], sources: Iterable[Path] = ()) -> Path:
+    """The folder that :func:`writing_folder` will make, symbolic links followed.
+
+    Raises OutputError when the name is taken (an empty folder does not take it: what a folder
+    holds is never replaced), when it lies in one of ``sources``, and when the folder around it is
+    missing or read-only. Looks only; writes nothing.
+    """
+    asked = Path(path)
+    with _output_errors(asked):
+        target = Path(os.path.realpath(asked))
+        parent = target.parent
+        for source in sources:
+            if source.is_dir() and target.is_relative_to(os.path.realpath(source)):
+                raise OutputError(
+                    f"{asked}: is or lies in the source folder {source}; give another name with -o"
+                )
+        if target.is_dir() and any(target.iterdir()):
+            raise OutputError(
+                f"{asked}: is a folder that holds files; remove it, or give another name with -o"
+            )
+        if target.exists() and not target.is_dir():
+            raise OutputError(f"{asked}: is there and no folder; give another name with -o")
+        if not parent.is_dir():
+            raise OutputError(f"{asked}: the folder {parent} does not exist; make it first")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise OutputError(f"{asked}: the folder {parent} is read-only; write elsewhere with -o")
+    return target
+
+
+@contextmanager
+def writing_folder(
+    path: str | os.PathLike[str], *, source_paths: Iterable[Path] = ()
+) -> Iterator[Path]:
+    """Write the folder ``path`` whole or not at all: ``with writing_folder(path) as folder: ...``.
+
+    Yields an empty hidden folder beside it. A clean exit forces every file in it to the disk and
+    renames it to ``path``; any exception, KeyboardInterrupt and SIGTERM included, removes it with
+    all that it holds.
+
+    Raises OutputError for what :func:`checked_folder` refuses, and for a disk that is full,
+    read-only or failing.
+    """
+    target = checked_folder(path, tuple(source_paths))
+    hidden = _hidden(target, "")
+    with ExitStack() as stack:
+        stack.enter_context(_output_errors(target, hidden))
+        stack.enter_context(_termination_raises())
+        stack.callback(_remove_folder, hidden)
+        hidden.mkdir()
+        yield hidden
+        for inside in sorted(hidden.rglob("*")):
+            if inside.is_dir():
+                _sync_folder(inside)
+            else:
+                _settle(inside, inside)
+        _sync_folder(hidden)
+        hidden.rename(target)
+        _sync_folder(target.parent)
 
 
 def _require_not_source(asked: Path, target: Path, source: Path) -> None:
@@ -264,8 +326,9 @@ def _output_errors(path: Path, hidden: Path | None = None) -> Iterator[None]:
     except OSError as error:
         folder = path.absolute().parent
         named = Path(error.filename).absolute() if isinstance(error.filename, str) else None
-        here = {folder, hidden}
-        elsewhere = named is not None and not here & {named, named.parent}
+        elsewhere = named is not None and not (
+            folder in (named, named.parent) or hidden in (named, *named.parents)
+        )
         if error.errno not in _REASONS or elsewhere:
             raise
         raise OutputError(f"{path}: {_REASONS[error.errno]}") from error

@@ -34,6 +34,7 @@ from edgeopt.files.reading import (
     reading,
 )
 from edgeopt.files.roles import role_of
+from edgeopt.files.sparse import is_sparse, whole
 
 __all__ = [
     "DTYPES",
@@ -194,7 +195,10 @@ def require_held(
 
 
 def weights_of(path: Path) -> tuple[tuple[Weight, ...], dict[str, str], int]:
-    """(tensors in the order of their data, the file's strings, bytes before the data)."""
+    """(tensors in the order of their data, the file's strings, bytes before the data).
+
+    Where edgeopt stored tensors sparse, they come whole, under their own names.
+    """
     file = FileBytes(path)
     header, start = _header(path, file.size)
     strings = header.pop(_METADATA, {})
@@ -217,7 +221,7 @@ def weights_of(path: Path) -> tuple[tuple[Weight, ...], dict[str, str], int]:
         )
         for begin, end, name, dtype, shape in spans
     )
-    return weights, strings, start
+    return whole(path, weights, strings) if is_sparse(strings) else weights, strings, start
 
 
 def _header(path: Path, nbytes: int) -> tuple[dict[str, Any], int]:

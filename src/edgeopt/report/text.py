@@ -21,6 +21,7 @@ from edgeopt.core import Change, Check, Fidelity, Measurement, Proof, format_byt
 from edgeopt.numerics.statistics import Interval, median, paired_interval
 from edgeopt.report.gguf_text import render_cost, render_findings
 from edgeopt.report.parts import decibels, line, paragraph, seconds
+from edgeopt.report.shrink_text import count_rows, render_shrunk
 
 __all__ = ["render"]
 
@@ -34,6 +35,8 @@ _USAGE_HEADINGS = {
     "onnx": "Run it, with numpy and onnxruntime alone:",
     "gguf": "Run it, with llama-cpp-python alone:",
     "safetensors": "Read the weights:",
+    "torch-exported": "Run it, with torch alone:",
+    "hf-folder": "Run it, with transformers:",
 }
 
 #: Checks of a GGUF file that the verdict's sentence repeats, and how.
@@ -69,6 +72,8 @@ def render(proof: Proof, console: Console) -> None:
             "signal, 40 dB of a hundredth.",
             style="dim",
         )
+    if "cuts" in proof.coverage:
+        render_shrunk(proof.coverage, console)
     console.print()
     _verdict(proof, console)
     if gguf:
@@ -112,6 +117,8 @@ def _rows(proof: Proof) -> Iterator[tuple[str, str, str, str]]:
             format_bytes(after),
             _times(before / after, "smaller", "larger"),
         )
+    if "parameters" in proof.coverage:
+        yield from count_rows(proof.coverage)
     if "share" in proof.coverage:
         label = f"Weights {proof.coverage.get('stored', 'quantized')}"
         yield label, "", _percent(proof.coverage["share"]), _of_bytes(proof.coverage)
@@ -286,7 +293,11 @@ def _sentence(proof: Proof) -> str:
     fidelity = next((c for c in proof.verdict.checks if c.name == "fidelity"), None)
     if fidelity is not None:
         said.append(f"worst output {fidelity.found}, asked: {fidelity.limit}")
+    for quality in proof.coverage.get("quality", ()):
+        said.append(f"{quality['metric']} {quality['after']:.4g} from {quality['before']:.4g}")
     for check in proof.verdict.checks:
+        if check.name == "answers alike":
+            said.append(f"the same: {check.found}")
         if check.name in _SAID:
             said.append(f"{_SAID[check.name]}{check.found}")
     if fidelity is None and any(check.name == "same integers" for check in proof.verdict.checks):

@@ -12,8 +12,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from edgeopt.core import Progress, Source
+from edgeopt.core import Progress, Source, format_bytes
 from edgeopt.files.open import open_source
+from edgeopt.files.sparse import sparsity
 from edgeopt.verbs.anatomy.attribution import Attribution, attribute
 from edgeopt.verbs.anatomy.findings import Evidence, Finding, findings, is_embedding
 from edgeopt.verbs.anatomy.groups import Group, group
@@ -162,6 +163,14 @@ def _notes(source: Source, attribution: Attribution, seen: Scan) -> list[str]:
         notes.append(f"the model is taken from the key {key!r} of the checkpoint")
     if source.details.get("quantized"):
         notes.append("quantized already: give edgeopt quantize the float original")
+    sparse = sparsity(source.weights)
+    if sparse is not None:
+        notes.append(
+            f"stored sparse: {sparse.tensors} tensor{'s' if sparse.tensors > 1 else ''}, "
+            f"{format_bytes(sparse.nbytes)} of masks and values in place of "
+            f"{format_bytes(sparse.dense)}; {sparse.share:.1%} of their {sparse.elements:,} "
+            "values are zeros, and are in memory once read"
+        )
     if source.needs_trust:
         notes.append(f"quantizing needs --trust-pickle: {source.needs_trust}")
     if not seen.whole:

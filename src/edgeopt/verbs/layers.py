@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgeopt.core import DTYPE_BITS, Layer, Progress, Source, Weight
 from edgeopt.core.ggml import PLAIN_TYPES
 from edgeopt.files import packed
+from edgeopt.files.sparse import Rows
 from edgeopt.files.weights import logical_weights
 from edgeopt.measure.tensor_errors import TensorError, tensor_errors
 from edgeopt.numerics import ggml
@@ -63,7 +64,7 @@ def tensors_of(source: Source) -> Tensors:
     for weight in source.weights:
         name = part_of.get(weight.name)
         if name is None:
-            layers.append(Layer(weight.name, weight.dtype, weight.nbytes))
+            layers.append(_layer(weight))
             if weight.dtype in _READABLE:
                 readable[weight.name] = weight
             elif weight.dtype in ggml.decodes():
@@ -92,6 +93,12 @@ def with_errors(layers: Sequence[Layer], errors: Sequence[TensorError]) -> tuple
     """The layers with what is known of each; None for a fused, renamed or unreadable one."""
     known = {error.name: error.sqnr_db for error in errors}
     return tuple(replace(layer, sqnr_db=known.get(layer.name)) for layer in layers)
+
+
+def _layer(weight: Weight) -> Layer:
+    if isinstance(weight.reader, Rows):
+        return Layer(weight.name, f"sparse {weight.dtype}", weight.reader.nbytes)
+    return Layer(weight.name, weight.dtype, weight.nbytes)
 
 
 def _packed(source: Source) -> Tensors:

@@ -24,10 +24,11 @@ from edgeopt.errors import SourceError, UsageError
 from edgeopt.files import packed, safetensors
 from edgeopt.files.open import open_source
 from edgeopt.files.packed import Header, Layout, matrix_shape
+from edgeopt.files.spans import raw_bytes, row_spans, ties_of
 from edgeopt.files.weights import logical_weights
 from edgeopt.numerics.affine import dequantize, noise_power, ratio_db
 from edgeopt.numerics.methods import METHODS
-from edgeopt.verbs.weights_plan import plan_weights, raw_bytes, row_spans, ties_of
+from edgeopt.verbs.weights_plan import plan_weights
 
 if TYPE_CHECKING:
     from edgeopt.verbs.graph_base import Asked
@@ -155,7 +156,7 @@ def _outline(source: Source, plan: Plan) -> _Outline:
     for name in sorted(planned ^ set(weights))[:1]:
         holder = "plan" if name in planned else "source"
         raise UsageError(f"tensor {name!r} is only in the {holder}: the plan is for another file")
-    ties = ties_of(source)
+    ties = ties_of(source.weights)
     taken = set(weights)
     layouts: dict[str, Layout] = {}
     tied: dict[str, str] = {}

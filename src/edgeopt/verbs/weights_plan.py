@@ -14,27 +14,22 @@ The defaults come from the errors on MiniLM's weights and on random ones, tabled
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from edgeopt.core import Affine, Decision, Plan, Source, Weight
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files import packed
 from edgeopt.files.packed import Layout
+from edgeopt.files.spans import ties_of
 from edgeopt.numerics.affine import SCALE_DTYPES
 from edgeopt.numerics.methods import METHODS
 
-__all__ = ["MIN_ELEMENTS", "plan_weights", "raw_bytes", "row_spans", "ties_of"]
+__all__ = ["MIN_ELEMENTS", "plan_weights"]
 
 #: Smaller tensors are kept: their names in the header would outweigh what they save.
 MIN_ELEMENTS = 1024
-
-#: Elements of a tensor that are worked on at a time.
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ def plan_weights(
     options = dict(options or {})
     method, scheme = _scheme(bits, block_size, options)
     _require_floats(source)
-    ties = ties_of(source)
+    ties = ties_of(source.weights)
     decisions = tuple(_decide(w, method, scheme, ties) for w in source.weights)
     if not any(d.scheme for d in decisions):
         reasons = sorted({d.reason for d in decisions if d.reason})
@@ -153,47 +148,3 @@ def _kind(weight: Weight) -> str:
     if len(weight.shape) == 2 and "emb" in weight.name.lower():
         return "embedding"
     return _KINDS.get(len(weight.shape), "kernel")
-
-
-def ties_of(source: Source) -> dict[str, str]:
-    """Tensors that are another one under a second name -> that one."""
-    first: dict[tuple[Any, ...], Weight] = {}
-    ties: dict[str, str] = {}
-    for weight in source.weights:
-        if weight.storage is None or weight.size == 0:
-            continue
-        key = (weight.storage.key, weight.storage.offset, weight.shape, weight.dtype)
-        other = first.setdefault(key, weight)
-        if other is not weight and _same_view(weight, other):
-            ties[weight.name] = other.name
-    return ties
-
-
-def _same_view(a: Weight, b: Weight) -> bool:
-    """Whether two tensors at the same place of a storage, of equal shape, are equal.
-
-    With dimensions of equal size one may be the other transposed: then the values decide.
-    """
-    sizes = [size for size in a.shape if size > 1]
-    if len(set(sizes)) == len(sizes):
-        return True
-    return all(
-        np.array_equal(raw_bytes(a.rows(lo, hi)), raw_bytes(b.rows(lo, hi)))
-        for lo, hi in row_spans(a)
-    )
-
-
-def raw_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """The array's bytes in row-major order."""
-    flat: NDArray[np.uint8] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return flat
-
-
-def row_spans(weight: Weight) -> Iterator[tuple[int, int]]:
-    """Rows of a tensor, about a chunk at a time; a 0-dim tensor has one row."""
-    if weight.size == 0:
-        return
-    count = weight.shape[0] if weight.shape else 1
-    step = max(1, _CHUNK * count // weight.size)
-    for lo in range(0, count, step):
-        yield lo, min(lo + step, count)

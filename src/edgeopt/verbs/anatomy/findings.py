@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from edgeopt.core import DTYPE_BITS, Source, Weight, format_bytes
+from edgeopt.files.sparse import sparsity
 from edgeopt.verbs.anatomy import commands
 from edgeopt.verbs.anatomy.attribution import Attribution
 from edgeopt.verbs.anatomy.scan import Scan
@@ -77,7 +78,10 @@ def is_embedding(weight: Weight, tables: Iterable[tuple[int, ...]] = ()) -> bool
 
 
 def findings(evidence: Evidence) -> tuple[Finding, ...]:
-    """All of them, what saves most first."""
+    """All of them, what saves most first. None of a file that edgeopt stored sparse: the commands
+    rewrite plain tensors, and would take its parts for such."""
+    if sparsity(evidence.source.weights) is not None:
+        return ()
     found = [finding for look in FINDINGS for finding in look(evidence) if finding.saves > 0]
     return tuple(sorted(found, key=lambda finding: -finding.saves))
 

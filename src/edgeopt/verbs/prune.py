@@ -1,0 +1,176 @@
+"""``edgeopt prune``: fewer weights, and the proof of what is left."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.core import Progress, Proof
+from edgeopt.errors import SourceError, UsageError
+from edgeopt.files.open import open_source
+from edgeopt.verbs.graph_source import prepare
+from edgeopt.verbs.output import scratch
+from edgeopt.verbs.prune_methods import METHODS, PruneOptions, Work
+from edgeopt.verbs.quality import find_metric
+from edgeopt.verbs.shrink_prove import Asked
+from edgeopt.verbs.shrink_write import Recipe, Result, format_for, keep_proven
+from edgeopt.verbs.torch_model import open_torch
+from edgeopt.verbs.training import TrainOptions, held_out, lessons, teach
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from edgeopt.verbs.prune_methods import PruneKeywords
+
+__all__ = ["prune"]
+
+
+def prune(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    method: str,
+    to: str | None = None,
+    data: str | None = None,
+    inputs: Sequence[str] = (),
+    model: str | None = None,
+    trust_pickle: bool = False,
+    recover: str | None = None,
+    metrics: Sequence[str] = (),
+    max_drop: float | None = None,
+    min_sqnr: float | None = None,
+    threads: int = 1,
+    force: bool = False,
+    progress: Progress | None = None,
+    **more: Unpack[PruneKeywords],
+) -> Proof:
+    """Take weights out of ``source``, write what is left, and prove the written file.
+
+    Args:
+        source: a torch file, or a Hugging Face folder; recognised by content.
+        out: what to write; default ``NAME-pruned.pt`` (a folder, ``.safetensors``) beside it.
+        method: ``channels``, ``depth``, ``vocabulary``, ``magnitude``, ``wanda``, ``sparsegpt`` or
+            ``lottery``.
+        to: ``pt`` (an exported program), ``folder`` (in Hugging Face form) or ``safetensors``
+            (zeros in one bit each); default: a folder for a folder, else ``pt``.
+        data: sample inputs: three quarters are what importance is measured on, the rest is held
+            out for the proof; with labels also what ``metrics`` are taken on.
+        inputs: shapes as ``name:float32[1,3,224,224]``, where nothing else tells them.
+        model: ``package.module:callable`` that returns the ``nn.Module`` of a state dict.
+        trust_pickle: the file may run the code it carries.
+        recover: data to train on afterwards, the unpruned model being the teacher.
+        metrics: task metrics before and after, see :func:`edgeopt.compare`.
+        max_drop: how much of the metrics may be lost, in their own units.
+        min_sqnr: fidelity floor in dB; none unless given.
+        threads: of the runtime, while timing.
+        force: keep the artifact although the proof failed.
+        more: what methods and training know, see
+            :class:`edgeopt.verbs.prune_methods.PruneOptions` and
+            :class:`edgeopt.verbs.training.TrainOptions`.
+
+    Returns:
+        The proof. Where ``proof.proven`` is false and ``force`` was not given, nothing was kept.
+
+    Raises:
+        EdgeoptError: bad input or usage (see :mod:`edgeopt.errors`); nothing is written then.
+    """
+    training, options = _sorted(dict(more))
+    if method not in METHODS:
+        raise UsageError(f"--method {method}: use {', '.join(METHODS)}")
+    found = tuple(find_metric(name) for name in metrics)
+    asked = Asked(found, data, min_sqnr, max_drop, threads)
+    chosen = METHODS[method]
+    chosen.check(method, options)
+    if recover is None and not chosen.trains and training.given:
+        raise UsageError(f"{training.given[0]} has no meaning without --recover DATA")
+    opened = open_source(source)
+    recipe = Recipe(opened, out, format_for(opened, method, to, out), "pruned")
+    recipe.check()
+    with scratch() as workdir:
+        sha256 = opened.sha256()
+        torch_model = open_torch(
+            opened,
+            workdir,
+            data=data,
+            inputs=inputs,
+            model=model,
+            trust_pickle=trust_pickle,
+        )
+        from edgeopt.train.counting import count
+
+        prepared = prepare(
+            opened,
+            workdir,
+            data=data,
+            inputs=inputs,
+            model=model,
+            trust_pickle=trust_pickle,
+            progress=progress,
+        )
+        if found and recover is not None and data is not None and _same(recover, data):
+            asked = dataclasses.replace(asked, data=held_out(data, workdir))
+        before = count(torch_model.model)
+        original = dataclasses.replace(
+            torch_model.model, module=copy.deepcopy(torch_model.model.module)
+        )
+        if progress is not None:
+            progress(f"pruning by {method}", None)
+        made = chosen.run(
+            Work(torch_model, prepared, options, training, recover, data, workdir, progress)
+        )
+        if not made.pruning.changed:
+            raise SourceError(f"{opened.path}: nothing was pruned: {_why(made.pruning.cuts)}")
+        said = made.training
+        if recover is not None and not chosen.trains:
+            _, said = teach(
+                made.model,
+                original,
+                lessons(recover, made.model, hold_out=_same(recover, data)),
+                training,
+                fine=opened.kind == "hf-folder",
+                after_step=made.after_step,
+                progress=progress,
+            )
+        return keep_proven(
+            "prune",
+            recipe,
+            Result(made.model, (made.pruning,), made.vocabulary, said, made.details),
+            prepared,
+            workdir,
+            asked,
+            before=before,
+            sha256=sha256,
+            force=force,
+            progress=progress,
+        )
+
+
+def _sorted(more: dict[str, Any]) -> tuple[TrainOptions, PruneOptions]:
+    """Keywords to the one who knows them; UsageError for one that nobody does."""
+    training = {f.name for f in dataclasses.fields(TrainOptions)}
+    pruning = {f.name for f in dataclasses.fields(PruneOptions)}
+    unknown = sorted(set(more) - training - pruning)
+    if unknown:
+        raise UsageError(f"prune knows no {unknown[0]}")
+    seed = {"seed": more["seed"]} if "seed" in more else {}
+    return (
+        TrainOptions(**{k: v for k, v in more.items() if k in training}),
+        PruneOptions(**{**{k: v for k, v in more.items() if k in pruning}, **seed}),
+    )
+
+
+def _same(recover: str, data: str | None) -> bool:
+    """Whether both are the same data: what the proof judges by must not be trained on."""
+    if data is None:
+        return False
+    return recover == data or (
+        Path(recover).exists() and Path(data).exists() and Path(recover).samefile(data)
+    )
+
+
+def _why(cuts: Sequence[Any]) -> str:
+    reasons = list(dict.fromkeys(cut.reason for cut in cuts if cut.reason))
+    return "; ".join(reasons[:3]) or "no layer that the method knows"

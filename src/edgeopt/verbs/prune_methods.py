@@ -1,0 +1,400 @@
+"""The methods of ``edgeopt prune``, one entry each: what they take, and how they are called."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.core import Array, Progress
+from edgeopt.errors import InputsError, SourceError, UsageError
+from edgeopt.verbs.graph_source import Prepared
+from edgeopt.verbs.labelled import read_labelled
+from edgeopt.verbs.training import HELD, lessons, teach
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgeopt.train.cuts import Pruning
+    from edgeopt.train.model import TorchModel
+    from edgeopt.train.vocabulary import VocabularyPlan
+    from edgeopt.verbs.torch_model import Opened
+    from edgeopt.verbs.training import TrainOptions
+
+__all__ = ["METHODS", "Made", "Method", "PruneKeywords", "PruneOptions", "Work"]
+
+
+class PruneKeywords(TypedDict, total=False):
+    """The fields of PruneOptions and of TrainOptions, each of which may be left out."""
+
+    ratio: float | None
+    target: str | None
+    pattern: str | None
+    scope: str
+    importance: str
+    heads: bool
+    layer_ratios: Sequence[str]
+    ignore: Sequence[str]
+    round_to: int | None
+    keep: int | None
+    remove: Sequence[str]
+    corpus: Sequence[str]
+    min_count: int
+    rounds: int
+    rewind: int
+    seed: int
+    epochs: int | None
+    steps: int | None
+    batch_size: int | None
+    learning_rate: float | None
+    losses: Sequence[str]
+    pairs: str | None
+    checkpoint: str | None
+    cache_teacher: str | None
+    log: str | None
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """What the methods can be told.
+
+    ``ratio`` is the share that goes, ``target`` what is left in its place (``flops=0.5``).
+    ``pattern`` N:M keeps N of every M weights. ``scope``: ``layer`` or ``global``. ``importance``
+    of channels: ``magnitude``, ``bn``, ``taylor``, ``activation``; ``heads`` too; ``layer_ratios``
+    as ``REGEX=R``; ``ignore`` layers by expression; ``round_to`` multiples. ``keep`` and ``remove``
+    are of blocks; ``corpus`` files and ``min_count`` of tokens; ``rounds`` and ``rewind`` of the
+    lottery ticket.
+    """
+
+    ratio: float | None = None
+    target: str | None = None
+    pattern: str | None = None
+    scope: str = "layer"
+    importance: str = "magnitude"
+    heads: bool = False
+    layer_ratios: Sequence[str] = ()
+    ignore: Sequence[str] = ()
+    round_to: int | None = None
+    keep: int | None = None
+    remove: Sequence[str] = ()
+    corpus: Sequence[str] = ()
+    min_count: int = 1
+    rounds: int = 5
+    rewind: int = 0
+    seed: int = 0
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Fields that differ from their defaults."""
+        return frozenset(
+            f.name
+            for f in dataclasses.fields(self)
+            if f.name != "seed" and getattr(self, f.name) != f.default
+        )
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a method works with."""
+
+    opened: Opened
+    prepared: Prepared
+    options: PruneOptions
+    training: TrainOptions
+    recover: str | None
+    data: str | None
+    workdir: Path
+    progress: Progress | None = None
+
+    @property
+    def feeds(self) -> Iterable[Mapping[str, Array]]:
+        """Samples that importance is measured on; none where nobody gave any."""
+        return self.prepared.calibration or ()
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a method made. ``after_step`` keeps zeros zero in training; ``vocabulary`` is how tokens
+    are numbered now, where that has changed."""
+
+    model: TorchModel
+    pruning: Pruning
+    after_step: Callable[[], None] | None = None
+    training: dict[str, Any] | None = None
+    vocabulary: VocabularyPlan | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: the options it takes, those one of which it needs, and how it is run.
+
+    ``sparse``: weights become zero, shapes stay. ``trains``: it trains by itself, on --recover.
+    """
+
+    run: Callable[[Work], Made]
+    takes: frozenset[str]
+    needs: tuple[str, ...] = ()
+    sparse: bool = False
+    trains: bool = False
+
+    def check(self, name: str, options: PruneOptions) -> None:
+        """Raises UsageError for an option that the method has no use for, or lacks."""
+        foreign = sorted(options.given - self.takes)
+        if foreign:
+            raise UsageError(f"{_flag(foreign[0])} has no meaning for --method {name}")
+        given = [need for need in self.needs if need in options.given]
+        if self.needs and not given:
+            listed = " or ".join(map(_flag, self.needs))
+            raise UsageError(f"--method {name} needs {listed}")
+        if len(given) > 1:
+            raise UsageError(f"{_flag(given[0])} and {_flag(given[1])}: give one of them")
+        ratio = options.ratio
+        if ratio is not None and not 0 < ratio < 1:
+            raise UsageError(
+                f"--ratio {ratio:g}: it is the share that goes; give one above 0 and below 1"
+            )
+
+
+_FLAGS = {"layer_ratios": "layer-ratio"}
+
+
+def _flag(field_name: str) -> str:
+    return f"--{_FLAGS.get(field_name, field_name).replace('_', '-')}"
+
+
+# ---------------------------------------------------------------------------------------------
+# channels
+
+
+def _channels(work: Work) -> Made:
+    from edgeopt.train.channels import prune_channels
+    from edgeopt.train.targets import parse_target, search_target
+
+    options, model = work.options, work.opened.model
+    feeds, labels = _with_labels(work)
+    settings: dict[str, Any] = {
+        "scope": options.scope,
+        "importance": options.importance,
+        "feeds": feeds,
+        "labels": labels,
+        "seed": options.seed,
+        "ratios": _ratios(options.layer_ratios),
+        "ignore": options.ignore,
+        "heads": options.heads,
+        **({} if options.round_to is None else {"round_to": options.round_to}),
+    }
+
+    def cut(changed: TorchModel, ratio: float) -> Pruning:
+        return prune_channels(changed, ratio=ratio, progress=None, **settings)
+
+    if options.target is None:
+        assert options.ratio is not None
+        return Made(model, cut(model, options.ratio))
+    target = parse_target(options.target)
+    from edgeopt.verbs.prune_latency import latency_meter
+
+    latency = latency_meter(work.opened, work.workdir, work.progress)
+    found = search_target(model, target, cut, latency=latency, progress=work.progress)
+    pruning = cut(model, found.ratio)
+    return Made(model, dataclasses.replace(pruning, notes=(*pruning.notes, *found.notes)))
+
+
+def _with_labels(work: Work) -> tuple[Sequence[Mapping[str, Array]], NDArray[Any] | None]:
+    """Calibration feeds, and their labels where the data has some (importance by gradient)."""
+    feeds = list(work.feeds)
+    if work.options.importance != "taylor" or work.data is None or not feeds:
+        return feeds, None
+    read = read_labelled(work.data, work.opened.model.inputs)
+    if read.target is None or read.paired:
+        return feeds, None
+    # Of rows that calibrate and are not held out, in the order that the split leaves them in.
+    kept = np.arange(len(read.target)) % HELD != HELD - 1
+    return (feeds, read.target[kept]) if int(kept.sum()) == len(feeds) else (feeds, None)
+
+
+def _ratios(given: Sequence[str]) -> dict[str, float]:
+    found = {}
+    for text in given:
+        pattern, equals, number = text.rpartition("=")
+        try:
+            re.compile(pattern)
+            ratio = float(number)
+        except (ValueError, re.error):
+            equals = ""
+            ratio = 0.0
+        if not equals or not pattern or not 0 <= ratio < 1:
+            raise UsageError(
+                f"--layer-ratio {text}: give REGEX=R, R from 0 to below 1, as 'stage2.*=0.3'"
+            )
+        found[pattern] = ratio
+    return found
+
+
+# ---------------------------------------------------------------------------------------------
+# depth, vocabulary
+
+
+def _depth(work: Work) -> Made:
+    from edgeopt.train.depth import prune_depth
+
+    options = work.options
+    feeds = work.feeds or work.prepared.trial
+    pruning = prune_depth(
+        work.opened.model,
+        ratio=options.ratio,
+        keep=options.keep,
+        remove=options.remove,
+        feeds=feeds,
+        progress=work.progress,
+    )
+    if not work.feeds and not options.remove:
+        note = "blocks were ranked on made-up inputs: give --data for better ones"
+        pruning = dataclasses.replace(pruning, notes=(*pruning.notes, note))
+    return Made(work.opened.model, pruning)
+
+
+def _vocabulary(work: Work) -> Made:
+    from edgeopt.train.vocabulary import plan_vocabulary, prune_vocabulary
+
+    model = work.opened.model
+    if model.folder is None:
+        raise SourceError(
+            f"{work.opened.source.path}: --method vocabulary rewrites a tokenizer too; give a "
+            "Hugging Face folder"
+        )
+    if work.recover is not None:
+        raise UsageError("--recover has no meaning for --method vocabulary: answers stay the same")
+    plan = plan_vocabulary(
+        model.folder,
+        [_text(path) for path in work.options.corpus],
+        min_count=work.options.min_count,
+        progress=work.progress,
+    )
+    pruning = prune_vocabulary(model, plan)
+    pruning = dataclasses.replace(pruning, notes=(*pruning.notes, *plan.notes))
+    return Made(plan.refit(model), pruning, vocabulary=plan)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputsError(f"--corpus {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputsError(f"--corpus {path}: no UTF-8 at byte {error.start}") from None
+
+
+# ---------------------------------------------------------------------------------------------
+# single weights
+
+
+def _weights(method: str) -> Callable[[Work], Made]:
+    def run(work: Work) -> Made:
+        from edgeopt.train.held import held, masks_of
+        from edgeopt.train.sparse import prune_weights
+
+        options, model = work.options, work.opened.model
+        pruning = prune_weights(
+            model,
+            method=method,
+            ratio=options.ratio,
+            pattern=_pattern(options.pattern),
+            scope=options.scope,
+            feeds=work.feeds,
+            exclude=options.ignore,
+            progress=work.progress,
+        )
+        return Made(model, pruning, held(model.module, masks_of(model.module, pruning)))
+
+    return run
+
+
+def _pattern(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    n, m = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 0 < n < m:
+        raise UsageError(f"--pattern {text}: give N:M with 0 < N < M, as 2:4 (2 of every 4 stay)")
+    return n, m
+
+
+def _lottery(work: Work) -> Made:
+    from edgeopt.train.held import held, masks_of
+    from edgeopt.train.lottery import lottery
+
+    if work.recover is None:
+        raise UsageError("--method lottery trains again and again: give --recover DATA")
+    options, model = work.options, work.opened.model
+    assert options.ratio is not None
+    same = work.data is not None and Path(work.recover) == Path(work.data)
+    material = lessons(work.recover, model, hold_out=same)
+    teacher = dataclasses.replace(model, module=copy.deepcopy(model.module))
+    said: dict[str, Any] = {}
+
+    def train(module: nn.Module, after_step: Callable[[], None], start: int) -> None:
+        _, found = teach(
+            dataclasses.replace(model, module=module),
+            teacher,
+            material,
+            work.training.after(start, material),
+            fine=work.opened.source.kind == "hf-folder",
+            after_step=after_step,
+            progress=work.progress,
+        )
+        said.update(found)
+
+    pruning = lottery(
+        model,
+        train,
+        ratio=options.ratio,
+        rounds=options.rounds,
+        rewind_step=options.rewind,
+        exclude=options.ignore,
+        progress=work.progress,
+    )
+    return Made(model, pruning, held(model.module, masks_of(model.module, pruning)), said)
+
+
+_SPARSE = frozenset({"ratio", "pattern", "scope", "ignore"})
+
+METHODS: Mapping[str, Method] = {
+    "channels": Method(
+        _channels,
+        frozenset(
+            {
+                "ratio",
+                "target",
+                "scope",
+                "importance",
+                "heads",
+                "layer_ratios",
+                "ignore",
+                "round_to",
+            }
+        ),
+        needs=("ratio", "target"),
+    ),
+    "depth": Method(
+        _depth, frozenset({"ratio", "keep", "remove"}), needs=("ratio", "keep", "remove")
+    ),
+    "vocabulary": Method(_vocabulary, frozenset({"corpus", "min_count"}), needs=("corpus",)),
+    "magnitude": Method(_weights("magnitude"), _SPARSE, ("ratio", "pattern"), sparse=True),
+    "wanda": Method(_weights("wanda"), _SPARSE, ("ratio", "pattern"), sparse=True),
+    "sparsegpt": Method(_weights("sparsegpt"), _SPARSE, ("ratio", "pattern"), sparse=True),
+    "lottery": Method(
+        _lottery,
+        frozenset({"ratio", "rounds", "rewind", "ignore"}),
+        needs=("ratio",),
+        sparse=True,
+        trains=True,
+    ),
+}

@@ -1,0 +1,304 @@
+"""Training as prune and distill ask for it: data read once, what judges kept out, the loop run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.core import Array, Progress
+from edgeopt.data.samples import load
+from edgeopt.errors import InputsError, UsageError
+from edgeopt.verbs.labelled import Labelled, read_labelled
+
+if TYPE_CHECKING:
+    from edgeopt.train.batches import ArrayData, Data
+    from edgeopt.train.loop import Trained
+    from edgeopt.train.losses.base import Loss
+    from edgeopt.train.model import TorchModel
+    from edgeopt.train.settings import TrainSettings
+
+__all__ = ["HELD", "Lessons", "TrainOptions", "held_out", "lessons", "teach"]
+
+#: Every n-th row is held out for the proof, as :func:`edgeopt.data.split.split` has it.
+HELD = 4
+
+#: The share of what is trained on that chooses the best weights, and nothing else.
+_VALIDATION = 0.125
+
+_EPOCHS, _BATCH = 10, 64
+
+#: Peak learning rates of AdamW: of pretrained transformers, and of everything else.
+_FINE, _COARSE = 1e-4, 1e-3
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the user says of training; None and empty: a default that goes by the task."""
+
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    losses: Sequence[str] = ()
+    pairs: str | None = None
+    seed: int = 0
+    checkpoint: str | None = None
+    cache_teacher: str | None = None
+    log: str | None = None
+
+    def settings(self, *, fine: bool) -> TrainSettings:
+        """Raises UsageError for a value out of its range."""
+        from edgeopt.train.settings import TrainSettings
+
+        if self.epochs is not None and self.steps is not None:
+            raise UsageError("--epochs and --steps: give one of them")
+        rate = self.learning_rate
+        if rate is None:
+            rate = _FINE if fine else _COARSE
+        return TrainSettings(
+            epochs=None if self.steps is not None else self.epochs or _EPOCHS,
+            steps=self.steps,
+            batch_size=self.batch_size or _BATCH,
+            learning_rate=rate,
+            seed=self.seed,
+            checkpoint=None if self.checkpoint is None else Path(self.checkpoint),
+            cache_teacher=None if self.cache_teacher is None else Path(self.cache_teacher),
+        )
+
+    def after(self, start: int, material: Lessons) -> TrainOptions:
+        """The same training with its first ``start`` steps left out."""
+        if start == 0:
+            return self
+        batches = material.train.count(self.batch_size or _BATCH) or 1
+        steps = self.steps or (self.epochs or _EPOCHS) * batches
+        if start >= steps:
+            raise UsageError(f"--rewind {start}: the training has {steps} steps; give fewer")
+        return replace(self, epochs=None, steps=steps - start)
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Options that mean nothing without training."""
+        named = {
+            "--epochs": self.epochs,
+            "--steps": self.steps,
+            "--batch-size": self.batch_size,
+            "--learning-rate": self.learning_rate,
+            "--loss": self.losses or None,
+            "--pairs": self.pairs,
+            "--checkpoint": self.checkpoint,
+            "--cache-teacher": self.cache_teacher,
+            "--log": self.log,
+        }
+        return tuple(name for name, value in named.items() if value is not None)
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What is trained on, what chooses the best weights, and where both come from."""
+
+    train: Data
+    validation: ArrayData | None
+    label: str
+    count: int | None
+
+
+def lessons(spec: str, model: TorchModel, *, hold_out: bool) -> Lessons:
+    """``--data`` to train on. ``hold_out``: every fourth row is kept for the proof.
+
+    Rows of one shape become arrays; what changes its shape from sample to sample is gone through
+    as it comes. Raises InputsError where it does not fit the model.
+    """
+    from edgeopt.train.batches import ArrayData, StreamData
+
+    read = read_labelled(spec, model.inputs)
+    names = tuple(spec.name for spec in model.inputs)
+    feeds = list(read.feeds())
+    per_row = 2 if read.paired else 1
+    keep = [
+        index
+        for index in range(len(feeds))
+        if not hold_out or len(feeds) < HELD * per_row or (index // per_row) % HELD != HELD - 1
+    ]
+    label = f"{read.label}{': all rows but every 4th' if len(keep) < len(feeds) else ''}"
+    chosen = [feeds[index] for index in keep]
+    alike = all(
+        {name: array.shape[1:] for name, array in feed.items()}
+        == {name: array.shape[1:] for name, array in chosen[0].items()}
+        for feed in chosen
+    )
+    if not alike:
+
+        def opener() -> Iterator[Mapping[str, Array]]:
+            return iter(chosen)
+
+        return Lessons(StreamData(opener, names, label, batches=len(chosen)), None, label, None)
+    inputs = {name: np.concatenate([feed[name] for feed in chosen]) for name in names}
+    data = ArrayData(inputs, _targets(read, keep, len(feeds), per_row), label)
+    if len(data) < 16:
+        return Lessons(data, None, label, len(data))
+    train, validation = data.split(_VALIDATION)
+    return Lessons(train, validation, label, len(data))
+
+
+def held_out(spec: str, workdir: Path) -> str:
+    """The rows of ``--data`` that :func:`lessons` leaves out, as a file that metrics are taken on.
+
+    Raises InputsError where there are none, or where rows differ in shape: then the judge needs
+    data of its own.
+    """
+    own = "give other data to judge by"
+    samples = load(spec)
+    feeds = [feed for index, feed in enumerate(samples) if index % HELD == HELD - 1]
+    if not feeds:
+        raise InputsError(f"{samples.label}: too few rows to hold one out; {own}")
+    if len({tuple((n, a.shape[1:]) for n, a in feed.items()) for feed in feeds}) > 1:
+        raise InputsError(f"{samples.label}: rows change their shape; {own}")
+    arrays = {
+        name.replace("#", "arr_"): np.concatenate([np.atleast_1d(feed[name]) for feed in feeds])
+        for name in feeds[0]
+    }
+    path = workdir / "held-out.npz"
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return str(path)
+
+
+def _targets(
+    read: Labelled, keep: Sequence[int], feeds: int, per_row: int
+) -> dict[str, NDArray[Any]]:
+    """The targets of the rows that are kept; of pairs there are none for a single row."""
+    if read.paired:
+        return {}
+    found = {}
+    for name, target in read.targets.items():
+        if len(target) % feeds:
+            raise InputsError(f"{read.label}: {len(target)} {name} for {feeds} samples")
+        rows = target.reshape(feeds, len(target) // feeds, *target.shape[1:])
+        found[name] = np.concatenate([rows[index] for index in keep])
+    return found
+
+
+def teach(
+    student: TorchModel,
+    teacher: TorchModel,
+    material: Lessons,
+    options: TrainOptions,
+    *,
+    fine: bool,
+    after_step: Callable[[], None] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Trained, dict[str, Any]]:
+    """Train ``student`` in place; also what a proof says of it.
+
+    Raises UsageError or InputsError before the first step for what cannot be trained on.
+    """
+    from edgeopt.train.loop import train
+
+    settings = options.settings(fine=fine)
+    losses, reason = _losses(student, teacher, material, options)
+    metric, name = _metric(student, material)
+    trained = train(
+        student,
+        losses,
+        _with_classes(material.train, student, losses),
+        teacher=teacher if any(loss.needs_teacher for loss in losses) else None,
+        settings=settings,
+        validation=material.validation,
+        metric=metric,
+        higher_is_better=True,
+        after_step=after_step,
+        log=None if options.log is None else Path(options.log),
+        progress=progress,
+    )
+    count = "" if material.count is None else f"{material.count:,} samples of "
+    said = {
+        "stopped": trained.stopped,
+        "steps": trained.steps,
+        "best_step": trained.best_step,
+        "metric": name,
+        "best_metric": trained.best_metric,
+        "validation": "" if material.validation is None else f"{len(material.validation)} held out",
+        "samples": f"{count}{material.label}",
+        "losses": f"{', '.join(f'{loss.name} {loss.weight:g}' for loss in losses)}{reason}",
+        "settings": settings.describe(),
+        "notes": list(trained.notes),
+        "history": [record.to_json() for record in trained.history],
+    }
+    return trained, said
+
+
+def _losses(
+    student: TorchModel, teacher: TorchModel, material: Lessons, options: TrainOptions
+) -> tuple[Sequence[Loss], str]:
+    import torch
+
+    from edgeopt.train.losses import parse_losses
+    from edgeopt.train.losses.choice import default_losses, kind_of
+    from edgeopt.train.pairs import parse_pairs
+
+    pairs = parse_pairs(options.pairs, teacher.module, student.module) if options.pairs else ()
+    if options.losses:
+        losses: Sequence[Loss] = parse_losses(options.losses)
+        reason = ""
+    else:
+        with torch.no_grad(), student.mode(False), teacher.mode(False):
+            ours = student.outputs(student.tensors())
+            theirs = teacher.outputs(teacher.tensors())
+        targets = _target_tensors(material)
+        kind = kind_of(teacher.module, theirs, targets)
+        losses, why = default_losses(ours, theirs, targets, kind)
+        reason = f" ({why})"
+    for loss in losses:
+        loss.choose_layers(teacher.module, student.module, pairs)
+    return losses, reason
+
+
+def _target_tensors(material: Lessons) -> dict[str, Any]:
+    import torch
+
+    targets = getattr(material.train, "targets", {})
+    return {name: torch.from_numpy(np.asarray(array[:2])) for name, array in targets.items()}
+
+
+def _with_classes(data: Data, student: TorchModel, losses: Sequence[Loss]) -> Data:
+    """The same data, with the number of classes that its labels may be of, where they are any."""
+    from edgeopt.train.batches import ArrayData
+
+    classes = _classes(student)
+    if not isinstance(data, ArrayData) or classes is None:
+        return data
+    if not any(loss.needs_targets for loss in losses):
+        return data
+    integer = {n: classes for n, a in data.targets.items() if a.dtype.kind in "iu" and a.ndim == 1}
+    return replace(data, classes=integer)
+
+
+def _classes(model: TorchModel) -> int | None:
+    """The last size of the model's only [batch, classes] output."""
+    import torch
+
+    with torch.no_grad(), model.mode(False):
+        outputs = list(model.outputs(model.tensors()).values())
+    return outputs[0].shape[-1] if len(outputs) == 1 and outputs[0].ndim == 2 else None
+
+
+def _metric(
+    student: TorchModel, material: Lessons
+) -> tuple[Callable[[Mapping[str, Any], Mapping[str, Any]], float] | None, str]:
+    """Accuracy, where there are labels for it; else the loss itself chooses the best weights."""
+    validation = material.validation
+    if validation is None or _classes(student) is None:
+        return None, "loss"
+    labels = [n for n, a in validation.targets.items() if a.dtype.kind in "iu" and a.ndim == 1]
+    if len(labels) != 1:
+        return None, "loss"
+
+    def accuracy(outputs: Mapping[str, Any], targets: Mapping[str, Any]) -> float:
+        answers = next(iter(outputs.values())).argmax(-1)
+        return float((answers == targets[labels[0]]).mean())
+
+    return accuracy, "accuracy"
