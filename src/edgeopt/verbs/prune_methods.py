@@ -70,8 +70,8 @@ class PruneOptions:
     ``pattern`` N:M keeps N of every M weights. ``scope``: ``layer`` or ``global``. ``importance``
     of channels: ``magnitude``, ``bn``, ``taylor``, ``activation``; ``heads`` too; ``layer_ratios``
     as ``REGEX=R``; ``include`` and ``ignore`` layers by expression; ``round_to``
-    multiples. ``keep`` and ``remove`` are of blocks; ``corpus`` files and ``min_count`` of tokens; ``rounds`` and ``rewind`` of the
-    lottery ticket.
+    multiples. ``keep`` and ``remove`` are of blocks; ``corpus`` files and ``min_count`` of tokens;
+    ``rounds`` and ``rewind`` of the lottery ticket.
     """
 
     ratio: float | None = None
