@@ -1,4 +1,4 @@
-"""`prune` and `distill` end to end: what is written loads elsewhere, and the proof tells the truth."""
+"""`prune` and `distill` end to end: what is written loads elsewhere, and the proof is true."""
 
 from __future__ import annotations
 
