@@ -191,7 +191,10 @@ def _copy(source: Path, out: Path, replaced: set[Path], own_code: bool) -> list[
 
 def _rewritten(name: str) -> bool:
     """Whether the file's weights are written anew, under this name or another."""
-    return PurePosixPath(name).name.startswith(("model.", "model-", "pytorch_model"))
+    file = PurePosixPath(name)
+    if file.suffix not in (".safetensors", ".bin", ".json"):
+        return False
+    return file.name.startswith(("model.", "model-", "pytorch_model"))
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -282,7 +285,8 @@ def _require_same(model: TorchModel, out: Path, kind: torch.dtype, own_code: boo
     with model.mode(False), torch.inference_mode():
         again = replace(model, module=whole.eval()).outputs(feed)
         args, kwargs = model.arguments(feed)
-        called = torch.func.functional_call(model.module, state, args, kwargs)
+        # Every name is given: what is tied is given as often as it has names.
+        called = torch.func.functional_call(model.module, state, args, kwargs, tie_weights=False)
         for name, tensor in flatten(called):
             if not torch.allclose(tensor, again[name], rtol=1e-4, atol=1e-5, equal_nan=True):
                 raise SourceError(
