@@ -163,6 +163,10 @@ class Method:
             raise UsageError(
                 f"--ratio {ratio:g}: it is the share that goes; give one above 0 and below 1"
             )
+        if options.target is not None:
+            from edgeopt.train.targets import parse_target
+
+            parse_target(options.target)
         _pattern(options.pattern)
         _ratios(options.layer_ratios)
 
