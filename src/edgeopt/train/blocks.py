@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from edgeopt.train.model import TorchModel
 
-__all__ = ["Block", "find_blocks", "first_tensor", "is_list", "read_blocks"]
+__all__ = ["Block", "find_blocks", "first_tensor", "read_blocks"]
 
 _PLAIN = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -67,11 +67,6 @@ def read_blocks(model: TorchModel) -> tuple[Block, ...]:
     lone = _residual(modules, [block.name for block in listed], seen)
     order = {name: at for at, name in enumerate(modules)}
     return tuple(sorted([*listed, *lone], key=lambda block: order[block.name]))
-
-
-def is_list(module: nn.Module) -> bool:
-    """Whether members can be taken out of it with the others numbered anew."""
-    return isinstance(module, nn.ModuleList)
 
 
 def first_tensor(value: Any) -> Tensor | None:
