@@ -46,6 +46,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from models import digits
     from safetensors.numpy import save_file
 
+    from edgeopt.files.open import open_source
+    from edgeopt.files.sparse_write import write_sparse
+
     folder = tmp_path_factory.mktemp("pages")
     shutil.copytree(ROOT / "models", folder / "models")
     (folder / "demo").mkdir()
@@ -54,7 +57,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(net.state_dict(), folder / "demo" / "model.pt")
     np.savez(folder / "demo" / "digits.npz", image=images[300:364])
     shutil.copy(ROOT / "README.md", folder / "README.md")
-    save_file({"encoder.layer.0.weight": np.eye(8, dtype=np.float32)}, folder / "model.safetensors")
+    save_file(
+        {"encoder.layer.0.weight": np.eye(64, dtype=np.float32)}, folder / "model.safetensors"
+    )
+    write_sparse(
+        open_source(folder / "model.safetensors").weights, folder / "model-pruned.safetensors"
+    )
     return folder
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -73,6 +75,15 @@ class Hint(Loss):
 def model(seed: int = 0, **more: Any) -> TorchModel:
     torch.manual_seed(seed)
     return TorchModel(Net(**more), SPECS, {"x": np.zeros((2, 6), np.float32)}, positional=True)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in one order, and nothing that a fork would miss."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def data(rows: int = 50, seed: int = 0) -> ArrayData:

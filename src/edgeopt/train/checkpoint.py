@@ -56,9 +56,10 @@ def save(folder: Path, saved: Saved, fingerprint: Mapping[str, str]) -> None:
     }
     seen: set[int] = set()
     for name, tensor in flat.items():  # the format has no two names for the same bytes
-        if tensor.data_ptr() in seen:
+        storage = tensor.untyped_storage().data_ptr()
+        if storage in seen:
             flat[name] = tensor.clone()
-        seen.add(tensor.data_ptr())
+        seen.add(storage)
     document = {"format": _FORMAT, "fingerprint": dict(fingerprint), "state": saved.state}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +75,8 @@ def load(folder: Path, fingerprint: Mapping[str, str]) -> Saved | None:
     Raises SourceError for one that is truncated or of another run, naming what differs.
     """
     path = folder / NAME
+    for left in folder.glob(f".{path.stem}.*.tmp{path.suffix}"):
+        left.unlink(missing_ok=True)  # of a process that was killed while it wrote
     if not path.exists():
         return None
     advice = "remove it to begin anew, or give another folder"

@@ -77,7 +77,7 @@ class CachedTeacher:
                 side: {name: _mapped(folder / file, rows) for name, file in index[side].items()}
                 for side in ("outputs", "hidden")
             }
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise SourceError(
                 f"{folder}: no usable answers ({str(error)[:120]}); remove the folder"
             ) from error

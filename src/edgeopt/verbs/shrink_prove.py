@@ -9,12 +9,12 @@ they were counted, load, run and stay finite is asked of every one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.core import Check, Progress, Proof, Quality, Source, Verdict, file_sha256
+from edgeopt.core import Check, Fidelity, Progress, Proof, Quality, Source, Verdict, file_sha256
 from edgeopt.core import format_bytes as bytes_text
 from edgeopt.errors import EdgeoptError, UsageError
 from edgeopt.files.open import open_source
@@ -36,6 +36,13 @@ __all__ = ["Asked", "Shrunk", "prove_shrunk"]
 
 #: Seconds given to interleaved latency blocks.
 _SECONDS = 2.0
+
+#: What may be lost of a metric where nobody says: a point of accuracy; of what is larger than 1
+#: (perplexity), this share of it.
+_MAY_DROP = 0.01
+
+#: The share of classes, or the cosine of outputs, that must be the same where nothing is asked.
+_SAME = 0.9
 
 
 @dataclass(frozen=True)
@@ -320,6 +327,8 @@ def _answers(pair: PairResult, asked: Asked) -> list[Check]:
         )
     ]
     numbers = [f for f in pair.fidelity if not f.constant and not math.isnan(f.sqnr_db)]
+    if asked.min_sqnr is None and not asked.metrics:
+        checks += [check for check in [_alike(pair.fidelity)] if check is not None]
     if asked.min_sqnr is not None and numbers:
         worst = min(numbers, key=lambda f: f.sqnr_db)
         checks.append(
@@ -335,29 +344,53 @@ def _answers(pair: PairResult, asked: Asked) -> list[Check]:
 
 
 def _kept_up(quality: Mapping[str, tuple[Quality, Quality]], asked: Asked) -> list[Check]:
-    """The task metrics, where the user has said how much may be lost."""
+    """The task metrics, against what may be lost of them."""
     checks = []
     for name, (before, after) in quality.items():
         lost = before.value - after.value
         lost = lost if before.higher_is_better else -lost
-        if asked.max_drop is not None:
-            checks.append(
-                Check(
-                    name,
-                    lost <= asked.max_drop + 1e-12,
-                    f"{after.value:.4f} from {before.value:.4f}",
-                    f"a drop of {asked.max_drop:g} at most",
-                    "a lower --ratio, or --recover DATA",
-                )
+        may = asked.max_drop
+        if may is None:
+            may = _MAY_DROP * max(1.0, abs(before.value))
+        way = "drop" if before.higher_is_better else "rise"
+        checks.append(
+            Check(
+                name,
+                lost <= may + 1e-12,
+                f"{after.value:.4f} from {before.value:.4f}",
+                f"a {way} of {may:.4g} at most",
+                "a lower --ratio, --recover DATA, or a --max-drop that you can live with",
             )
-    if asked.max_drop is not None and not quality:
+        )
+    if asked.metrics and not quality:
         checks.append(
             Check(
                 asked.metrics[0].name,
                 False,
                 "it could not be taken",
-                f"a drop of {asked.max_drop:g} at most",
+                "a figure before and after",
                 "see what was not checked",
             )
         )
     return checks
+
+
+def _alike(fidelity: Sequence[Fidelity]) -> Check | None:
+    """Where nothing else is asked: most answers are still the same."""
+    classes = [f for f in fidelity if f.top1 is not None and not f.constant]
+    if classes:
+        worst = min(classes, key=lambda f: f.top1 or 0.0)
+        found, passed = f"{worst.top1 or 0:.1%} of answers", (worst.top1 or 0.0) >= _SAME
+    else:
+        others = [f for f in fidelity if not f.constant and not math.isnan(f.cosine)]
+        if not others:
+            return None
+        worst = min(others, key=lambda f: f.cosine)
+        found, passed = f"cosine {worst.cosine:.3f}", worst.cosine >= _SAME
+    return Check(
+        "answers alike",
+        passed,
+        f"{found} ({worst.output})",
+        f"{_SAME:g} or more; --metric or --min-sqnr ask for something else",
+        "a lower --ratio, --recover DATA, or --metric with labelled --data",
+    )

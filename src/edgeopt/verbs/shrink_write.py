@@ -187,7 +187,7 @@ class _Work:
         from edgeopt.train.program import write_program
 
         model = self.result.model
-        metadata = {"edgeopt": json.dumps(self._description(), sort_keys=True)}
+        metadata = {"edgeopt_pruned": json.dumps(self._description(), sort_keys=True)}
         write_sparse(_weights(model.module), temporary, metadata)
         read = load_weights(temporary)
         shapes = {name: tuple(read.describe(name).shape) for name in read}
@@ -251,10 +251,13 @@ class _Work:
 
     def _description(self) -> dict[str, Any]:
         """What was done, for :func:`edgeopt.train.rebuild.rebuild` and for people."""
+        from edgeopt.train.rebuild import sizes_of
+
         return {
             "edgeopt_pruned": _DESCRIPTION_VERSION,
             "verb": self.verb,
             "source_sha256": self.sha256,
+            "sizes": sizes_of(self.result.model.module),
             "prunings": [
                 {
                     "method": pruning.method,

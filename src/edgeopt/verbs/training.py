@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from edgeopt.train.model import TorchModel
     from edgeopt.train.settings import TrainSettings
 
-__all__ = ["Lessons", "TrainOptions", "held_out", "lessons", "teach"]
+__all__ = ["HELD", "Lessons", "TrainOptions", "held_out", "lessons", "teach"]
 
 #: Every n-th row is held out for the proof, as :func:`edgeopt.data.split.split` has it.
-_HELD = 4
+HELD = 4
 
 #: The share of what is trained on that chooses the best weights, and nothing else.
 _VALIDATION = 0.125
 
-_EPOCHS = 10
+_EPOCHS, _BATCH = 10, 64
 
 #: Peak learning rates of AdamW: of pretrained transformers, and of everything else.
 _FINE, _COARSE = 1e-4, 1e-3
@@ -63,12 +63,22 @@ class TrainOptions:
         return TrainSettings(
             epochs=None if self.steps is not None else self.epochs or _EPOCHS,
             steps=self.steps,
-            batch_size=self.batch_size or 64,
+            batch_size=self.batch_size or _BATCH,
             learning_rate=rate,
             seed=self.seed,
             checkpoint=None if self.checkpoint is None else Path(self.checkpoint),
             cache_teacher=None if self.cache_teacher is None else Path(self.cache_teacher),
         )
+
+    def after(self, start: int, material: Lessons) -> TrainOptions:
+        """The same training with its first ``start`` steps left out."""
+        if start == 0:
+            return self
+        batches = material.train.count(self.batch_size or _BATCH) or 1
+        steps = self.steps or (self.epochs or _EPOCHS) * batches
+        if start >= steps:
+            raise UsageError(f"--rewind {start}: the training has {steps} steps; give fewer")
+        return replace(self, epochs=None, steps=steps - start)
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -112,7 +122,7 @@ def lessons(spec: str, model: TorchModel, *, hold_out: bool) -> Lessons:
     keep = [
         index
         for index in range(len(feeds))
-        if not hold_out or len(feeds) < _HELD * per_row or (index // per_row) % _HELD != _HELD - 1
+        if not hold_out or len(feeds) < HELD * per_row or (index // per_row) % HELD != HELD - 1
     ]
     label = f"{read.label}{': all rows but every 4th' if len(keep) < len(feeds) else ''}"
     chosen = [feeds[index] for index in keep]
@@ -143,7 +153,7 @@ def held_out(spec: str, workdir: Path) -> str:
     """
     own = "give other data to judge by"
     samples = load(spec)
-    feeds = [feed for index, feed in enumerate(samples) if index % _HELD == _HELD - 1]
+    feeds = [feed for index, feed in enumerate(samples) if index % HELD == HELD - 1]
     if not feeds:
         raise InputsError(f"{samples.label}: too few rows to hold one out; {own}")
     if len({tuple((n, a.shape[1:]) for n, a in feed.items()) for feed in feeds}) > 1:
@@ -256,8 +266,6 @@ def _target_tensors(material: Lessons) -> dict[str, Any]:
 
 def _with_classes(data: Data, student: TorchModel, losses: Sequence[Loss]) -> Data:
     """The same data, with the number of classes that its labels may be of, where they are any."""
-    from dataclasses import replace
-
     from edgeopt.train.batches import ArrayData
 
     classes = _classes(student)
