@@ -179,7 +179,7 @@ def test_a_student_learns_from_its_teacher(work: Path) -> None:
         shrink="width=0.5",
         data="data.npz",
         metrics=("accuracy",),
-        log="log.jsonl",
+        history="log.jsonl",
         **LESSONS,
     )
     assert proof is not None and proof.proven, proof.verdict
