@@ -41,6 +41,7 @@ class PruneKeywords(TypedDict, total=False):
     importance: str
     heads: bool
     layer_ratios: Sequence[str]
+    include: Sequence[str]
     ignore: Sequence[str]
     round_to: int | None
     keep: int | None
@@ -68,9 +69,9 @@ class PruneOptions:
     ``ratio`` is the share that goes, ``target`` what is left in its place (``flops=0.5``).
     ``pattern`` N:M keeps N of every M weights. ``scope``: ``layer`` or ``global``. ``importance``
     of channels: ``magnitude``, ``bn``, ``taylor``, ``activation``; ``heads`` too; ``layer_ratios``
-    as ``REGEX=R``; ``ignore`` layers by expression; ``round_to`` multiples. ``keep`` and ``remove``
-    are of blocks; ``corpus`` files and ``min_count`` of tokens; ``rounds`` and ``rewind`` of the
-    lottery ticket.
+    as ``REGEX=R``; ``include`` and ``ignore`` layers by expression; ``round_to``
+    multiples. ``keep`` and ``remove`` are of blocks; ``corpus`` files and ``min_count`` of tokens;
+    ``rounds`` and ``rewind`` of the lottery ticket.
     """
 
     ratio: float | None = None
@@ -80,6 +81,7 @@ class PruneOptions:
     importance: str = "magnitude"
     heads: bool = False
     layer_ratios: Sequence[str] = ()
+    include: Sequence[str] = ()
     ignore: Sequence[str] = ()
     round_to: int | None = None
     keep: int | None = None
@@ -309,6 +311,7 @@ def _weights(method: str) -> Callable[[Work], Made]:
             pattern=_pattern(options.pattern),
             scope=options.scope,
             feeds=work.feeds,
+            include=options.include,
             exclude=options.ignore,
             progress=work.progress,
         )
@@ -358,13 +361,14 @@ def _lottery(work: Work) -> Made:
         ratio=options.ratio,
         rounds=options.rounds,
         rewind_step=options.rewind,
+        include=options.include,
         exclude=options.ignore,
         progress=work.progress,
     )
     return Made(model, pruning, held(model.module, masks_of(model.module, pruning)), said)
 
 
-_SPARSE = frozenset({"ratio", "pattern", "scope", "ignore"})
+_SPARSE = frozenset({"ratio", "pattern", "scope", "include", "ignore"})
 
 METHODS: Mapping[str, Method] = {
     "channels": Method(
@@ -392,7 +396,7 @@ METHODS: Mapping[str, Method] = {
     "sparsegpt": Method(_weights("sparsegpt"), _SPARSE, ("ratio", "pattern"), sparse=True),
     "lottery": Method(
         _lottery,
-        frozenset({"ratio", "rounds", "rewind", "ignore"}),
+        frozenset({"ratio", "rounds", "rewind", "include", "ignore"}),
         needs=("ratio",),
         sparse=True,
         trains=True,
