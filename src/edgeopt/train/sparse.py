@@ -51,7 +51,7 @@ class Amount:
 
     def __post_init__(self) -> None:
         if (self.ratio is None) == (self.pattern is None):
-            raise UsageError("give --ratio or a pattern such as 2:4, one of them")
+            raise UsageError("give --ratio or --pattern (2:4), one of them")
         if self.ratio is not None:
             check_ratio(self.ratio)
         if self.pattern is not None:
@@ -141,7 +141,7 @@ def selected(
     """The layers to prune, and Cuts with reasons for all others; ``misfit(layer)`` gives a reason
     of the method's own. Raises SourceError where no layer is left, UsageError for an expression
     that is none."""
-    wanted, unwanted = _compiled(include, "--include"), _compiled(exclude, "--exclude")
+    wanted, unwanted = _compiled(include, "--include"), _compiled(exclude, "--ignore")
     layers, cuts = find_layers(model.module)
     last = output_weights(model) if layers else set()
     chosen: list[Layer] = []
