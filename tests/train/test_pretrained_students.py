@@ -250,6 +250,7 @@ def test_an_embedder_keeps_its_width_and_loses_neurons():
         torch.testing.assert_close(got[name], wanted[name])
     hidden = next(cut for cut in pruning.cuts if cut.layer == "hidden states")
     assert (hidden.before, hidden.after) == (HIDDEN, HIDDEN) and "as wide as" in hidden.reason
+    assert any("stay 32 wide" in note for note in pruning.notes)
     inner = next(cut for cut in pruning.cuts if cut.layer.startswith("feed-forward"))
     assert (inner.before, inner.after) == (INNER, INNER // 2)
     assert student.module.head[0] is not whole.head[0]

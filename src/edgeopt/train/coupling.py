@@ -8,7 +8,7 @@ parameter) is blocked here where that shows, and by running the model otherwise 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ __all__ = ["trace"]
 #: Products of two activations: what passes through one is attention.
 _PRODUCTS = ("Bmm", "Baddbmm", "ScaledDotProduct")
 
-#: No layer that an output flows into is more times as wide.
+#: Nothing between two layers is more times as wide as the first.
 _WIDEST = 4096
 
 
@@ -100,8 +100,11 @@ def _read(graph: Any, module: nn.Module) -> Trace:
 def _group(graph: Any, layer: nn.Module, names: Mapping[Any, str]) -> Group:
     size = width(layer)
     parts: list[Part] = []
-    reason = ""
-    for node, handler, channels in _flow(graph, layer, size):
+    walk = _Walk(graph, layer, size)
+    reason = "" if walk.followed else "its channels pass through an operation that moves them about"
+    for (node, handler), channels in walk.found.items():
+        if not channels:  # the other end of a concatenation, say
+            continue
         target, kind = node.module, node.type.name
         if kind == "OUTPUT":
             reason = "its channels are the model's output"
@@ -115,62 +118,109 @@ def _group(graph: Any, layer: nn.Module, names: Mapping[Any, str]) -> Group:
                 graph.is_in_channel_pruning_fn(handler),
             )
             side: Side = "through" if all(sides) else "out" if sides[0] else "in"
-            indices, roots = torch.tensor(sorted(channels.items())).T
+            indices = torch.tensor(sorted(channels), dtype=torch.int64)
+            roots = torch.tensor([channels[c] for c in sorted(channels)], dtype=torch.int64)
             part = Part(names[target], target, side, indices, roots)
             parts.append(part)
-            reason = reason or _unfit(graph, part)
-    units, conflict = units_of(tuple(parts), size)
+            reason = reason or _unfit(part)
+    units, conflict = units_of(tuple(parts), walk.classes())
     return Group(names[layer], tuple(parts), units, "channels", reason or conflict)
 
 
-def _flow(graph: Any, layer: nn.Module, size: int) -> Iterator[tuple[Any, Any, dict[int, int]]]:
-    """Every node that the layer's outputs reach, the pruning function that they call for there,
-    and the node's channel -> the layer's.
+class _Walk:
+    """All that a layer's output channels reach in the graph.
 
-    As torch-pruning's own search goes, but remembering channels instead of lists of them: its own
-    does not end where a rotary embedding shifts channels round and round. What is out of all range
-    is dropped; where two of the layer's channels meet, the first stays (and the run will tell).
+    ``found`` is, by node and the pruning function called for there, the node's channel -> the
+    layer's. It goes as torch-pruning's own search does, but remembers channels instead of lists of
+    them: that one does not end where a rotary embedding shifts channels round and round. Where two
+    of the layer's channels meet (a gate that multiplies one half by the other) they are one class.
+    ``followed`` is false where a channel ends up outside of a layer; then only what is reached is
+    known, not which channels.
     """
-    from torch_pruning._helpers import _HybridIndex
 
-    start = graph.get_pruner_of_module(layer).prune_out_channels
-    root = graph.module2node[layer]
-    found: dict[tuple[Any, Any], dict[int, int]] = {(root, start): {c: c for c in range(size)}}
-    waiting = [(root, start, [_HybridIndex(idx=c, root_idx=c) for c in range(size)])]
-    limit = max(_WIDEST, size * _WIDEST)
-    while waiting:
-        node, function, channels = waiting.pop()
-        for dependency in node.dependencies:
-            if not dependency.is_triggered_by(function):
-                continue
-            mapped = channels
-            for mapping in dependency.index_mapping:
-                mapped = mapped if mapping is None else mapping(mapped)
-            seen = found.setdefault((dependency.target, dependency.handler), {})
-            fresh = []
-            for channel in mapped:
-                if 0 <= channel.idx < limit and channel.idx not in seen:
-                    # Shared keys and values: which of the layer's channels, is not said.
-                    seen[channel.idx] = -1 if channel.root_idx is None else channel.root_idx
-                    fresh.append(channel)
-            if fresh:
-                waiting.append((dependency.target, dependency.handler, fresh))
-    return ((node, function, seen) for (node, function), seen in found.items() if seen)
+    def __init__(self, graph: Any, layer: nn.Module, size: int) -> None:
+        from torch_pruning._helpers import _HybridIndex
+
+        self.found: dict[tuple[Any, Any], dict[int, int]] = {}
+        self.followed = True
+        self._class = list(range(size))
+        start = graph.module2node[layer], graph.get_pruner_of_module(layer).prune_out_channels
+        whole = [_HybridIndex(idx=c, root_idx=c) for c in range(size)]
+        self.found[start] = {c: c for c in range(size)}
+        waiting = [(start, whole)]
+        while waiting and self.followed:
+            (node, function), channels = waiting.pop()
+            for dependency in node.dependencies:
+                if not dependency.is_triggered_by(function):
+                    continue
+                mapped = channels
+                for mapping in dependency.index_mapping:
+                    mapped = mapped if mapping is None else mapping(mapped)
+                key = dependency.target, dependency.handler
+                if fresh := self._enter(key, mapped, _limit(graph, *key, size)):
+                    waiting.append((key, fresh))
+        if not self.followed:
+            self._reach(start)
+
+    def _enter(self, key: tuple[Any, Any], channels: list[Any], limit: int) -> list[Any]:
+        """Those of the channels that are new there."""
+        seen = self.found.setdefault(key, {})
+        fresh = []
+        for channel in channels:
+            # Of shared keys and values it is not said whose channels they are.
+            if channel.root_idx is None or not 0 <= channel.idx < limit:
+                self.followed = False
+                return []
+            if channel.idx not in seen:
+                seen[channel.idx] = channel.root_idx
+                fresh.append(channel)
+            elif seen[channel.idx] != channel.root_idx:
+                self._meet(seen[channel.idx], channel.root_idx)
+        return fresh
+
+    def _meet(self, one: int, other: int) -> None:
+        first, second = sorted((self._first(one), self._first(other)))
+        self._class[second] = first
+
+    def _first(self, channel: int) -> int:
+        while self._class[channel] != channel:
+            channel = self._class[channel]
+        return channel
+
+    def classes(self) -> Tensor:
+        """The class of every channel, numbered from 0 in the order of their first channels."""
+        firsts = torch.tensor([self._first(c) for c in range(len(self._class))])
+        return firsts.unique(return_inverse=True)[1]
+
+    def _reach(self, start: tuple[Any, Any]) -> None:
+        self.found = {start: {0: 0}}
+        waiting = [start]
+        while waiting:
+            node, function = waiting.pop()
+            for dependency in node.dependencies:
+                key = dependency.target, dependency.handler
+                if dependency.is_triggered_by(function) and key not in self.found:
+                    self.found[key] = {0: 0}
+                    waiting.append(key)
 
 
-def _unfit(graph: Any, part: Part) -> str:
+def _limit(graph: Any, node: Any, function: Any, size: int) -> int:
+    """How many channels the node has on that side; where it does not say, more than it can."""
+    into = graph.is_in_channel_pruning_fn(function)
+    count = (graph.get_in_channels if into else graph.get_out_channels)(node)
+    return size * _WIDEST if count is None or node.type.name == "OUTPUT" else int(count)
+
+
+def _unfit(part: Part) -> str:
     """Why this layer cannot shrink on that side, or nothing."""
     layer = part.layer
-    count = graph.get_in_channels if part.side == "in" else graph.get_out_channels
-    size = count(layer)
-    if int(part.root.min()) < 0:
-        return f"{part.name} shares its channels among several of its readers"
-    if size is None or int(part.target.max()) >= size or int(part.target.min()) < 0:
-        return f"{part.name} has {size} channels where {int(part.target.max()) + 1} are expected"
     if isinstance(layer, nn.MultiheadAttention):
         return f"{part.name} keeps its width at heads times head size"
-    if isinstance(layer, nn.LSTM) and layer.num_layers > 1:
-        return f"{part.name} is an LSTM of {layer.num_layers} layers"
+    if isinstance(layer, nn.LSTM):
+        if layer.num_layers > 1:
+            return f"{part.name} is an LSTM of {layer.num_layers} layers"
+        if part.side == "out" and (layer.bidirectional or layer.proj_size):
+            return f"{part.name} is an LSTM of two directions, or with a projection"
     if isinstance(layer, nn.Module) and hasattr(layer, "parametrizations"):
         return f"the weight of {part.name} is computed from others"
     return ""

@@ -100,8 +100,8 @@ def _block(
     if queries % heads or keys != values or keys % (queries // heads) or queries % keys:
         return one.blocked(f"{path}: {heads} heads do not divide its {queries} channels")
     if len(readers) != 1:
-        others = ", ".join(readers) or "none that is linear"
-        return one.blocked(f"the heads of {path} are read by more or less than one layer: {others}")
+        others = ", ".join(readers) or "no linear layer"
+        return one.blocked(f"its heads are tied to those of others: {others} read them")
     size, shared = queries // heads, queries // keys
     root = torch.arange(queries)
     few = torch.arange(keys)

@@ -181,6 +181,8 @@ class _Plan:
                 "weights are the teacher's: of each width the part with the largest weights, as a "
                 "student that begins so needs fewer steps than one drawn afresh"
             )
+        if keep_hidden:
+            notes.append(f"hidden states stay {before.hidden} wide: the outputs are hidden states")
         if left:
             notes.append(f"drawn afresh with seed {self.seed}: {listed(left, 3)}")
         return Pruning("shrink", tuple(cuts), tuple(notes))

@@ -139,9 +139,12 @@ def _blocks(part: Part) -> int:
     return layer.num_groups if isinstance(layer, nn.GroupNorm) else 1
 
 
-def units_of(parts: tuple[Part, ...], size: int) -> tuple[Tensor, str]:
-    """The unit of every channel: in blocks, the same position of all of them goes."""
-    every = torch.arange(size)
+def units_of(parts: tuple[Part, ...], classes: Tensor) -> tuple[Tensor, str]:
+    """The unit of every channel, and why there are none: in blocks, the same position of each goes.
+
+    ``classes`` are those of the channels that meet one another: they go together.
+    """
+    size = len(classes)
     blocks = 1
     for part in parts:
         here = _blocks(part)
@@ -149,11 +152,14 @@ def units_of(parts: tuple[Part, ...], size: int) -> tuple[Tensor, str]:
             continue
         whole = len(part.target) == size and bool((part.target == part.root).all())
         if not whole or (isinstance(part.layer, _CONVS) and width(part.layer, part.side) != size):
-            return every, f"{part.name} works in {here} blocks of channels, and gets only some here"
+            why = f"{part.name} works in {here} blocks of channels, and gets only some here"
+            return classes, why
         blocks = math.lcm(blocks, here)
-    if size % blocks or size == blocks:
-        return every, f"{size} channels in {blocks} blocks: no block can lose one" * (size > 1)
-    return every % (size // blocks), ""
+    if blocks == 1:
+        return classes, "its channels all meet one another" * (int(classes.max()) == 0 < size - 1)
+    if size % blocks or size == blocks or int(classes.max()) + 1 < size:
+        return classes, f"{size} channels in {blocks} blocks: no block can lose one alone"
+    return classes % (size // blocks), ""
 
 
 def with_ties(groups: list[Group], module: nn.Module) -> list[Group]:

@@ -117,6 +117,9 @@ def cut(model: TorchModel, removals: Sequence[Removal]) -> None:
             value = part.layer.detach().index_select(-1, kept.to(part.layer.device))
             setattr(owner, leaf, nn.Parameter(value))
             continue
+        if isinstance(part.layer, nn.LSTM) and side == "out":
+            _cut_state(part.layer, channels)
+            continue
         pruner = PrunerBox[ops.module2type(part.layer)]
         act = pruner.prune_in_channels if side == "in" else pruner.prune_out_channels
         act(part.layer, channels)
@@ -128,6 +131,20 @@ def cut(model: TorchModel, removals: Sequence[Removal]) -> None:
             setattr(owner, attribute, getattr(owner, attribute) - each * len(units))
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(asked[name])
+
+
+def _cut_state(layer: nn.LSTM, channels: Sequence[int]) -> None:
+    """Units of an LSTM of one layer: a row of each of its four gates, and a column of its state.
+
+    torch-pruning 1.6.1 cuts the wrong axes here.
+    """
+    size = layer.hidden_size
+    keep = _kept(size, channels).to(layer.weight_hh_l0.device)
+    rows = torch.cat([keep + gate * size for gate in range(4)])
+    for name, parameter in list(layer.named_parameters()):
+        value = parameter.detach()[rows]
+        setattr(layer, name, nn.Parameter(value[:, keep] if name == "weight_hh_l0" else value))
+    layer.hidden_size = len(keep)
 
 
 def _kept(size: int, gone: Sequence[int]) -> Tensor:

@@ -163,6 +163,12 @@ class Method:
             raise UsageError(
                 f"--ratio {ratio:g}: it is the share that goes; give one above 0 and below 1"
             )
+        if options.target is not None:
+            from edgeopt.train.targets import parse_target
+
+            parse_target(options.target)
+        _pattern(options.pattern)
+        _ratios(options.layer_ratios)
 
 
 _FLAGS = {"layer_ratios": "layer-ratio"}
@@ -334,10 +340,8 @@ def _lottery(work: Work) -> Made:
     from edgeopt.train.held import held, masks_of
     from edgeopt.train.lottery import lottery
 
-    if work.recover is None:
-        raise UsageError("--method lottery trains again and again: give --recover DATA")
     options, model = work.options, work.opened.model
-    assert options.ratio is not None
+    assert options.ratio is not None and work.recover is not None
     same = work.data is not None and Path(work.recover) == Path(work.data)
     material = lessons(work.recover, model, hold_out=same)
     teacher = dataclasses.replace(model, module=copy.deepcopy(model.module))
