@@ -180,9 +180,8 @@ def _choose(
         number = _rounded(units, numbers[group], len(group.units) // units, round_to, group.kind)
         if number < 1:
             step = f" in steps of {round_to}" if round_to > 1 and group.kind == "channels" else ""
-            kept[group] = (
-                f"{numbers[group]:.3g} of its {units} {group.kind} are less than one{step}"
-            )
+            wanted = f"{numbers[group]:.3g} of its {units} {group.kind} were to go"
+            kept[group] = f"{wanted}, and none can{step}"
             continue
         chosen.append((group, torch.argsort(values, stable=True)[:number]))
     return chosen, kept
