@@ -243,6 +243,12 @@ def test_what_counts_as_divergence() -> None:
     assert not Watch(2.0, 1).diverged(1.0, None)
 
 
+def test_a_student_that_begins_as_good_as_its_teacher_has_not_diverged() -> None:
+    watch = Watch(factor=10.0, patience=3)
+    assert not any(watch.diverged(loss) for loss in [1e-12] * 20 + [1e-3] * 20)
+    assert any(watch.diverged(loss) for loss in [1.0] * 3)
+
+
 def test_pruned_weights_stay_zero() -> None:
     student = model(1)
     mask = torch.rand(8, 6) > 0.5
@@ -389,6 +395,13 @@ def test_what_cannot_be_trained_is_refused_in_one_line(call: Any, kind: Any, wor
         call()
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_batch_normalization_of_single_rows_is_refused() -> None:
+    with pytest.raises(UsageError, match="from 1 row at a time; give a larger batch_size"):
+        train(
+            model(norm=nn.BatchNorm1d), [Hard()], data(3), settings=settings(steps=1, batch_size=1)
+        )
 
 
 def test_teacher_and_student_are_two_modules() -> None:

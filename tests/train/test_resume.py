@@ -31,10 +31,12 @@ from tests.train.loop_nets import (  # noqa: E402
 )
 from torch import nn  # noqa: E402
 
+from edgeopt.core import InputSpec  # noqa: E402
 from edgeopt.errors import OutputError, SourceError  # noqa: E402
 from edgeopt.train import checkpoint, log  # noqa: E402
-from edgeopt.train.batches import StreamData  # noqa: E402
+from edgeopt.train.batches import ArrayData, StreamData  # noqa: E402
 from edgeopt.train.loop import Trained, train  # noqa: E402
+from edgeopt.train.losses.hard_labels import HardLabels  # noqa: E402
 from edgeopt.train.model import TorchModel  # noqa: E402
 from edgeopt.train.settings import TrainSettings  # noqa: E402
 
@@ -269,6 +271,47 @@ def test_the_folder_is_made_and_holds_one_file(tmp_path: Path) -> None:
     blocked.write_text("")
     with pytest.raises(OutputError, match="another folder"):
         _small(blocked / "x", model(1), [Hard()], data())
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
+    _small(tmp_path, model(1), [Hard()], data())
+    left = tmp_path / ".checkpoint.0123456789ab.tmp.safetensors"
+    left.write_bytes(b"half")
+    _small(tmp_path, model(1), [Hard()], data())
+    assert [p.name for p in tmp_path.iterdir()] == [checkpoint.NAME]
+
+
+def test_the_network_for_digits_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+    from models.digits import build
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 200)
+    images = rng.random((10, 1, 8, 8))[labels] + 0.1 * rng.normal(size=(200, 1, 8, 8))
+    rows = ArrayData({"image": images[:160]}, {"label": labels[:160]}, classes={"label": 10})
+    held = ArrayData({"image": images[160:200]}, {"label": labels[160:200]})
+    spec = (InputSpec("image", "float32", ("n", 1, 8, 8)),)
+
+    def once(folder: Path | None, after_step: Callable[[], None] | None = None) -> Any:
+        student = TorchModel(build(), spec, {"image": images[:2].astype(np.float32)})
+        trained = train(
+            student,
+            [HardLabels()],
+            rows,
+            settings=TrainSettings(
+                steps=5, batch_size=32, learning_rate=4e-3, checkpoint=folder, checkpoint_every=2
+            ),
+            validation=held,
+            metric=lambda o, t: float((o["output"].argmax(-1) == t["label"]).mean()),
+            after_step=after_step,
+        )
+        return student, trained
+
+    whole, trained = once(None)
+    assert trained.history[-1].loss < 0.8 * trained.history[1].loss
+    with pytest.raises(Killed):
+        once(tmp_path, dies_at(4, _raise))
+    again, _ = once(tmp_path)
+    assert same(weights(again), weights(whole))
 
 
 def test_tensors_that_share_memory_are_saved_whole(tmp_path: Path) -> None:

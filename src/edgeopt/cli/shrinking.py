@@ -54,6 +54,12 @@ __all__ = ["COMMANDS"]
     multiple=True,
     help="The ratio of layers whose name matches; repeatable.",
 )
+@click.option(
+    "--include",
+    metavar="REGEX",
+    multiple=True,
+    help="Single weights: these layers, also where they would be left alone.",
+)
 @click.option("--ignore", metavar="REGEX", multiple=True, help="Layers to leave alone; repeatable.")
 @click.option(
     "--round-to", type=click.IntRange(min=1), metavar="N", help="Channels: multiples of N are left."

@@ -111,7 +111,9 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,299}")
 _WORD = re.compile(r"[A-Za-z0-9_.+-]{0,60}")
 _DOTTED = re.compile(r"[A-Za-z0-9_-]{1,200}(\.[A-Za-z0-9_-]{1,200}){0,60}")
 _SYMBOL = re.compile(r"[a-z]{1,8}[0-9]{1,4}")
-_OPERATOR = re.compile(r"torch\.ops\.(aten|prims)\.[A-Za-z_]\w{0,99}\.[A-Za-z]\w{0,99}", re.ASCII)
+_OPERATOR = re.compile(
+    r"torch\.ops\.(aten|prims)\.(?!__)[A-Za-z_]\w{0,99}\.[A-Za-z]\w{0,99}", re.ASCII
+)
 
 #: An operator that opens the file it is given.
 _UNWANTED = "torch.ops.aten.from_file"

@@ -48,31 +48,35 @@ def needs_trust(path: Path, kind: str, trust: bool) -> None:
     )
 
 
-def build(name: str) -> nn.Module:
-    """Call ``package.module:callable`` (or take the module it names). The current folder counts."""
+def build(name: str, option: str = "--model") -> nn.Module:
+    """Call ``package.module:callable`` (or take the module it names). The current folder counts.
+
+    ``option`` is what errors call it. Raises UsageError for another form, SourceError where the
+    code cannot be imported or called, or gives no module.
+    """
     package, _, attribute = name.partition(":")
     if not package or not attribute:
-        raise UsageError(f"--model {name} is not of the form package.module:callable")
+        raise UsageError(f"{option} {name} is not of the form package.module:callable")
     _here()
     imported, error = attempt(lambda: importlib.import_module(package))
     if error is not None:
-        raise SourceError(f"--model {name}: cannot import {package}: {one_line(error)}")
+        raise SourceError(f"{option} {name}: cannot import {package}: {one_line(error)}")
     found: Any = imported
     for part in attribute.split("."):
         if not hasattr(found, part):
             names = [n for n in dir(found) if not n.startswith("_")]
             near = ", ".join(names[:6]) or "nothing public"
-            raise SourceError(f"--model {name}: {package} has no {part}; it has {near}")
+            raise SourceError(f"{option} {name}: {package} has no {part}; it has {near}")
         found = getattr(found, part)
     if isinstance(found, nn.Module):
         return found
     if not callable(found):
-        raise SourceError(f"--model {name} is a {type(found).__name__}, not something to call")
+        raise SourceError(f"{option} {name} is a {type(found).__name__}, not something to call")
     model, error = attempt(found)
     if error is not None:
-        raise SourceError(f"--model {name}: calling it raised {one_line(error)}")
+        raise SourceError(f"{option} {name}: calling it raised {one_line(error)}")
     if not isinstance(model, nn.Module):
-        raise SourceError(f"--model {name} returned a {type(model).__name__}, not a torch Module")
+        raise SourceError(f"{option} {name} returned a {type(model).__name__}, not a torch Module")
     return model
 
 

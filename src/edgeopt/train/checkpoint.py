@@ -75,6 +75,8 @@ def load(folder: Path, fingerprint: Mapping[str, str]) -> Saved | None:
     Raises SourceError for one that is truncated or of another run, naming what differs.
     """
     path = folder / NAME
+    for left in folder.glob(f".{path.stem}.*.tmp{path.suffix}"):
+        left.unlink(missing_ok=True)  # of a process that was killed while it wrote
     if not path.exists():
         return None
     advice = "remove it to begin anew, or give another folder"

@@ -10,10 +10,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from edgeopt.core import InputSpec
+from edgeopt.core import Array, InputSpec
 from edgeopt.errors import SourceError
 from edgeopt.runtimes.reasons import attempt, one_line
 from edgeopt.runtimes.torch_exporting import plain_attention, quiet
@@ -36,15 +37,20 @@ def export(model: TorchModel) -> tuple[Any, tuple[InputSpec, ...], tuple[str, ..
     inputs = tuple(
         replace(spec, name=name) for spec, name in zip(model.inputs, _names(model), strict=True)
     )
-    reasons: list[str] = []
-    for free in _attempts(inputs):
+    refused = _refused(model)
+    reason = "the model's own arithmetic needs that size"
+    for free in _attempts(inputs, frozenset(refused)):
         program, error = attempt(partial(_export, model, inputs, free))
         if program is not None:
-            taken, notes = _fixed(model, inputs, program, reasons)
+            taken, lost = _fixed(inputs, program)
+            notes = tuple(
+                f"{name} is fixed at {size} in the program: {refused.get(name, reason)}"
+                for name, size in sorted(lost.items())
+            )
             return program, taken, notes
         assert error is not None
-        reasons.append(one_line(error, 160))
-    raise SourceError(f"torch.export cannot take {type(model.module).__name__}: {reasons[-1]}")
+        reason = one_line(error, 160)
+    raise SourceError(f"torch.export cannot take {type(model.module).__name__}: {reason}")
 
 
 def _names(model: TorchModel) -> tuple[str, ...]:
@@ -57,10 +63,47 @@ def _names(model: TorchModel) -> tuple[str, ...]:
     )
 
 
-def _attempts(inputs: Sequence[InputSpec]) -> list[frozenset[str]]:
-    """Which dimensions to ask for: all, the leading ones, none."""
-    named = frozenset(d for spec in inputs for d in spec.shape if isinstance(d, str))
-    leading = frozenset(s.shape[0] for s in inputs if s.shape and isinstance(s.shape[0], str))
+def _refused(model: TorchModel) -> dict[str, str]:
+    """Free dimensions that the module itself takes at no other size, and what it says.
+
+    An export can keep those free all the same, and fail when it is run.
+    """
+    found: dict[str, str] = {}
+    sizes = {
+        dim: np.shape(model.example[spec.name])[axis]
+        for spec in model.inputs
+        for axis, dim in enumerate(spec.shape)
+        if isinstance(dim, str)
+    }
+    for name, size in sizes.items():
+        # Of a size of one nothing follows: it goes with every other.
+        for step in (1, -1) if size > 2 else (1,):
+            feed = {
+                spec.name: _resized(np.asarray(model.example[spec.name]), spec, name, step)
+                for spec in model.inputs
+            }
+            with model.mode(False), torch.no_grad():
+                _, error = attempt(partial(model.outputs, model.tensors(feed)))
+            if error is None:
+                found.pop(name, None)
+                break
+            found.setdefault(name, f"the model takes no other size: {one_line(error, 120)}")
+    return found
+
+
+def _resized(array: Array, spec: InputSpec, name: str, step: int) -> Array:
+    """The array one larger (or smaller) along the dimensions of that name."""
+    for axis, dim in enumerate(spec.shape):
+        if dim == name:
+            before = array.shape[axis]
+            array = np.take(array, np.arange(before + step) % before, axis=axis)
+    return array
+
+
+def _attempts(inputs: Sequence[InputSpec], refused: frozenset[str]) -> list[frozenset[str]]:
+    """Which dimensions to ask for: all that the module lets vary, the leading ones, none."""
+    named = frozenset(d for spec in inputs for d in spec.shape if isinstance(d, str)) - refused
+    leading = named & {spec.shape[0] for spec in inputs if spec.shape}
     return list(dict.fromkeys([named, leading, frozenset()]))
 
 
@@ -126,9 +169,9 @@ def _shaped(value: Any) -> Any:
 
 
 def _fixed(
-    model: TorchModel, inputs: Sequence[InputSpec], program: Any, reasons: Sequence[str]
-) -> tuple[tuple[InputSpec, ...], tuple[str, ...]]:
-    """The inputs with the sizes that came out fixed, and notes on those."""
+    inputs: Sequence[InputSpec], program: Any
+) -> tuple[tuple[InputSpec, ...], dict[str, int]]:
+    """The inputs with the sizes that came out fixed, and those by name."""
     values = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
     names = [str(name) for name in program.graph_signature.user_inputs]
     taken: list[InputSpec] = []
@@ -141,8 +184,4 @@ def _fixed(
                 lost[dim] = int(size)
             shape.append(int(size) if fixed else dim)
         taken.append(InputSpec(name, spec.dtype, tuple(shape)))
-    why = f": {reasons[-1]}" if reasons else ": the model's own arithmetic needs that size"
-    notes = tuple(
-        f"{name} is fixed at {size} in the program{why}" for name, size in sorted(lost.items())
-    )
-    return tuple(taken), notes
+    return tuple(taken), lost

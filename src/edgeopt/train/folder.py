@@ -191,7 +191,10 @@ def _copy(source: Path, out: Path, replaced: set[Path], own_code: bool) -> list[
 
 def _rewritten(name: str) -> bool:
     """Whether the file's weights are written anew, under this name or another."""
-    return PurePosixPath(name).name.startswith(("model.", "model-", "pytorch_model"))
+    file = PurePosixPath(name)
+    if file.suffix not in (".safetensors", ".bin", ".json"):
+        return False
+    return file.name.startswith(("model.", "model-", "pytorch_model"))
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -136,6 +136,8 @@ def _reason(module: nn.Module, key: str) -> str:
         return ""
     if isinstance(module, parametrize.ParametrizationList):
         return "computed from other tensors (a parametrization)"
+    if type(module) is nn.Module:
+        return "a tensor of an exported program, whose layers are gone; prune the code it came from"
     if key != "weight":
         return f"not the weight of a layer, but {key} of a {type(module).__name__}"
     if isinstance(module, (nn.Linear, nn.Embedding, *CONVOLUTIONS)) or _is_conv1d(module):

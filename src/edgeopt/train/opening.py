@@ -90,11 +90,21 @@ def opened(task: Task, accelerator: Any) -> Iterator[Run]:
             progress=task.progress,
             course=Course(Watch(settings.diverged_factor, settings.diverged_steps)),
         )
+        if accelerator.num_processes > 1 and _normalizes(student):
+            run.notes.append(
+                f"batch normalization sees the rows of one of {accelerator.num_processes} "
+                "processes at a time; its statistics are the first one's"
+            )
         if settings.checkpoint is not None:
             run.resume(settings.checkpoint)
         # Wrapped last: what wraps a module hands the main process's state to the others.
         run.model, run.optimizer = accelerator.prepare(objective, optimizer)
         yield run
+
+
+def _normalizes(model: TorchModel) -> bool:
+    kinds = torch.nn.modules.batchnorm._BatchNorm
+    return any(isinstance(part, kinds) for part in model.module.modules())
 
 
 def _total(task: Task) -> int:

@@ -135,7 +135,7 @@ def _set_sizes(module: nn.Module, sizes: Mapping[str, Mapping[str, int]]) -> Non
     parts = dict(module.named_modules())
     for name, numbers in sizes.items():
         for key, value in numbers.items():
-            held = vars(parts[name]) if name in parts else {}
+            held = parts[name].__dict__ if name in parts else {}
             # Numbers where the code has numbers: a description can change nothing else.
             if type(value) is int and type(held.get(key)) is int:
                 held[key] = value
@@ -152,7 +152,7 @@ def _linear(part: Any) -> Mapping[str, Any]:
 def _convolution(part: Any) -> Mapping[str, Any]:
     out, per_group = part.weight.shape[:2]
     groups = part.groups
-    if groups == part.in_channels and per_group == 1:  # depthwise: one group a channel
+    if groups == part.in_channels > 1 and per_group == 1:  # depthwise: one group a channel
         groups = out // max(1, part.out_channels // part.in_channels)
     return {"out_channels": out, "in_channels": per_group * groups, "groups": groups}
 

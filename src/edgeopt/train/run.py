@@ -144,8 +144,7 @@ class Run:
         sums = torch.zeros(1 + len(self.objective.losses), device=self.accelerator.device)
         for part in parts:
             with self.accelerator.accumulate(self.model):
-                feed, targets = self.tensors(part)
-                total, single = self.model(feed, targets, self.teacher.answers(part, feed))
+                total, single = self._losses(part)
                 if not total.requires_grad:
                     raise UsageError(
                         "no loss depends on what the student can learn; unfreeze parameters, or "
@@ -156,6 +155,20 @@ class Run:
             sums += both * (part.share / len(parts))
         means: list[float] = self.accelerator.reduce(sums, "mean").tolist()
         return means
+
+    def _losses(self, part: Part) -> tuple[Tensor, Tensor]:
+        feed, targets = self.tensors(part)
+        answers = self.teacher.answers(part, feed)
+        try:
+            total, single = self.model(feed, targets, answers)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UsageError(
+                f"batch normalization cannot learn from {len(next(iter(feed.values())))} row at a "
+                "time; give a larger batch_size, or less accumulation"
+            ) from error
+        return total, single
 
     def _next(self) -> tuple[Part, ...]:
         """This process's parts of the next batch; a pass that is over is followed by the next."""

@@ -98,6 +98,8 @@ def prune_weights(
         UsageError: an unknown method or scope, a ratio or pattern out of range, a bad expression.
         InputsError: no feeds where they are needed, or feeds that do not run or are not finite.
         SourceError: no layer is left to prune, or nothing was pruned.
+
+    Data that turns out bad on the way leaves the module partly pruned: it is not to be used then.
     """
     if method not in METHODS:
         raise UsageError(f"no method {method}; give one of {', '.join(METHODS)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ def write_state(module: nn.Module, path: Path) -> None:
         stored[name] = tensor.detach().cpu().clone().contiguous()
     # One entry alone: the library writes several in no certain order.
     save_file(stored, path, {_TIED: json.dumps(tied, sort_keys=True)})
+    # The library lets nobody else read what it writes.
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -125,15 +124,15 @@ class TokenizerJson:
 
     def renumbered(self, new: Mapping[int, int]) -> dict[str, Any]:
         """The document with only the tokens in ``new`` (old id -> new id), under their new ids."""
-        document = deepcopy(dict(self.document))
+        document = dict(self.document)
         document["model"] = _RENUMBER[self.kind](self, new)
         document["added_tokens"] = [
             {**token, "id": new[token["id"]]} for token in document.get("added_tokens") or ()
         ]
         padding = document.get("padding")
         if isinstance(padding, dict) and padding.get("pad_id") in new:
-            padding["pad_id"] = new[padding["pad_id"]]
-        _renumber_template(document.get("post_processor"), new)
+            document["padding"] = {**padding, "pad_id": new[padding["pad_id"]]}
+        document["post_processor"] = _renumbered_template(document.get("post_processor"), new)
         return document
 
 
@@ -255,16 +254,20 @@ _RENUMBER: Mapping[str, Callable[[TokenizerJson, Mapping[int, int]], dict[str, A
 }
 
 
-def _renumber_template(processor: Any, new: Mapping[int, int]) -> None:
-    """Special tokens' ids in a post-processor: templates, BERT's and RoBERTa's pairs."""
+def _renumbered_template(processor: Any, new: Mapping[int, int]) -> Any:
+    """A post-processor with its special tokens' ids: templates, BERT's and RoBERTa's pairs."""
     if not isinstance(processor, dict):
-        return
-    for part in processor.get("processors") or ():
-        _renumber_template(part, new)
-    special = processor.get("special_tokens")
-    for entry in special.values() if isinstance(special, dict) else ():
-        entry["ids"] = [new[number] for number in entry["ids"]]
+        return processor
+    result = dict(processor)
+    if isinstance(processor.get("processors"), list):
+        result["processors"] = [_renumbered_template(p, new) for p in processor["processors"]]
+    if isinstance(processor.get("special_tokens"), dict):
+        result["special_tokens"] = {
+            text: {**entry, "ids": [new[number] for number in entry["ids"]]}
+            for text, entry in processor["special_tokens"].items()
+        }
     for role in ("cls", "sep"):
         pair = processor.get(role)
         if isinstance(pair, list) and len(pair) == 2 and pair[1] in new:
-            processor[role] = [pair[0], new[pair[1]]]
+            result[role] = [pair[0], new[pair[1]]]
+    return result

@@ -170,11 +170,13 @@ def _kept(
     found |= {n for text in special_texts(home) if (n := tokenizer.id_of(text)) is not None}
     found |= tokenizer.parts(found)
     known = tokenizer.texts()
-    # Numbers that no token has (a padding row) come last: a tokenizer's numbers have no holes.
+    # A row that no token has (padding) comes last: a tokenizer's numbers have no holes.
     rows = _rows(next(iter(configs)), tokenizer)
     named = {n for config in configs for n in ids_in(config) if 0 <= n < rows}
-    order = [*sorted((found | named) & known.keys()), *sorted(named - known.keys())]
-    return np.array(order, np.int64)
+    tokens = sorted((found | named) & known.keys())
+    # Gemma's vision models share a tokenizer whose last token has no row in those without.
+    inside, beyond = [n for n in tokens if n < rows], [n for n in tokens if n >= rows]
+    return np.array([*inside, *sorted(named - known.keys()), *beyond], np.int64)
 
 
 def _rows(config: Mapping[str, Any], tokenizer: TokenizerJson) -> int:
@@ -308,10 +310,11 @@ def _cut_rows(module: nn.Module, tables: Iterable[Tensor], kept: Tensor) -> None
 def _tell(inner: Any, before: int, after: int, new: Mapping[int, int]) -> None:
     """All that knows the number of rows, or of a token."""
     for part in inner.modules():
-        for name in ("vocab_size", "padding_idx"):
-            value = getattr(part, name, None)
-            if isinstance(value, int) and not isinstance(part, nn.Embedding):
-                setattr(part, name, after if name == "vocab_size" else new.get(value, value))
+        if getattr(part, "vocab_size", None) == before:
+            part.vocab_size = after
+        padding = getattr(part, "padding_idx", None)
+        if isinstance(padding, int) and not isinstance(part, nn.Embedding):
+            part.padding_idx = new.get(padding, padding)
     configs = {id(c): c for c in (inner.config, inner.config.get_text_config())}
     generation = getattr(inner, "generation_config", None)
     for config in [*configs.values(), *([] if generation is None else [generation])]:

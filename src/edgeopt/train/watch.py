@@ -12,15 +12,16 @@ __all__ = ["Watch"]
 class Watch:
     """Looks at the loss of every update.
 
-    ``baseline`` is the highest of the first ``settling`` losses; ``above`` counts updates in a row
-    whose loss was more than ``factor`` times that.
+    ``baseline`` is the highest of the first ``settling`` losses, and no lower than it begins: a
+    student that starts as its teacher's equal has a loss of nothing. ``above`` counts updates in a
+    row whose loss was more than ``factor`` times that.
     """
 
     factor: float
     patience: int
     settling: int = 10
     seen: int = 0
-    baseline: float = 0.0
+    baseline: float = 0.01
     above: int = 0
 
     def diverged(self, loss: float, norm: float | None = None) -> str:

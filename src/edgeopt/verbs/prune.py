@@ -84,7 +84,9 @@ def prune(
     asked = Asked(found, data, min_sqnr, max_drop, threads)
     chosen = METHODS[method]
     chosen.check(method, options)
-    if recover is None and not chosen.trains and training.given:
+    if recover is None and chosen.trains:
+        raise UsageError(f"--method {method} trains again and again: give --recover DATA")
+    if recover is None and training.given:
         raise UsageError(f"{training.given[0]} has no meaning without --recover DATA")
     opened = open_source(source)
     recipe = Recipe(opened, out, format_for(opened, method, to, out), "pruned")

@@ -41,6 +41,7 @@ class PruneKeywords(TypedDict, total=False):
     importance: str
     heads: bool
     layer_ratios: Sequence[str]
+    include: Sequence[str]
     ignore: Sequence[str]
     round_to: int | None
     keep: int | None
@@ -68,9 +69,9 @@ class PruneOptions:
     ``ratio`` is the share that goes, ``target`` what is left in its place (``flops=0.5``).
     ``pattern`` N:M keeps N of every M weights. ``scope``: ``layer`` or ``global``. ``importance``
     of channels: ``magnitude``, ``bn``, ``taylor``, ``activation``; ``heads`` too; ``layer_ratios``
-    as ``REGEX=R``; ``ignore`` layers by expression; ``round_to`` multiples. ``keep`` and ``remove``
-    are of blocks; ``corpus`` files and ``min_count`` of tokens; ``rounds`` and ``rewind`` of the
-    lottery ticket.
+    as ``REGEX=R``; ``include`` and ``ignore`` layers by expression; ``round_to``
+    multiples. ``keep`` and ``remove`` are of blocks; ``corpus`` files and ``min_count`` of tokens;
+    ``rounds`` and ``rewind`` of the lottery ticket.
     """
 
     ratio: float | None = None
@@ -80,6 +81,7 @@ class PruneOptions:
     importance: str = "magnitude"
     heads: bool = False
     layer_ratios: Sequence[str] = ()
+    include: Sequence[str] = ()
     ignore: Sequence[str] = ()
     round_to: int | None = None
     keep: int | None = None
@@ -161,6 +163,12 @@ class Method:
             raise UsageError(
                 f"--ratio {ratio:g}: it is the share that goes; give one above 0 and below 1"
             )
+        if options.target is not None:
+            from edgeopt.train.targets import parse_target
+
+            parse_target(options.target)
+        _pattern(options.pattern)
+        _ratios(options.layer_ratios)
 
 
 _FLAGS = {"layer_ratios": "layer-ratio"}
@@ -309,6 +317,7 @@ def _weights(method: str) -> Callable[[Work], Made]:
             pattern=_pattern(options.pattern),
             scope=options.scope,
             feeds=work.feeds,
+            include=options.include,
             exclude=options.ignore,
             progress=work.progress,
         )
@@ -331,10 +340,8 @@ def _lottery(work: Work) -> Made:
     from edgeopt.train.held import held, masks_of
     from edgeopt.train.lottery import lottery
 
-    if work.recover is None:
-        raise UsageError("--method lottery trains again and again: give --recover DATA")
     options, model = work.options, work.opened.model
-    assert options.ratio is not None
+    assert options.ratio is not None and work.recover is not None
     same = work.data is not None and Path(work.recover) == Path(work.data)
     material = lessons(work.recover, model, hold_out=same)
     teacher = dataclasses.replace(model, module=copy.deepcopy(model.module))
@@ -358,13 +365,14 @@ def _lottery(work: Work) -> Made:
         ratio=options.ratio,
         rounds=options.rounds,
         rewind_step=options.rewind,
+        include=options.include,
         exclude=options.ignore,
         progress=work.progress,
     )
     return Made(model, pruning, held(model.module, masks_of(model.module, pruning)), said)
 
 
-_SPARSE = frozenset({"ratio", "pattern", "scope", "ignore"})
+_SPARSE = frozenset({"ratio", "pattern", "scope", "include", "ignore"})
 
 METHODS: Mapping[str, Method] = {
     "channels": Method(
@@ -392,7 +400,7 @@ METHODS: Mapping[str, Method] = {
     "sparsegpt": Method(_weights("sparsegpt"), _SPARSE, ("ratio", "pattern"), sparse=True),
     "lottery": Method(
         _lottery,
-        frozenset({"ratio", "rounds", "rewind", "ignore"}),
+        frozenset({"ratio", "rounds", "rewind", "include", "ignore"}),
         needs=("ratio",),
         sparse=True,
         trains=True,

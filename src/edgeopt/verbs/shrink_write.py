@@ -187,7 +187,7 @@ class _Work:
         from edgeopt.train.program import write_program
 
         model = self.result.model
-        metadata = {"edgeopt": json.dumps(self._description(), sort_keys=True)}
+        metadata = {"edgeopt_pruned": json.dumps(self._description(), sort_keys=True)}
         write_sparse(_weights(model.module), temporary, metadata)
         read = load_weights(temporary)
         shapes = {name: tuple(read.describe(name).shape) for name in read}
