@@ -396,3 +396,21 @@ def test_families_of_transformers(name: str) -> None:
         assert model.module.lm_head.weight is model.module.model.embed_tokens.weight
         assert model.module.model.layers[0].self_attn.q_proj.out_features == 16
         assert model.module.model.layers[0].self_attn.k_proj.out_features == 8
+
+
+@pytest.mark.parametrize(("name", "fits"), [("bert", True), ("llama", True), ("vit", False)])
+def test_a_configuration_of_the_new_shapes(name: str, fits: bool) -> None:
+    model = family(name)
+    ignore = [] if fits else ["vit.layers.1.mlp.fc1"]  # one block unlike the other
+    pruning = prune_channels(model, ratio=0.5, heads=True, ignore=ignore)
+    config = model.module.config
+    assert any("no transformers configuration" in note for note in pruning.notes) == (not fits)
+    if not fits:
+        assert config.hidden_size == 32 and config.num_attention_heads == 4
+        return
+    assert (config.hidden_size, config.num_attention_heads) == (16, 2)
+    again = type(model.module)(config)
+    again.load_state_dict(model.module.state_dict())
+    whole = run(model, [model.example])[0]
+    other = TorchModel(again.eval(), model.inputs, model.example, fixed=model.fixed)
+    torch.testing.assert_close(run(other, [model.example])[0]["logits"], whole["logits"])
