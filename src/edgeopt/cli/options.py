@@ -141,7 +141,9 @@ training = options(
     click.option(
         "--cache-teacher", metavar="DIR", help="Keep the teacher's outputs on disk, and use them."
     ),
-    click.option("--log", metavar="FILE", help="Write one JSON line a step."),
+    click.option(
+        "--history", metavar="FILE", help="Write the course of the training, as JSON lines."
+    ),
 )
 text = options(
     click.option("--text", metavar="FILE", help="GGUF: the text that predictions are compared on."),

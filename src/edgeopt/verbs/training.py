@@ -49,7 +49,7 @@ class TrainOptions:
     seed: int = 0
     checkpoint: str | None = None
     cache_teacher: str | None = None
-    log: str | None = None
+    history: str | None = None
 
     def settings(self, *, fine: bool) -> TrainSettings:
         """Raises UsageError for a value out of its range."""
@@ -92,7 +92,7 @@ class TrainOptions:
             "--pairs": self.pairs,
             "--checkpoint": self.checkpoint,
             "--cache-teacher": self.cache_teacher,
-            "--log": self.log,
+            "--history": self.history,
         }
         return tuple(name for name, value in named.items() if value is not None)
 
@@ -211,7 +211,7 @@ def teach(
         metric=metric,
         higher_is_better=True,
         after_step=after_step,
-        log=None if options.log is None else Path(options.log),
+        log=None if options.history is None else Path(options.history),
         progress=progress,
     )
     count = "" if material.count is None else f"{material.count:,} samples of "
