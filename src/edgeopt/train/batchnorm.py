@@ -8,17 +8,17 @@ mean of the batches' statistics. No gradient, no label.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 
-import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeopt.core import Array
 from edgeopt.errors import InputsError
 from edgeopt.runtimes.reasons import attempt, one_line
+from edgeopt.train.joining import join, row_count
 from edgeopt.train.model import TorchModel
 
 __all__ = ["refit_batchnorm"]
@@ -32,14 +32,14 @@ def refit_batchnorm(
 ) -> int:
     """Take the statistics of every BatchNorm layer in ``model.module`` from ``feeds``, in place.
 
-    Feeds are joined to batches of at least ``rows`` where shapes allow. Returns how many layers
+    Feeds are joined to batches of ``rows`` where shapes allow. Returns how many layers
     were refitted: 0 where there are none, or where no two rows can be joined. Weights and modes
     stay as they are. Raises InputsError where a feed does not run or leads to statistics that are
     not finite; all is as before then.
     """
     layers = [m for m in model.module.modules() if _is_refitted(m)]
     before = [{k: v.clone() for k, v in layer.state_dict().items()} for layer in layers]
-    complaint = _run_all(model, layers, _batches(model, feeds, rows)) if layers else ""
+    complaint = _run_all(model, layers, join(model, feeds, rows)) if layers else ""
     seen = [layer for layer in layers if int(layer.num_batches_tracked)]
     if not complaint and not all(_is_finite(layer) for layer in seen):
         complaint = "it leads to statistics that are not finite"
@@ -63,6 +63,8 @@ def _run_all(
             layer.reset_running_stats()
             layer.train()
         for batch in batches:
+            if row_count(batch) < 2:  # no spread, which torch refuses to normalise by
+                continue
             args, kwargs = model.arguments(model.tensors(batch))
             _, error = attempt(partial(model.module, *args, **kwargs))
             if error is not None:
@@ -81,42 +83,3 @@ def _is_refitted(module: object) -> bool:
 
 def _is_finite(layer: _BatchNorm) -> bool:
     return bool(torch.isfinite(layer.running_mean).all() & torch.isfinite(layer.running_var).all())
-
-
-def _batches(
-    model: TorchModel, feeds: Iterable[Mapping[str, Array]], rows: int
-) -> Iterator[Mapping[str, Array]]:
-    """Feeds joined along their leading axis, where that is the same free one for all inputs: at
-    least ``rows`` together while shapes last, so that the last of them are no lone rows. What is
-    one row all the same has no spread, and is left out."""
-    first = {spec.shape[0] if spec.shape else 0 for spec in model.inputs}
-    joins = len(first) == 1 and isinstance(next(iter(first)), str)
-    waiting: list[Mapping[str, Array]] = []
-    count = 0
-    for feed in feeds:
-        if waiting and not (joins and _tails(waiting[-1]) == _tails(feed)):
-            if count > 1:
-                yield _joined(waiting)
-            waiting, count = [], 0
-        waiting.append(feed)
-        count += _length(feed)
-        if joins and count >= 2 * rows:
-            whole = _joined(waiting)
-            yield {name: array[:rows] for name, array in whole.items()}
-            waiting, count = [{n: array[rows:] for n, array in whole.items()}], count - rows
-    if count > 1:
-        yield _joined(waiting)
-
-
-def _joined(feeds: Sequence[Mapping[str, Array]]) -> Mapping[str, Array]:
-    if len(feeds) == 1:
-        return feeds[0]
-    return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
-
-
-def _length(feed: Mapping[str, Array]) -> int:
-    return max((len(array) for array in feed.values() if np.ndim(array)), default=0)
-
-
-def _tails(feed: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
-    return {name: np.shape(array)[1:] for name, array in feed.items()}

@@ -51,7 +51,7 @@ class Amount:
 
     def __post_init__(self) -> None:
         if (self.ratio is None) == (self.pattern is None):
-            raise UsageError("give --ratio or a pattern such as 2:4, one of them")
+            raise UsageError("give --ratio or --pattern (2:4), one of them")
         if self.ratio is not None:
             check_ratio(self.ratio)
         if self.pattern is not None:
@@ -141,7 +141,7 @@ def selected(
     """The layers to prune, and Cuts with reasons for all others; ``misfit(layer)`` gives a reason
     of the method's own. Raises SourceError where no layer is left, UsageError for an expression
     that is none."""
-    wanted, unwanted = _compiled(include, "--include"), _compiled(exclude, "--exclude")
+    wanted, unwanted = _compiled(include, "--include"), _compiled(exclude, "--ignore")
     layers, cuts = find_layers(model.module)
     last = output_weights(model) if layers else set()
     chosen: list[Layer] = []
@@ -245,17 +245,25 @@ def _prune_seen(layer: Layer, seen: Seen, amount: Amount) -> str:
     if not bool(seen.sums.any()):
         return "its inputs are all zero on the data"
     w = layer.matrix()
-    for part, sums in zip(np.split(w, layer.groups), seen.sums.cpu().numpy(), strict=True):
-        part[...] = _pruned(part, sums, amount)  # a view of w
+    each = w.size // layer.groups
+    parts = np.split(w, layer.groups)  # views of w
+    for number, (part, sums) in enumerate(zip(parts, seen.sums.cpu().numpy(), strict=True)):
+        ratio = amount.ratio
+        if ratio is not None:
+            # rounded from the first group on, so that small groups add up to the whole
+            before, upto = (masks.pruned_count(ratio, each * (number + i)) for i in (0, 1))
+            ratio = (upto - before) / each
+        part[...] = _pruned(part, sums, ratio, amount.pattern)
     layer.store(w)
     return ""
 
 
-def _pruned(w: NDArray[Any], sums: NDArray[Any], amount: Amount) -> NDArray[Any]:
+def _pruned(
+    w: NDArray[Any], sums: NDArray[Any], ratio: float | None, pattern: tuple[int, int] | None
+) -> NDArray[Any]:
     if sums.ndim == 1:
-        kept = wanda.keep(w, np.sqrt(sums), ratio=amount.ratio, pattern=amount.pattern)
-        return np.where(kept, w, 0)
-    return sparsegpt.prune(w, sums, ratio=amount.ratio, pattern=amount.pattern)[0]
+        return np.where(wanda.keep(w, np.sqrt(sums), ratio=ratio, pattern=pattern), w, 0)
+    return sparsegpt.prune(w, sums, ratio=ratio, pattern=pattern)[0]
 
 
 def _too_wide(layer: Layer) -> str:

@@ -60,6 +60,9 @@ class PruneKeywords(TypedDict, total=False):
     checkpoint: str | None
     cache_teacher: str | None
     history: str | None
+    patience: int | None
+    precision: str
+    accumulation: int
 
 
 @dataclass(frozen=True)
