@@ -21,7 +21,7 @@ __all__ = ["Point", "closeness", "compared_in", "points"]
 @dataclass(frozen=True)
 class Point:
     """An artifact's place. ``closeness``: larger is closer to the baseline; None: unknown.
-    ``words`` say how close, after how well the task is done where that is known of every point."""
+    ``words`` say how close; ``task`` how well the task is done, where that is known of all."""
 
     name: str
     size: Number
@@ -30,6 +30,7 @@ class Point:
     high: float
     closeness: float | None
     words: Phrase
+    task: Phrase = ()
     front: bool = False
 
 
@@ -57,7 +58,7 @@ def points(document: Document) -> tuple[Point, ...]:
         found.append(Point(name, size, latency, low, high, close, words))
     tasks = _tasks(document)
     if found and all(point.name in tasks for point in found):
-        found = [dataclasses.replace(p, words=_joined(tasks[p.name], p.words)) for p in found]
+        found = [dataclasses.replace(point, task=tasks[point.name]) for point in found]
     if any(point.closeness is None for point in found):
         found = [dataclasses.replace(p, closeness=None) for p in found]
     return tuple(
@@ -90,10 +91,6 @@ def _tasks(document: Document) -> dict[str, Phrase]:
         if quality.metric == metric:
             found[quality.subject] = (Said(metric), " ", quality_number(document, index))
     return found
-
-
-def _joined(task: Phrase, words: Phrase) -> Phrase:
-    return (*task, ", ", *words) if words else task
 
 
 def _by_top1(document: Document) -> bool:
