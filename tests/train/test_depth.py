@@ -105,6 +105,42 @@ def test_stages_that_hold_blocks_are_no_blocks_themselves() -> None:
     ]
 
 
+def test_blocks_that_hold_lists_are_blocks_though_the_first_changes_the_shape() -> None:
+    """ResNet's: each stage is a list of blocks, each block's branch a list of convolutions."""
+
+    class Conv(nn.Module):
+        def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(inputs, outputs, 3, stride, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x)
+
+    class Branch(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            stride = outputs // inputs
+            self.layer = nn.Sequential(Conv(inputs, outputs, stride), Conv(outputs, outputs, 1))
+            self.short = nn.Conv2d(inputs, outputs, 1, stride) if stride > 1 else nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.short(x) + self.layer(x)
+
+    class Stage(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(Branch(inputs, outputs), Branch(outputs, outputs))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)
+
+    model = wrapped(nn.Sequential(Stage(4, 4), Stage(4, 8), Stage(8, 16)), 4, 8, 8)
+    found = {block.name: bool(block.reason) for block in read_blocks(model)}
+    assert found == {
+        f"{stage}.layers.{at}": stage > 0 and at == 0 for stage in range(3) for at in range(2)
+    }
+
+
 def test_a_part_that_is_called_twice_is_no_block() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
@@ -306,7 +342,13 @@ def test_no_blocks_no_samples_and_broken_values_are_said() -> None:
 tiny = pytest.importorskip("tiny_folders")
 
 
-@pytest.mark.parametrize("name", tiny.KINDS)
+#: Those whose lists or numbers are kept in another way than the rest's.
+QUICK = ("LlamaForCausalLM", "GPT2LMHeadModel", "BertModel", "T5EncoderModel")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in tiny.KINDS]
+)
 def test_a_transformers_model_is_one_of_fewer_layers(name: str, tmp_path: Path) -> None:
     """The first and the third of four go: as if they returned what they are given, and so it is
     when transformers has loaded the folder."""

@@ -16,13 +16,13 @@ torch = pytest.importorskip("torch", reason="the train extra is not installed")
 tiny = pytest.importorskip("tiny_folders")
 corpus_tokenizers = pytest.importorskip("corpus_tokenizers")
 
-from tokenizer_files import wikitext  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
 import edgeopt  # noqa: E402
 from edgeopt.train.depth import prune_depth  # noqa: E402
 from edgeopt.train.folder import write_folder  # noqa: E402
 from edgeopt.train.vocabulary import plan_vocabulary, prune_vocabulary  # noqa: E402
+from tokenizer_files import wikitext  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

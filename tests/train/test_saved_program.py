@@ -265,6 +265,24 @@ def test_a_dimension_that_cannot_be_free_is_fixed_with_a_note(tmp_path: Path) ->
     assert again.inputs == (replace(spec, shape=(2, 4)),)
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(x)[0]
+
+
+def test_a_length_that_the_export_unrolls_is_fixed_with_a_note(tmp_path: Path) -> None:
+    spec = InputSpec("x", "float32", ("batch", "sequence", 4))
+    model = TorchModel(Recurrent(), (spec,), {"x": np.ones((2, 3, 4), np.float32)})
+    (note,) = write_program(model, tmp_path / "m.pt")
+    assert note == "sequence is fixed at 3 in the program: torch's export needs that size"
+    again = load_trainable(tmp_path / "m.pt")
+    assert again.inputs == (replace(spec, shape=("batch", 3, 4)),)
+
+
 class Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()

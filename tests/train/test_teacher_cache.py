@@ -21,9 +21,9 @@ from torch import nn  # noqa: E402
 from edgeopt.core import InputSpec  # noqa: E402
 from edgeopt.errors import OutputError, SourceError, UsageError  # noqa: E402
 from edgeopt.train.batches import ArrayData, Data, StreamData  # noqa: E402
+from edgeopt.train.feeding import to_tensors  # noqa: E402
 from edgeopt.train.loop import train  # noqa: E402
 from edgeopt.train.model import TorchModel  # noqa: E402
-from edgeopt.train.run import to_tensors  # noqa: E402
 from edgeopt.train.settings import TrainSettings  # noqa: E402
 from edgeopt.train.teacher_cache import CachedTeacher, cached_answers, weights_digest  # noqa: E402
 

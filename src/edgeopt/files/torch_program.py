@@ -112,7 +112,9 @@ _WORD = re.compile(r"[A-Za-z0-9_.+-]{0,60}")
 _DOTTED = re.compile(r"[A-Za-z0-9_-]{1,200}(\.[A-Za-z0-9_-]{1,200}){0,60}")
 _SYMBOL = re.compile(r"[a-z]{1,8}[0-9]{1,4}")
 _OPERATOR = re.compile(
-    r"torch\.ops\.(aten|prims)\.(?!__)[A-Za-z_]\w{0,99}\.[A-Za-z]\w{0,99}", re.ASCII
+    r"torch\.ops\.(aten|prims)\.(__i?(and|or|xor|lshift|rshift)__|(?!__)[A-Za-z_]\w{0,99})"
+    r"\.[A-Za-z]\w{0,99}",
+    re.ASCII,
 )
 
 #: An operator that opens the file it is given.

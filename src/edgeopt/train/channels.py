@@ -20,6 +20,7 @@ from torch import nn
 from edgeopt.core import Array, Progress
 from edgeopt.errors import EdgeoptError, SourceError, UsageError
 from edgeopt.train.attention import split
+from edgeopt.train.configuration import fit_configuration
 from edgeopt.train.coupling import trace
 from edgeopt.train.cuts import Cut, Pruning
 from edgeopt.train.heads import variants, with_heads
@@ -116,7 +117,8 @@ def prune_channels(
         raise
     cuts = _cuts(model.module, before, traced, groups, done, reasons)
     apart = taken_apart.join(model.module)
-    return Pruning("channels", cuts, _notes(failed, apart))
+    fits = fit_configuration(model.module, cuts)
+    return Pruning("channels", cuts, _notes(failed, apart, fits))
 
 
 def shrink_width(model: TorchModel, ratio: float, *, progress: Progress | None = None) -> Pruning:
@@ -180,9 +182,8 @@ def _choose(
         number = _rounded(units, numbers[group], len(group.units) // units, round_to, group.kind)
         if number < 1:
             step = f" in steps of {round_to}" if round_to > 1 and group.kind == "channels" else ""
-            kept[group] = (
-                f"{numbers[group]:.3g} of its {units} {group.kind} are less than one{step}"
-            )
+            wanted = f"{numbers[group]:.3g} of its {units} {group.kind} were to go"
+            kept[group] = f"{wanted}, and none can{step}"
             continue
         chosen.append((group, torch.argsort(values, stable=True)[:number]))
     return chosen, kept
@@ -309,11 +310,15 @@ def _unexplained(before: int, after: int) -> str:
     return "" if before != after else "coupled to layers that keep theirs"
 
 
-def _notes(failed: Mapping[Group, str], apart: int) -> tuple[str, ...]:
+def _notes(failed: Mapping[Group, str], apart: int, fits: bool | None) -> tuple[str, ...]:
     notes = [f"{_called(group)} kept: {reason}" for group, reason in failed.items()]
     if apart:
         notes.append(
             f"{apart} nn.MultiheadAttention now have q_proj, k_proj, v_proj and out_proj: torch's"
             " own cannot be narrower than the model"
+        )
+    if fits is False:
+        notes.append(
+            "no transformers configuration has these shapes: a program can hold the result"
         )
     return tuple(notes)

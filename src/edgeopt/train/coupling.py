@@ -81,19 +81,19 @@ def _read(graph: Any, module: nn.Module) -> Trace:
     groups: list[Group] = []
     used: set[str] = set()
     readers: dict[str, tuple[str, ...]] = {}
-    seen: set[str] = set()
     nodes = [layer for layer in graph.module2node if isinstance(layer, LAYERS)]
     # In the module's own order, whatever the order that autograd met them in.
     order = {layer: index for index, layer in enumerate(module.modules())}
     for layer in sorted(nodes, key=order.__getitem__):
         name = names[layer]
         used.add(name)
-        if isinstance(layer, nn.Linear) or name not in seen:
-            group = _group(graph, layer, names)
-            readers[name] = tuple(p.name for p in group.parts if p.side == "in")
-            if name not in seen:
-                seen.update(group.producers)
-                groups.append(group)
+        if name in readers:  # in a group already
+            continue
+        group = _group(graph, layer, names)
+        groups.append(group)
+        reading = tuple(p.name for p in group.parts if p.side == "in")
+        for producer in group.producers:
+            readers.setdefault(producer, reading)
     return Trace(tuple(with_ties(groups, module)), frozenset(used), readers)
 
 

@@ -38,7 +38,7 @@ def export(model: TorchModel) -> tuple[Any, tuple[InputSpec, ...], tuple[str, ..
         replace(spec, name=name) for spec, name in zip(model.inputs, _names(model), strict=True)
     )
     refused = _refused(model)
-    reason = "the model's own arithmetic needs that size"
+    reason = "torch's export needs that size"
     for free in _attempts(inputs, frozenset(refused)):
         program, error = attempt(partial(_export, model, inputs, free))
         if program is not None:
@@ -179,9 +179,10 @@ def _fixed(
     for spec, name in zip(inputs, names, strict=True):
         shape: list[int | str] = []
         for dim, size in zip(spec.shape, values[name].shape, strict=True):
-            fixed = isinstance(size, int)
-            if fixed and isinstance(dim, str):
-                lost[dim] = int(size)
-            shape.append(int(size) if fixed else dim)
+            # A symbol that came to stand for one size is still a symbol here.
+            fixed = size if isinstance(size, int) else size.node.maybe_as_int()
+            if fixed is not None and isinstance(dim, str):
+                lost[dim] = fixed
+            shape.append(dim if fixed is None else fixed)
         taken.append(InputSpec(name, spec.dtype, tuple(shape)))
     return tuple(taken), lost

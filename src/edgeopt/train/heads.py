@@ -85,24 +85,25 @@ def _block(
     sizes = [int(layer.get_parameter("weight").shape[0]) for layer in layers.values()]
     queries, keys, values = sizes
     heads = _head_count(owner, module)
+    size = queries // heads if heads and not queries % heads else queries
     parts = tuple(
-        Part(name, layer, "out", torch.arange(size), torch.arange(size))
-        for (name, layer), size in zip(layers.items(), sizes, strict=True)
+        Part(name, layer, "out", torch.arange(width), torch.arange(width))
+        for (name, layer), width in zip(layers.items(), sizes, strict=True)
     )
-    one = Group(path, parts, torch.zeros(queries, dtype=torch.int64), "heads")
+    shared = max(1, queries // keys)
+    one = Group(path, parts, torch.arange(queries) // (size * shared), "heads")
     readers = [
         name
         for name in traced.readers.get(names[0], ())
         if getattr(module.get_submodule(name), "in_features", None) == queries
     ]
     if heads is None:
-        return one.blocked(f"{path} has no attribute that says how many heads it has")
-    if queries % heads or keys != values or keys % (queries // heads) or queries % keys:
-        return one.blocked(f"{path}: {heads} heads do not divide its {queries} channels")
+        return one.blocked("nothing says by a known name how many heads it has")
+    if queries % heads or keys != values or keys % size or queries % keys:
+        return one.blocked(f"{heads} heads do not divide its {queries} channels")
     if len(readers) != 1:
         others = ", ".join(readers) or "no linear layer"
         return one.blocked(f"its heads are tied to those of others: {others} read them")
-    size, shared = queries // heads, queries // keys
     root = torch.arange(queries)
     few = torch.arange(keys)
     # A key's channel stands for those of the first query head that reads it.

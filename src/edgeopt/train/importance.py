@@ -132,13 +132,7 @@ def _by_channel(part: Part, value: Callable[[nn.Parameter], Tensor], biases: boo
         return _sum(value(layer), layer.dim() - 1)
     weight = getattr(layer, "weight", None)
     if isinstance(layer, nn.LSTM):
-        names = [n for n, p in layer.named_parameters() if n.startswith("weight")]
-        read = [n for n in names if n.startswith("weight_ih")] if inside else names
-        found = [value(layer.get_parameter(name)) for name in read]
-        if inside:
-            return sum((f.sum(0) for f in found[1:]), found[0].sum(0))
-        rows = [f.reshape(4, layer.hidden_size, -1).sum((0, 2)) for f in found]
-        return sum(rows[1:], rows[0])
+        return _by_state(layer, value, inside)
     if not isinstance(weight, nn.Parameter):
         return None
     values = value(weight)
@@ -159,6 +153,17 @@ def _by_channel(part: Part, value: Callable[[nn.Parameter], Tensor], biases: boo
     if biases and not inside and isinstance(bias, nn.Parameter):
         total = total + value(bias)
     return total
+
+
+def _by_state(layer: nn.LSTM, value: Callable[[nn.Parameter], Tensor], inside: bool) -> Tensor:
+    """Of an LSTM of one layer: what reads an input, or the gates of a unit and what reads it."""
+    given, own = value(layer.weight_ih_l0), value(layer.weight_hh_l0)
+    if inside:
+        back = getattr(layer, "weight_ih_l0_reverse", None)
+        return given.sum(0) if back is None else given.sum(0) + value(back).sum(0)
+    gates = own.reshape(4, layer.hidden_size, layer.hidden_size)
+    rows = given.reshape(4, layer.hidden_size, -1).sum((0, 2)) + gates.sum((0, 2))
+    return rows + gates.sum((0, 1)) - gates.diagonal(dim1=1, dim2=2).sum(0)
 
 
 def _sum(values: Tensor, axis: int) -> Tensor:

@@ -16,11 +16,13 @@ from edgeopt.files.atomic import checked_output
 from edgeopt.train.batches import Data
 from edgeopt.train.course import Course
 from edgeopt.train.evaluate import Metric
+from edgeopt.train.feeding import to_tensors
+from edgeopt.train.keeping import resume
 from edgeopt.train.losses.base import Loss
 from edgeopt.train.model import TorchModel
 from edgeopt.train.objective import Objective, layers_of
 from edgeopt.train.randomness import seed_all
-from edgeopt.train.run import Run, to_tensors
+from edgeopt.train.run import Run
 from edgeopt.train.settings import TrainSettings
 from edgeopt.train.teacher import LiveTeacher, NoTeacher, Teacher
 from edgeopt.train.teacher_cache import CachedTeacher, cached_answers, weights_digest
@@ -96,7 +98,7 @@ def opened(task: Task, accelerator: Any) -> Iterator[Run]:
                 "processes at a time; its statistics are the first one's"
             )
         if settings.checkpoint is not None:
-            run.resume(settings.checkpoint)
+            resume(run, settings.checkpoint)
         # Wrapped last: what wraps a module hands the main process's state to the others.
         run.model, run.optimizer = accelerator.prepare(objective, optimizer)
         yield run

@@ -13,22 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgeopt.core import Array, Progress
-from edgeopt.errors import InputsError, SourceError, UsageError
+from edgeopt.core import Progress
+from edgeopt.errors import InputsError, UsageError
 from edgeopt.train import checkpoint, log
 from edgeopt.train.batches import Data, Part
 from edgeopt.train.course import Course
 from edgeopt.train.evaluate import Metric, evaluate, share_buffers
+from edgeopt.train.feeding import to_tensors
+from edgeopt.train.keeping import save
 from edgeopt.train.log import Record
-from edgeopt.train.model import TorchModel
 from edgeopt.train.objective import Objective
 from edgeopt.train.randomness import seed_all
 from edgeopt.train.schedule import multiplier
 from edgeopt.train.settings import TrainSettings
 from edgeopt.train.teacher import Teacher
-from edgeopt.train.together import from_main, together
+from edgeopt.train.together import together
 
-__all__ = ["Run", "to_tensors"]
+__all__ = ["Run"]
 
 #: Records of a training, where it is not said how often to make one.
 _RECORDS = 400
@@ -231,7 +232,8 @@ class Run:
         kept = settings.checkpoint_every
         due = judged if kept is None else course.step % kept == 0
         if settings.checkpoint is not None and (due or course.stopped):
-            self._save(settings.checkpoint)
+            course.seconds = self._seconds()
+            save(self, settings.checkpoint)
         self._tell()
 
     def _judge(self) -> float | None:
@@ -311,84 +313,6 @@ class Run:
         words += [f"metric {metric:.4g}"] if metric is not None else []
         words += [f"{_duration(left)} left"] if course.step < self.total else []
         self.progress(", ".join(words), course.step / self.total)
-
-    # ------------------------------------------------------------------------------------------
-    # stopping and going on
-
-    def _save(self, folder: Path) -> None:
-        course = self.course
-        course.seconds = self._seconds()
-        share_buffers(self.accelerator, self.objective)
-        if not self.accelerator.is_main_process:
-            together(self.accelerator, lambda: None)
-            return
-        scaler = self.accelerator.scaler
-        saved = checkpoint.Saved(
-            {
-                "student": self.objective.module.state_dict(),
-                "losses": self.objective.losses.state_dict(),
-                "best": course.best,
-                "optimizer": checkpoint.optimizer_state(_inner(self.optimizer)),
-            },
-            {
-                "course": course.to_json(),
-                "processes": self.accelerator.num_processes,
-                "scaler": None if scaler is None else scaler.state_dict(),
-            },
-        )
-        together(self.accelerator, lambda: checkpoint.save(folder, saved, self.fingerprint))
-
-    def resume(self, folder: Path) -> None:
-        """Go on from the folder's checkpoint, if it has one."""
-        saved = from_main(self.accelerator, lambda: checkpoint.load(folder, self.fingerprint))
-        if saved is None:
-            return
-        path = folder / checkpoint.NAME
-        checkpoint.fill(self.objective.module, saved.tensors.get("student", {}), path)
-        checkpoint.fill(self.objective.losses, saved.tensors.get("losses", {}), path)
-        optimizer = _inner(self.optimizer)
-        checkpoint.fill_optimizer(optimizer, saved.tensors.get("optimizer", {}), path)
-        try:
-            self.course = Course.from_json(saved.state["course"], saved.tensors.get("best", {}))
-            processes = int(saved.state["processes"])
-            if self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(saved.state["scaler"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise SourceError(
-                f"{path}: does not say where the training stood ({str(error)[:120]}); remove it to "
-                "begin anew, or give another folder"
-            ) from error
-        self.notes.append(f"went on from {path} after {self.course.step} updates")
-        if processes != self.accelerator.num_processes:
-            self.notes.append(
-                f"begun by {processes} processes, continued by {self.accelerator.num_processes}: "
-                "the same training up to rounding"
-            )
-
-
-def to_tensors(
-    part: Part, model: TorchModel, device: torch.device
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Inputs and targets on the device, inputs in the dtypes that the model takes."""
-    dtypes = {spec.name: spec.dtype for spec in model.inputs}
-    return (
-        {n: _tensor(a, dtypes.get(n)).to(device) for n, a in part.inputs.items()},
-        {n: _tensor(a, None).to(device) for n, a in part.targets.items()},
-    )
-
-
-def _tensor(array: Array, dtype: str | None) -> Tensor:
-    """A tensor of its own, in the dtype that the model takes; targets of double precision halve."""
-    wanted = getattr(torch, dtype) if dtype is not None else None
-    made = torch.from_numpy(np.array(array, order="C"))
-    if wanted is None:
-        return made.float() if made.dtype == torch.float64 else made
-    return made.to(wanted)
-
-
-def _inner(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer itself, out of what accelerate wraps around it."""
-    return getattr(optimizer, "optimizer", optimizer)
 
 
 def _duration(seconds: float) -> str:

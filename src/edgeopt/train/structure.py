@@ -97,7 +97,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Trace:
-    """A model's groups, and for the output of any linear layer the layers that read it."""
+    """A model's groups, the layers that ran, and for each the layers that its group is read by."""
 
     groups: tuple[Group, ...]
     used: frozenset[str]

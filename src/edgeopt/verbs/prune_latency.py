@@ -39,14 +39,9 @@ def latency_meter(
     original: list[Path] = []
 
     def exported(model: TorchModel) -> Path:
-        from edgeopt.graphs.capture.parent import capture
-        from edgeopt.train.program import write_program
-
         here = room / str(next(numbers))
         here.mkdir(parents=True)
-        program = here / "model.pt"
-        write_program(model, program)
-        return capture(open_source(program), here / "onnx", progress=progress).model
+        return _onnx(model, here, progress).resolve()
 
     def measure(model: TorchModel) -> Reading:
         from edgeopt.measure.process import workplace
@@ -57,8 +52,8 @@ def latency_meter(
             original.append(exported(opened.model))
         job = {
             "kind": "pair",
-            "source": str(original[0].resolve()),
-            "artifact": str(exported(model).resolve()),
+            "source": str(original[0]),
+            "artifact": str(exported(model)),
             "threads": threads,
             "seconds": seconds,
             "output_map": None,
@@ -74,6 +69,15 @@ def latency_meter(
         return Reading(share * median(times["source"]), share)
 
     return measure
+
+
+def _onnx(model: TorchModel, folder: Path, progress: Progress | None) -> Path:
+    from edgeopt.graphs.capture.parent import capture
+    from edgeopt.train.program import write_program
+
+    program = folder / "model.pt"
+    write_program(model, program)
+    return capture(open_source(program), folder / "onnx", progress=progress).model
 
 
 def _error(error: EdgeoptError | None) -> EdgeoptError:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.core import Array, Progress
-from edgeopt.errors import InputsError, SourceError, UsageError
+from edgeopt.errors import SourceError, UsageError
 from edgeopt.verbs.graph_source import Prepared
 from edgeopt.verbs.labelled import read_labelled
 from edgeopt.verbs.training import HELD, lessons, teach
@@ -59,7 +59,10 @@ class PruneKeywords(TypedDict, total=False):
     pairs: str | None
     checkpoint: str | None
     cache_teacher: str | None
-    log: str | None
+    history: str | None
+    patience: int | None
+    precision: str
+    accumulation: int
 
 
 @dataclass(frozen=True)
@@ -270,6 +273,7 @@ def _depth(work: Work) -> Made:
 
 
 def _vocabulary(work: Work) -> Made:
+    from edgeopt.train.corpus import Corpus
     from edgeopt.train.vocabulary import plan_vocabulary, prune_vocabulary
 
     model = work.opened.model
@@ -282,22 +286,13 @@ def _vocabulary(work: Work) -> Made:
         raise UsageError("--recover has no meaning for --method vocabulary: answers stay the same")
     plan = plan_vocabulary(
         model.folder,
-        [_text(path) for path in work.options.corpus],
+        Corpus([Path(path) for path in work.options.corpus]),
         min_count=work.options.min_count,
         progress=work.progress,
     )
     pruning = prune_vocabulary(model, plan)
     pruning = dataclasses.replace(pruning, notes=(*pruning.notes, *plan.notes))
     return Made(plan.refit(model), pruning, vocabulary=plan)
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputsError(f"--corpus {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputsError(f"--corpus {path}: no UTF-8 at byte {error.start}") from None
 
 
 # ---------------------------------------------------------------------------------------------

@@ -237,7 +237,10 @@ class _Work:
             usage=usage,
             runnable=runnable,
             vocabulary=result.vocabulary,
-            smaller=kind == "safetensors" or after.nbytes < self.before.nbytes,
+            # A program holds the graph too, which a state dict does not; zeros alone are as many
+            # bytes as any number.
+            smaller=kind == "safetensors"
+            or (kind == self.recipe.source.kind and after.nbytes < self.before.nbytes),
         )
         return prove_shrunk(
             self.verb,

@@ -49,7 +49,10 @@ class TrainOptions:
     seed: int = 0
     checkpoint: str | None = None
     cache_teacher: str | None = None
-    log: str | None = None
+    history: str | None = None
+    patience: int | None = None
+    precision: str = "fp32"
+    accumulation: int = 1
 
     def settings(self, *, fine: bool) -> TrainSettings:
         """Raises UsageError for a value out of its range."""
@@ -66,6 +69,9 @@ class TrainOptions:
             batch_size=self.batch_size or _BATCH,
             learning_rate=rate,
             seed=self.seed,
+            patience=self.patience,
+            precision=self.precision,
+            accumulation=self.accumulation,
             checkpoint=None if self.checkpoint is None else Path(self.checkpoint),
             cache_teacher=None if self.cache_teacher is None else Path(self.cache_teacher),
         )
@@ -92,7 +98,10 @@ class TrainOptions:
             "--pairs": self.pairs,
             "--checkpoint": self.checkpoint,
             "--cache-teacher": self.cache_teacher,
-            "--log": self.log,
+            "--history": self.history,
+            "--patience": self.patience,
+            "--precision": None if self.precision == "fp32" else self.precision,
+            "--accumulation": None if self.accumulation == 1 else self.accumulation,
         }
         return tuple(name for name, value in named.items() if value is not None)
 
@@ -211,7 +220,7 @@ def teach(
         metric=metric,
         higher_is_better=True,
         after_step=after_step,
-        log=None if options.log is None else Path(options.log),
+        log=None if options.history is None else Path(options.history),
         progress=progress,
     )
     count = "" if material.count is None else f"{material.count:,} samples of "

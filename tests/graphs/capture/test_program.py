@@ -75,3 +75,20 @@ def test_a_doctored_program_is_not_loaded_without_trust(tmp_path):
         capture(source, tmp_path / "work")
     assert not canary.exists()
     assert not (tmp_path / "work").exists()
+
+
+def test_names_that_are_kept_beside_the_program_come_back(tmp_path, work):
+    from edgeopt.core import InputSpec
+    from edgeopt.train.model import TorchModel
+    from edgeopt.train.program import write_program
+
+    torch.manual_seed(0)
+    module = nets.Tied().eval()
+    spec = InputSpec("ids", "int64", ("batch", "sequence"))
+    model = TorchModel(module, (spec,), {"ids": np.ones((2, 6), np.int64)})
+    assert write_program(model, tmp_path / "m.pt") == ()
+    answer = work(tmp_path / "m.pt")
+    assert answer["inputs"] == [["ids", "int64", ["batch", "sequence"]]]
+    ids = torch.randint(0, 40, (3, 9))
+    got = onnxruntime.InferenceSession(answer["model"]).run(None, {"ids": ids.numpy()})[0]
+    np.testing.assert_allclose(got, module(ids).detach().numpy(), atol=1e-5)
