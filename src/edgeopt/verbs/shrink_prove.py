@@ -9,6 +9,7 @@ they were counted, load, run and stay finite is asked of every one.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,9 @@ _SECONDS = 2.0
 #: What may be lost of a metric where nobody says: a point of accuracy; of what is larger than 1
 #: (perplexity), this share of it.
 _MAY_DROP = 0.01
+
+#: Outputs whose largest element is no answer: what counts is where they point.
+_DIRECTION = re.compile("embed|hidden|feature|pool")
 
 #: The share of classes, or the cosine of outputs, that must be the same where nothing is asked.
 _SAME = 0.9
@@ -377,7 +381,11 @@ def _kept_up(quality: Mapping[str, tuple[Quality, Quality]], asked: Asked) -> li
 
 def _alike(fidelity: Sequence[Fidelity]) -> Check | None:
     """Where nothing else is asked: most answers are still the same."""
-    classes = [f for f in fidelity if f.top1 is not None and not f.constant]
+    classes = [
+        f
+        for f in fidelity
+        if f.top1 is not None and not f.constant and not _DIRECTION.search(f.output)
+    ]
     if classes:
         worst = min(classes, key=lambda f: f.top1 or 0.0)
         found, passed = f"{worst.top1 or 0:.1%} of answers", (worst.top1 or 0.0) >= _SAME
