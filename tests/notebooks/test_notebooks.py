@@ -14,7 +14,12 @@ nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("01_quantize", "02_llm_gguf", "03_benchmark_and_report")
+NAMES = (
+    "01_quantize",
+    "02_llm_gguf",
+    "03_benchmark_and_report",
+    "04_prune_distill_quantize",
+)
 #: Folders of the machine that ran them have no place in outputs: absolute, but for ONNX's names.
 _PATHS = re.compile(r"(?<![\w.:/<])/(?:home|root|tmp|usr|opt|work|Users|var)/")
 
@@ -51,6 +56,9 @@ def test_committed_with_outputs_and_a_picture(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Jupyter would run it, in the notebooks' folder; and it comes to what is committed."""
+    if name.startswith("04"):
+        pytest.importorskip("torch_pruning")
+        pytest.importorskip("accelerate")
     if name.startswith("02"):
         pytest.importorskip("llama_cpp")
         pytest.importorskip("numba")
@@ -90,5 +98,12 @@ _CLAIMS = {
         r"loads 0 things from elsewhere",
         r"8 processes",
         r"exit code 4",
+    ),
+    "04_prune_distill_quantize": (
+        r"cut and recovered: 5\.\d+x fewer parameters, 9\d\.\d+% right.*proven: True",
+        r"classifier +10 -> +10 +its channels are the model's output",
+        r"student: [5-7]\.\d+x fewer parameters, 9\d\.\d+% right.*proven: True",
+        r"pruned-int8\.onnx: 1[5-9]\.\dx smaller than model\.pt",
+        r"pruned-int8 against float32: 1\dx smaller",
     ),
 }
