@@ -116,7 +116,8 @@ def prune(source: str, as_json: bool, **options: Any) -> None:
 
     with progress() as report:
         proof = run(source, progress=report, **options)
-    show_proof(proof, as_json)
+    if proof is not None:  # of several processes the first one speaks
+        show_proof(proof, as_json)
 
 
 @click.command(
