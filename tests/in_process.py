@@ -68,10 +68,15 @@ def _forked(work: Callable[[], int], out: Path, err: Path) -> int:
                 os.close(ours)
                 for there, here in enumerate((ends, printed.fileno(), log.fileno())):
                     os.dup2(here, there)
+                # Not pytest's, which may be files of its own.
+                sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+                sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
                 code = work()
             finally:
                 if sys.exc_info()[0] is not None:
-                    os.write(2, traceback.format_exc().encode())
+                    traceback.print_exc()
+                sys.stdout.flush()
+                sys.stderr.flush()
                 os._exit(code)
     os.close(ends)
     _, status = os.waitpid(pid, 0)
@@ -148,16 +153,11 @@ def forked_command(words: Sequence[str], folder: Path, out: Path, err: Path) -> 
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         sys.path.insert(0, str(folder))
         sys.argv = ["edgeopt", *words]
-        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
-        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
         no_processes(pytest.MonkeyPatch())
         try:
             cli.main()
         except SystemExit as done:
             return done.code if isinstance(done.code, int) else 0 if done.code is None else 1
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
         return 0
 
     return _forked(work, out, err)
