@@ -4,7 +4,8 @@
 
 trains it and writes ``model.pt`` (a state dict, which can be opened without running any code),
 ``digits-train.npz`` (what it was trained on, with labels), ``digits.npz`` (images that training
-never saw, for calibration and proof) and ``digits-test.npz`` (others again, with their labels). The accuracy of any file made from it:
+never saw, for calibration and proof) and ``digits-test.npz`` (others again, with their labels).
+The accuracy of any file made from it:
 
     python models/digits.py --score demo/model.onnx demo/digits-test.npz
 """

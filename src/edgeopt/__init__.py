@@ -2,8 +2,9 @@
 
 Verbs: :func:`inspect`, :func:`quantize`, :func:`prune`, :func:`distill`, :func:`export`,
 :func:`verify`, :func:`imatrix`, :func:`bench`, :func:`compare`; weights through a map:
-:func:`load_weights`, :func:`load_into`. Importing this package costs nothing you don't use: every
-public name is loaded when it is first touched.
+:func:`load_weights`, :func:`load_into`; a program (``.pt2``) that torch may load safely:
+:func:`plain_program`. Importing this package costs nothing you don't use: every public name is
+loaded when it is first touched.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeopt.core import Plan, Proof, Results, Source
     from edgeopt.errors import EdgeoptError
+    from edgeopt.files.torch_repack import plain_program
     from edgeopt.files.weights import load_weights
     from edgeopt.verbs.bench import bench
     from edgeopt.verbs.compare import compare
@@ -43,6 +45,7 @@ __all__ = [
     "inspect",
     "load_into",
     "load_weights",
+    "plain_program",
     "prune",
     "quantize",
     "verify",
@@ -62,6 +65,7 @@ _WHERE = {
     "inspect": "edgeopt.verbs.inspect",
     "load_into": "edgeopt.verbs.load_into",
     "load_weights": "edgeopt.files.weights",
+    "plain_program": "edgeopt.files.torch_repack",
     "prune": "edgeopt.verbs.prune",
     "quantize": "edgeopt.verbs.quantize",
     "verify": "edgeopt.verbs.verify",

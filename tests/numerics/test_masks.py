@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -23,12 +23,14 @@ def _first_lowest(scores: np.ndarray, count: int) -> set[int]:
     return set(sorted(range(flat.size), key=lambda i: (flat[i], i))[:count])
 
 
+@settings(max_examples=40)
 @given(_SCORES, _RATIOS)
 def test_the_lowest_go_exactly_and_ties_by_index(scores: np.ndarray, ratio: float) -> None:
     pruned = ~masks.layerwise(scores, ratio)
     assert set(np.flatnonzero(pruned)) == _first_lowest(scores, round(ratio * scores.size))
 
 
+@settings(max_examples=40)
 @given(st.lists(_SCORES, min_size=1, max_size=4), _RATIOS)
 def test_global_masks_are_those_of_one_long_vector(parts: list[np.ndarray], ratio: float) -> None:
     found = masks.globally(parts, ratio)
@@ -38,6 +40,7 @@ def test_global_masks_are_those_of_one_long_vector(parts: list[np.ndarray], rati
     assert set(pruned) == _first_lowest(flat, round(ratio * flat.size))
 
 
+@settings(max_examples=40)
 @given(_SCORES, _RATIOS)
 def test_rows_share_the_ratio_and_sum_to_it(scores: np.ndarray, ratio: float) -> None:
     pruned = ~masks.rowwise(scores, ratio)
@@ -48,6 +51,7 @@ def test_rows_share_the_ratio_and_sum_to_it(scores: np.ndarray, ratio: float) ->
         assert set(np.flatnonzero(gone)) == _first_lowest(row, count)
 
 
+@settings(max_examples=40)
 @given(st.integers(1, 5), st.integers(1, 4), st.data())
 def test_n_of_m_is_the_best_choice_of_each_group(rows: int, groups: int, data: st.DataObject):
     m = data.draw(st.integers(2, 8))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeopt.numerics import masks, sparsegpt, wanda
@@ -42,6 +42,7 @@ def test_the_factor_is_torchs_cholesky_of_the_inverse() -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-9 * np.abs(wanted).max())
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([{"ratio": 0.4}, {"pattern": (2, 4)}]))
 def test_a_diagonal_hessian_is_optimal_brain_surgeon_in_closed_form(seed, how) -> None:
     """No column helps another: survivors stay, and the cost of a weight is w^2 h."""

@@ -158,9 +158,7 @@ def test_an_exported_program(tmp_path: Path) -> None:
     example = (torch.from_numpy(a), torch.from_numpy(b))
     path = tmp_path / "m.pt2"
     torch.export.save(torch.export.export(module, example), path)
-    with pytest.raises(UnsafeError, match="--trust-pickle"):
-        started(path, "torch-exported")
-    engine = started(path, "torch-exported", trust_pickle=True)
+    engine = started(path, "torch-exported")
     # By name, whatever their order in the feed, and in the program's own width.
     made = outputs(engine, {"b": b, "a": a.astype(np.float64)})
     torch.testing.assert_close(made["sum"], module(*example)["sum"])

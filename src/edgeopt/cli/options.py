@@ -141,7 +141,31 @@ training = options(
     click.option(
         "--cache-teacher", metavar="DIR", help="Keep the teacher's outputs on disk, and use them."
     ),
-    click.option("--log", metavar="FILE", help="Write one JSON line a step."),
+    click.option(
+        "--patience",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="End after N evaluations without gain.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16", "fp16"]),
+        default="fp32",
+        show_default=True,
+        help="Mixed precision, on a GPU.",
+    ),
+    click.option(
+        "--accumulation",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Pieces that a batch is computed in, where memory is short.",
+    ),
+    click.option("--plot", metavar="FILE", help="Draw the training's course, as .svg or .png."),
+    click.option(
+        "--history", metavar="FILE", help="Write the course of the training, as JSON lines."
+    ),
 )
 text = options(
     click.option("--text", metavar="FILE", help="GGUF: the text that predictions are compared on."),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeopt.cli import options as opt
 from edgeopt.cli.options import SETTINGS
 from edgeopt.cli.show import progress, show_proof
+from edgeopt.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgeopt.core import Proof
 
 __all__ = ["COMMANDS"]
 
@@ -53,6 +57,12 @@ __all__ = ["COMMANDS"]
     metavar="REGEX=R",
     multiple=True,
     help="The ratio of layers whose name matches; repeatable.",
+)
+@click.option(
+    "--include",
+    metavar="REGEX",
+    multiple=True,
+    help="Single weights: these layers, also where they would be left alone.",
 )
 @click.option("--ignore", metavar="REGEX", multiple=True, help="Layers to leave alone; repeatable.")
 @click.option(
@@ -108,9 +118,12 @@ def prune(source: str, as_json: bool, **options: Any) -> None:
     stores them in one bit each, which load_weights reads back."""
     from edgeopt.verbs.prune import prune as run
 
+    plot = _plot(options)
+    if plot is not None and options["recover"] is None:
+        raise UsageError("--plot has no meaning without --recover DATA")
     with progress() as report:
         proof = run(source, progress=report, **options)
-    show_proof(proof, as_json)
+    _show(proof, plot, as_json)
 
 
 @click.command(
@@ -136,10 +149,29 @@ def distill(teacher: str, as_json: bool, **options: Any) -> None:
     torchrun the same command uses every process it starts."""
     from edgeopt.verbs.distill import distill as run
 
+    plot = _plot(options)
     with progress() as report:
         proof = run(teacher, progress=report, **options)
     if proof is not None:
-        show_proof(proof, as_json)
+        _show(proof, plot, as_json)
+
+
+def _plot(options: dict[str, Any]) -> str | None:
+    """Where the training is to be drawn, taken out of the verb's options."""
+    path: str | None = options.pop("plot")
+    if path is not None:
+        from edgeopt.report.training_chart import check_plot
+
+        check_plot(path)
+    return path
+
+
+def _show(proof: Proof, plot: str | None, as_json: bool) -> None:
+    if plot is not None:
+        from edgeopt.report.training_chart import write_training_chart
+
+        write_training_chart(proof.coverage["training"], plot)
+    show_proof(proof, as_json)
 
 
 COMMANDS = (prune, distill)

@@ -5,6 +5,8 @@ raw record ``NAME/data/weights/weight_0`` that ``model_weights_config.json`` des
 program is ``NAME/models/model.json``. Until 2.7 a plain zip held
 ``serialized_exported_program.json`` beside ``serialized_state_dict.pt``, a torch file of its own,
 which is mapped in place too. Schema: ``torch/_export/serde/schema.py``.
+
+Whether a program may be loaded without trusting its author: :mod:`edgeopt.files.torch_plain`.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from edgeopt.errors import FormatError, SourceError
 from edgeopt.files.mapped import Stretch, StridedReader
 from edgeopt.files.reading import FileBytes
 from edgeopt.files.text import one_line
+from edgeopt.files.torch_plain import Plain, examine, named
+from edgeopt.files.torch_program import NotPlainError
 from edgeopt.files.torch_source import TensorMaker, weight_role
 from edgeopt.files.torch_tree import read_tree
 from edgeopt.files.zip_records import STORED, ZipRecords
 
-__all__ = ["describe", "is_exported"]
+__all__ = ["describe", "examined", "is_exported"]
 
 OLD_PROGRAM = "serialized_exported_program.json"
 
@@ -52,10 +56,10 @@ SCALAR_TYPES: Mapping[int, str] = {
     35: "uint64",
 }
 
-TRUST = (
-    "it is an exported program: torch.export.load falls back to full unpickling of its sample "
-    "inputs and evaluates strings from the file"
-)
+_OLD = "it is of torch 2.7 or before, whose weights are pickled"
+
+#: What torch would do with a program that is not known to be harmless.
+_TRUST = "torch.export.load would unpickle what it carries and evaluate its strings"
 
 #: A JSON record may be this large, in bytes, and its objects take this much memory (estimated):
 #: more in a file that is large itself. A program takes about 0.1 MB a layer.
@@ -90,8 +94,11 @@ def describe(path: Path, file: FileBytes, records: ZipRecords, open_archive: Ope
     root = _root(records)
     weights = reader.old_weights() if root is None else reader.weights(root)
     program = OLD_PROGRAM if root is None else reader.program_name(root)
-    document = reader.json(program, keep_nodes=False)
+    document = reader.json(program)
     inputs, parameters = reader.inputs(document, program)
+    found, trust = _examination(reader, root, document)
+    if found is not None:
+        inputs = named(inputs, found.extra)
     weights = [
         Weight(
             w.name, w.shape, w.dtype, w.nbytes, w.reader, parameters.get(w.name, w.role), w.storage
@@ -117,9 +124,34 @@ def describe(path: Path, file: FileBytes, records: ZipRecords, open_archive: Ope
         nbytes=file.size,
         weights=tuple(weights),
         inputs=inputs,
-        needs_trust=TRUST,
+        needs_trust=trust,
         details={key: value for key, value in details.items() if value not in ("", ())},
     )
+
+
+def examined(path: Path, file: FileBytes, records: ZipRecords, open_archive: OpenArchive) -> Plain:
+    """The program's checked parts. Raises NotPlainError where one could run code."""
+    reader = _Reader(path, file, records, open_archive)
+    root = _root(records)
+    if root is None:
+        raise NotPlainError(_OLD)
+    return _examined(reader, root, reader.json(reader.program_name(root)))
+
+
+def _examined(reader: _Reader, root: str, document: dict[str, Any]) -> Plain:
+    return examine(reader.records, root, document, reader.json, reader.open_archive)
+
+
+def _examination(
+    reader: _Reader, root: str | None, document: dict[str, Any]
+) -> tuple[Plain | None, str | None]:
+    """The parts of a program that can only compute, or what is in the way."""
+    if root is None:
+        return None, f"{_OLD}; {_TRUST}"
+    try:
+        return _examined(reader, root, document), None
+    except NotPlainError as error:
+        return None, f"not a plain exported program: {error}; {_TRUST}"
 
 
 class _Reader:
@@ -242,15 +274,14 @@ class _Reader:
         preferred = f"{root}models/model.json"
         return preferred if preferred in names else names[0]
 
-    def json(self, name: str, *, keep_nodes: bool = True) -> dict[str, Any]:
+    def json(self, name: str) -> dict[str, Any]:
         raw = self.records.data(name, MAX_JSON)
         values = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
         limit = MAX_OBJECTS + self.file.size // 20
         if 70 * values + 100 * raw.count(b":") > limit:
             raise self.fail(f"JSON that would take more than {limit} bytes of memory", name)
-        hook = None if keep_nodes else _drop_nodes
         try:
-            document = json.loads(raw, object_pairs_hook=hook)
+            document = json.loads(raw)
         except (ValueError, RecursionError) as error:
             raise self.fail(f"no sound JSON: {error}", name) from error
         if not isinstance(document, dict):
@@ -315,9 +346,3 @@ def _at(value: Any, *keys: str) -> Any:
 def _scalar_type(meta: Any) -> str | None:
     code = _at(meta, "dtype")
     return SCALAR_TYPES.get(code) if isinstance(code, int) else None
-
-
-def _drop_nodes(pairs: list[tuple[str, Any]]) -> Any:
-    """Let go of each graph node as soon as it is read: they are nearly all of a program."""
-    made = dict(pairs)
-    return None if "target" in made and "inputs" in made else made

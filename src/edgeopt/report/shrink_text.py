@@ -15,6 +15,9 @@ __all__ = ["count_rows", "render_shrunk"]
 #: Layers shown before the rest is only counted.
 _MOST_LAYERS = 16
 
+#: The share of zeros from which they are worth a row: any model has some.
+_SPARSE = 0.01
+
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 #: What is counted, by the kind of a cut, and what it is a count of.
@@ -31,8 +34,8 @@ def count_rows(coverage: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str
     """Rows of the table of changes: label, before, after, and what that comes to."""
     parameters, nonzero = coverage["parameters"], coverage["nonzero"]
     yield _row("Parameters", parameters)
-    if list(nonzero) != list(parameters):
-        zero = 1 - nonzero[1] / parameters[1] if parameters[1] else 0.0
+    zero = 1 - nonzero[1] / parameters[1] if parameters[1] else 0.0
+    if zero >= _SPARSE:
         label, before, after, _ = _row("Weights not zero", nonzero)
         yield label, before, after, f"{zero:.1%} are zero"
     if any(coverage["flops"]):

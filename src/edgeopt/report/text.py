@@ -293,7 +293,11 @@ def _sentence(proof: Proof) -> str:
     fidelity = next((c for c in proof.verdict.checks if c.name == "fidelity"), None)
     if fidelity is not None:
         said.append(f"worst output {fidelity.found}, asked: {fidelity.limit}")
+    for quality in proof.coverage.get("quality", ()):
+        said.append(f"{quality['metric']} {quality['after']:.4g} from {quality['before']:.4g}")
     for check in proof.verdict.checks:
+        if check.name == "answers alike":
+            said.append(f"the same: {check.found}")
         if check.name in _SAID:
             said.append(f"{_SAID[check.name]}{check.found}")
     if fidelity is None and any(check.name == "same integers" for check in proof.verdict.checks):

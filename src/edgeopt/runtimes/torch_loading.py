@@ -20,16 +20,15 @@ from edgeopt.errors import InputsError, SourceError, UnsafeError
 from edgeopt.runtimes.engine import Feed
 from edgeopt.runtimes.reasons import attempt, one_line
 from edgeopt.runtimes.torch_modules import (
-    ProgramModule,
     argument_names,
     build,
-    exported,
     fill_in,
     needs_trust,
     scripted,
     tensor_of,
     unpickled,
 )
+from edgeopt.runtimes.torch_programs import ProgramModule, exported
 
 __all__ = ["Callee", "load", "state_in"]
 
@@ -184,10 +183,9 @@ def _scripted(path: Path, trust: bool) -> Callee:
 
 
 def _exported(path: Path, trust: bool) -> Callee:
-    program, names = exported(path)
-    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    dtypes = {name: nodes[name].meta["val"].dtype for name in names}
-    return Callee(ProgramModule(program), order=names, dtypes=dtypes)
+    found = exported(path, trust)
+    dtypes = {spec.name: getattr(torch, spec.dtype) for spec in found.inputs}
+    return Callee(ProgramModule(found.program), order=found.names, dtypes=dtypes)
 
 
 def _pickled(path: Path, trust: bool) -> Callee:

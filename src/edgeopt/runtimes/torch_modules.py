@@ -1,4 +1,4 @@
-"""From a file to a torch module in memory: user's code, pickles, TorchScript, exported programs.
+"""From a file to a torch module in memory: user's code, pickles, TorchScript.
 
 What both capturing a model and running it need. The user's own code and native loaders promise no
 class of error: whatever they raise becomes one of ours, in a line.
@@ -22,10 +22,8 @@ from edgeopt.errors import CaptureError, SourceError, UnsafeError, UsageError
 from edgeopt.runtimes.reasons import attempt, one_line
 
 __all__ = [
-    "ProgramModule",
     "argument_names",
     "build",
-    "exported",
     "fill_in",
     "needs_trust",
     "scripted",
@@ -34,44 +32,51 @@ __all__ = [
 ]
 
 _WHY: Mapping[str, str] = {
-    "torch-exported": "torch.export.load unpickles what the file carries",
     "torch-module": "a pickled module runs code when it is loaded",
 }
 
 
 def needs_trust(path: Path, kind: str, trust: bool) -> None:
-    """Raise UnsafeError where loading this kind of file runs its code and nobody has allowed it."""
+    """Raise UnsafeError where loading this kind of file always runs its code and nobody has allowed
+    it. Exported programs are examined as they are loaded, by
+    :func:`edgeopt.runtimes.torch_programs.exported`."""
     if trust or kind not in _WHY:
         return
-    instead = ", or the code with --model package.module:callable" if kind == "torch-module" else ""
-    raise UnsafeError(f"{path}: {_WHY[kind]}; give --trust-pickle if you trust it{instead}")
+    raise UnsafeError(
+        f"{path}: {_WHY[kind]}; give --trust-pickle if you trust it, or the code with --model "
+        "package.module:callable"
+    )
 
 
-def build(name: str) -> nn.Module:
-    """Call ``package.module:callable`` (or take the module it names). The current folder counts."""
+def build(name: str, option: str = "--model") -> nn.Module:
+    """Call ``package.module:callable`` (or take the module it names). The current folder counts.
+
+    ``option`` is what errors call it. Raises UsageError for another form, SourceError where the
+    code cannot be imported or called, or gives no module.
+    """
     package, _, attribute = name.partition(":")
     if not package or not attribute:
-        raise UsageError(f"--model {name} is not of the form package.module:callable")
+        raise UsageError(f"{option} {name} is not of the form package.module:callable")
     _here()
     imported, error = attempt(lambda: importlib.import_module(package))
     if error is not None:
-        raise SourceError(f"--model {name}: cannot import {package}: {one_line(error)}")
+        raise SourceError(f"{option} {name}: cannot import {package}: {one_line(error)}")
     found: Any = imported
     for part in attribute.split("."):
         if not hasattr(found, part):
             names = [n for n in dir(found) if not n.startswith("_")]
             near = ", ".join(names[:6]) or "nothing public"
-            raise SourceError(f"--model {name}: {package} has no {part}; it has {near}")
+            raise SourceError(f"{option} {name}: {package} has no {part}; it has {near}")
         found = getattr(found, part)
     if isinstance(found, nn.Module):
         return found
     if not callable(found):
-        raise SourceError(f"--model {name} is a {type(found).__name__}, not something to call")
+        raise SourceError(f"{option} {name} is a {type(found).__name__}, not something to call")
     model, error = attempt(found)
     if error is not None:
-        raise SourceError(f"--model {name}: calling it raised {one_line(error)}")
+        raise SourceError(f"{option} {name}: calling it raised {one_line(error)}")
     if not isinstance(model, nn.Module):
-        raise SourceError(f"--model {name} returned a {type(model).__name__}, not a torch Module")
+        raise SourceError(f"{option} {name} returned a {type(model).__name__}, not a torch Module")
     return model
 
 
@@ -157,39 +162,6 @@ def scripted(path: Path) -> Any:
         return torch.jit.load(str(path), map_location="cpu").eval()
     except (RuntimeError, ValueError) as error:
         raise CaptureError(f"{path}: torch cannot load it: {one_line(error)}") from None
-
-
-class ProgramModule(nn.Module):
-    """A program's module called with flat positional tensors, in its signature's order."""
-
-    def __init__(self, program: Any) -> None:
-        super().__init__()
-        self.program = program.module()
-        self.spec = program.call_spec.in_spec
-
-    def arguments(self, *tensors: torch.Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The tensors as the program's own arguments, by position and by name."""
-        args, kwargs = torch.utils._pytree.tree_unflatten(list(tensors), self.spec)
-        return tuple(args), dict(kwargs)
-
-    def forward(self, *tensors: torch.Tensor) -> Any:
-        args, kwargs = self.arguments(*tensors)
-        return self.program(*args, **kwargs)
-
-
-def exported(path: Path) -> tuple[Any, tuple[str, ...]]:
-    """An ExportedProgram that the user trusts, and its inputs' names. Raises CaptureError where
-    torch cannot load it, or an input is no tensor."""
-    program, error = attempt(lambda: torch.export.load(str(path)))
-    if program is None:
-        reason = one_line(error) if error is not None else "it is empty"
-        raise CaptureError(f"{path}: torch cannot load it: {reason}")
-    nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
-    names = tuple(str(n) for n in program.graph_signature.user_inputs)
-    for name in names:
-        if not isinstance(nodes[name].meta["val"], torch.Tensor):
-            raise CaptureError(f"{path}: the program's input {name} is no tensor")
-    return program, names
 
 
 def argument_names(module: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

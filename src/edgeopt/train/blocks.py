@@ -1,8 +1,8 @@
-"""The blocks of a network: the parts that repeat and hand on what they were given, changed a little.
+"""The blocks of a network: parts that repeat and hand on what they were given, changed a little.
 
 Two forms are found. ``layers`` are members of a list or a Sequential that holds several of one
-class: a transformer's layers, a residual stage of a ResNet. ``residual`` are modules of a class
-that occurs several times elsewhere, as an attribute or as the only one of its kind in a Sequential.
+class: a transformer's layers, a residual stage of a ResNet. Where no list has any, ``residual`` are
+modules of a class that occurs several times, as an attribute or as the only one in a Sequential.
 Which of them keep their input's shape is seen in a run, not read from the code.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from edgeopt.train.model import TorchModel
 
-__all__ = ["Block", "find_blocks", "first_tensor", "is_list", "read_blocks"]
+__all__ = ["Block", "find_blocks", "first_tensor", "read_blocks"]
 
 _PLAIN = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -63,15 +63,11 @@ def read_blocks(model: TorchModel) -> tuple[Block, ...]:
     """Like :func:`find_blocks`, with those of the same class that have to stay, and why."""
     modules = dict(model.module.named_modules())
     seen = _watch(model, modules)
-    listed = [block for group in _layers("", model.module, seen) for block in group]
-    lone = _residual(modules, [block.name for block in listed], seen)
+    found = [block for group in _layers("", model.module, seen) for block in group]
+    if all(block.reason for block in found):
+        found += _residual(modules, [block.name for block in found], seen)
     order = {name: at for at, name in enumerate(modules)}
-    return tuple(sorted([*listed, *lone], key=lambda block: order[block.name]))
-
-
-def is_list(module: nn.Module) -> bool:
-    """Whether members can be taken out of it with the others numbered anew."""
-    return isinstance(module, nn.ModuleList)
+    return tuple(sorted(found, key=lambda block: order[block.name]))
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -131,15 +127,25 @@ def _layers(name: str, module: nn.Module, seen: Mapping[str, _Seen]) -> Iterator
     taken: set[str] = set()
     if isinstance(module, (nn.ModuleList, nn.Sequential)):
         for names in _members(name, module):
-            inside = {n: list(_layers(n, _child(module, n), seen)) for n in names}
-            keeps = [seen[n].keeps for n in names]
-            # Stages of which the last keeps its input's size are no blocks: they hold them.
-            if all(keeps) or (any(keeps) and not any(inside.values())):
+            inside = [b for n in names for g in _layers(n, _child(module, n), seen) for b in g]
+            if _are_blocks([seen[n].keeps for n in names], inside):
                 taken.update(names)
                 yield [Block(n, name, "layers", _complaint(seen[n])) for n in names]
     for key, child in module.named_children():
         if _joined(name, key) not in taken:
             yield from _layers(_joined(name, key), child, seen)
+
+
+def _are_blocks(keeps: Sequence[bool], inside: Sequence[Block]) -> bool:
+    """Whether members of a list are blocks, rather than stages that hold them.
+
+    ``keeps``: which of them return their input's shape; ``inside``: blocks in lists within them.
+    Of stages the first or the last may keep it. Of blocks the first may not, and lists within it
+    (its convolutions) do not either.
+    """
+    if all(keeps) or not inside:
+        return any(keeps)
+    return all(keeps[1:]) and any(block.reason for block in inside)
 
 
 def _residual(

@@ -163,33 +163,25 @@ def _require_finite(given: Mapping[str, Tensor], at: int) -> None:
 
 
 def _count(ratio: float | None, keep: int | None, blocks: int) -> int:
+    """How many blocks go."""
     if ratio is not None:
         if not 0 < ratio < 1:
             raise UsageError(f"ratio {ratio:g}: give a share of the blocks between 0 and 1")
-        # Halves go to fewer; what a share like 1/3 lacks in its last digit is no half.
+        # To the nearest, a half to fewer; what 0.1 + 0.2 has too much is no half.
         count = math.ceil(ratio * blocks - 0.5 - 1e-9)
+        asked = f"ratio {ratio:g}"
+        remedy = f"give {1 / blocks:.2g} to {(blocks - 1) / blocks:.2g}"
     else:
         assert keep is not None
         count = blocks - keep
-    if count < 1 or keep is not None and keep > blocks:
-        asked = f"ratio {ratio:g}" if ratio is not None else f"keeping {keep}"
-        raise UsageError(
-            f"{asked} removes none of {blocks} blocks; {_remedy(blocks, ratio is not None)}"
-        )
-    if count >= blocks:
-        asked = f"ratio {ratio:g}" if ratio is not None else f"keeping {keep}"
-        raise UsageError(
-            f"{asked} removes all of {blocks} blocks; {_remedy(blocks, ratio is not None)}"
-        )
-    return count
-
-
-def _remedy(blocks: int, share: bool) -> str:
-    if blocks < 2:
-        return "there is only one, and it has to stay"
-    if share:
-        return f"give {1 / blocks:.2g} to {(blocks - 1) / blocks:.2g}"
-    return f"keep 1 to {blocks - 1}"
+        asked, remedy = f"keeping {keep}", f"keep 1 to {blocks - 1}"
+    if 0 < count < blocks:
+        return count
+    if blocks == 1:
+        remedy = "it is the only one and has to stay"
+    raise UsageError(
+        f"{asked} removes {'all' if count > 0 else 'none'} of {blocks} blocks; {remedy}"
+    )
 
 
 def _named(names: Sequence[str], free: Sequence[Block], found: Sequence[Block]) -> list[str]:

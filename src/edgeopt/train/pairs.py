@@ -10,7 +10,7 @@ from torch import nn
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.train.names import near
 
-__all__ = ["Pair", "attention_pairs", "blocks_of", "parse_pairs", "propose_pairs"]
+__all__ = ["Pair", "attention_pairs", "blocks_of", "parse_pairs", "projection_of", "propose_pairs"]
 
 #: What projections to queries, keys and values are called, by the last part of their names.
 _PROJECTIONS = {
@@ -108,10 +108,15 @@ def _projections(module: nn.Module, block: str) -> dict[str, list[str]]:
     """Names of a block's projections by what they project to."""
     found: dict[str, list[str]] = {}
     for name, _ in module.get_submodule(block).named_modules():
-        role = _PROJECTIONS.get(name.rpartition(".")[2])
+        role = projection_of(name)
         if role is not None:
             found.setdefault(role, []).append(f"{block}.{name}")
     return found
+
+
+def projection_of(name: str) -> str | None:
+    """What a module projects to, by its name: query, key, value, all three (``fused``), or None."""
+    return _PROJECTIONS.get(name.rpartition(".")[2])
 
 
 def parse_pairs(text: str, teacher: nn.Module, student: nn.Module) -> tuple[Pair, ...]:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.core import Progress, Proof
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.open import open_source
-from edgeopt.verbs.graph_source import prepare
+from edgeopt.verbs.graph_source import Prepared, prepare
 from edgeopt.verbs.output import scratch
-from edgeopt.verbs.prune_methods import METHODS, PruneOptions, Work
+from edgeopt.verbs.prune_methods import METHODS, Made, PruneOptions, Work
 from edgeopt.verbs.quality import find_metric
 from edgeopt.verbs.shrink_prove import Asked
 from edgeopt.verbs.shrink_write import Recipe, Result, format_for, keep_proven
@@ -84,7 +84,9 @@ def prune(
     asked = Asked(found, data, min_sqnr, max_drop, threads)
     chosen = METHODS[method]
     chosen.check(method, options)
-    if recover is None and not chosen.trains and training.given:
+    if recover is None and chosen.trains:
+        raise UsageError(f"--method {method} trains again and again: give --recover DATA")
+    if recover is None and training.given:
         raise UsageError(f"{training.given[0]} has no meaning without --recover DATA")
     opened = open_source(source)
     recipe = Recipe(opened, out, format_for(opened, method, to, out), "pruned")
@@ -123,6 +125,7 @@ def prune(
         )
         if not made.pruning.changed:
             raise SourceError(f"{opened.path}: nothing was pruned: {_why(made.pruning.cuts)}")
+        made = _refitted(made, prepared)
         said = made.training
         if recover is not None and not chosen.trains:
             _, said = teach(
@@ -137,7 +140,7 @@ def prune(
         return keep_proven(
             "prune",
             recipe,
-            Result(made.model, (made.pruning,), made.folder, said, made.details),
+            Result(made.model, (made.pruning,), made.vocabulary, said, made.details),
             prepared,
             workdir,
             asked,
@@ -160,6 +163,20 @@ def _sorted(more: dict[str, Any]) -> tuple[TrainOptions, PruneOptions]:
         TrainOptions(**{k: v for k, v in more.items() if k in training}),
         PruneOptions(**{**{k: v for k, v in more.items() if k in pruning}, **seed}),
     )
+
+
+def _refitted(made: Made, prepared: Prepared) -> Made:
+    """With the statistics of BatchNorm taken anew, where there is data to take them from."""
+    from edgeopt.train.batchnorm import refit_batchnorm
+
+    if prepared.calibration is None or made.vocabulary is not None:
+        return made
+    count = refit_batchnorm(made.model, prepared.calibration)
+    if not count:
+        return made
+    note = f"statistics of {count} BatchNorm layers taken anew from {prepared.calibration.label}"
+    pruning = dataclasses.replace(made.pruning, notes=(*made.pruning.notes, note))
+    return dataclasses.replace(made, pruning=pruning)
 
 
 def _same(recover: str, data: str | None) -> bool:

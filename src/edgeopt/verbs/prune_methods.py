@@ -10,14 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeopt.core import Array, Progress
-from edgeopt.errors import InputsError, SourceError, UsageError
+from edgeopt.errors import SourceError, UsageError
 from edgeopt.verbs.graph_source import Prepared
 from edgeopt.verbs.labelled import read_labelled
+from edgeopt.verbs.training import HELD, lessons, teach
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edgeopt.train.cuts import Pruning
     from edgeopt.train.model import TorchModel
+    from edgeopt.train.vocabulary import VocabularyPlan
     from edgeopt.verbs.torch_model import Opened
     from edgeopt.verbs.training import TrainOptions
 
@@ -34,6 +41,7 @@ class PruneKeywords(TypedDict, total=False):
     importance: str
     heads: bool
     layer_ratios: Sequence[str]
+    include: Sequence[str]
     ignore: Sequence[str]
     round_to: int | None
     keep: int | None
@@ -51,7 +59,10 @@ class PruneKeywords(TypedDict, total=False):
     pairs: str | None
     checkpoint: str | None
     cache_teacher: str | None
-    log: str | None
+    history: str | None
+    patience: int | None
+    precision: str
+    accumulation: int
 
 
 @dataclass(frozen=True)
@@ -61,9 +72,9 @@ class PruneOptions:
     ``ratio`` is the share that goes, ``target`` what is left in its place (``flops=0.5``).
     ``pattern`` N:M keeps N of every M weights. ``scope``: ``layer`` or ``global``. ``importance``
     of channels: ``magnitude``, ``bn``, ``taylor``, ``activation``; ``heads`` too; ``layer_ratios``
-    as ``REGEX=R``; ``ignore`` layers by expression; ``round_to`` multiples. ``keep`` and ``remove``
-    are of blocks; ``corpus`` files and ``min_count`` of tokens; ``rounds`` and ``rewind`` of the
-    lottery ticket.
+    as ``REGEX=R``; ``include`` and ``ignore`` layers by expression; ``round_to``
+    multiples. ``keep`` and ``remove`` are of blocks; ``corpus`` files and ``min_count`` of tokens;
+    ``rounds`` and ``rewind`` of the lottery ticket.
     """
 
     ratio: float | None = None
@@ -73,6 +84,7 @@ class PruneOptions:
     importance: str = "magnitude"
     heads: bool = False
     layer_ratios: Sequence[str] = ()
+    include: Sequence[str] = ()
     ignore: Sequence[str] = ()
     round_to: int | None = None
     keep: int | None = None
@@ -114,14 +126,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Made:
-    """What a method made. ``after_step`` keeps zeros zero in training; ``files`` take the place of
-    a folder's own (a tokenizer that was rewritten)."""
+    """What a method made. ``after_step`` keeps zeros zero in training; ``vocabulary`` is how tokens
+    are numbered now, where that has changed."""
 
     model: TorchModel
     pruning: Pruning
     after_step: Callable[[], None] | None = None
     training: dict[str, Any] | None = None
-    folder: Path | None = None
+    vocabulary: VocabularyPlan | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -154,6 +166,12 @@ class Method:
             raise UsageError(
                 f"--ratio {ratio:g}: it is the share that goes; give one above 0 and below 1"
             )
+        if options.target is not None:
+            from edgeopt.train.targets import parse_target
+
+            parse_target(options.target)
+        _pattern(options.pattern)
+        _ratios(options.layer_ratios)
 
 
 _FLAGS = {"layer_ratios": "layer-ratio"}
@@ -177,7 +195,8 @@ def _channels(work: Work) -> Made:
         "scope": options.scope,
         "importance": options.importance,
         "feeds": feeds,
-        "targets": labels,
+        "labels": labels,
+        "seed": options.seed,
         "ratios": _ratios(options.layer_ratios),
         "ignore": options.ignore,
         "heads": options.heads,
@@ -199,21 +218,17 @@ def _channels(work: Work) -> Made:
     return Made(model, dataclasses.replace(pruning, notes=(*pruning.notes, *found.notes)))
 
 
-def _with_labels(work: Work) -> tuple[Sequence[Mapping[str, Array]], Any]:
+def _with_labels(work: Work) -> tuple[Sequence[Mapping[str, Array]], NDArray[Any] | None]:
     """Calibration feeds, and their labels where the data has some (importance by gradient)."""
-    calibration = work.prepared.calibration
-    if calibration is None:
-        return (), None
-    feeds = list(calibration)
-    if work.options.importance != "taylor" or work.data is None:
+    feeds = list(work.feeds)
+    if work.options.importance != "taylor" or work.data is None or not feeds:
         return feeds, None
     read = read_labelled(work.data, work.opened.model.inputs)
     if read.target is None or read.paired:
         return feeds, None
-    held = {index for index in range(len(read.target)) if index % 4 == 3}
-    if len(read.target) - len(held) != len(feeds):
-        return feeds, None
-    return feeds, [read.target[i : i + 1] for i in range(len(read.target)) if i not in held]
+    # Of rows that calibrate and are not held out, in the order that the split leaves them in.
+    kept = np.arange(len(read.target)) % HELD != HELD - 1
+    return (feeds, read.target[kept]) if int(kept.sum()) == len(feeds) else (feeds, None)
 
 
 def _ratios(given: Sequence[str]) -> dict[str, float]:
@@ -258,32 +273,26 @@ def _depth(work: Work) -> Made:
 
 
 def _vocabulary(work: Work) -> Made:
-    from edgeopt.train.vocabulary import prune_vocabulary
+    from edgeopt.train.corpus import Corpus
+    from edgeopt.train.vocabulary import plan_vocabulary, prune_vocabulary
 
-    folder = work.opened.model.folder
-    if folder is None:
+    model = work.opened.model
+    if model.folder is None:
         raise SourceError(
             f"{work.opened.source.path}: --method vocabulary rewrites a tokenizer too; give a "
             "Hugging Face folder"
         )
-    tokenizer = work.workdir / "tokenizer"
-    pruning = prune_vocabulary(
-        work.opened.model,
-        folder,
-        [_text(path) for path in work.options.corpus],
-        out=tokenizer,
+    if work.recover is not None:
+        raise UsageError("--recover has no meaning for --method vocabulary: answers stay the same")
+    plan = plan_vocabulary(
+        model.folder,
+        Corpus([Path(path) for path in work.options.corpus]),
         min_count=work.options.min_count,
+        progress=work.progress,
     )
-    return Made(work.opened.model, pruning, folder=tokenizer)
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputsError(f"--corpus {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputsError(f"--corpus {path}: no UTF-8 at byte {error.start}") from None
+    pruning = prune_vocabulary(model, plan)
+    pruning = dataclasses.replace(pruning, notes=(*pruning.notes, *plan.notes))
+    return Made(plan.refit(model), pruning, vocabulary=plan)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -292,7 +301,8 @@ def _text(path: str) -> str:
 
 def _weights(method: str) -> Callable[[Work], Made]:
     def run(work: Work) -> Made:
-        from edgeopt.train.sparse import held, masks_of, prune_weights
+        from edgeopt.train.held import held, masks_of
+        from edgeopt.train.sparse import prune_weights
 
         options, model = work.options, work.opened.model
         pruning = prune_weights(
@@ -302,10 +312,11 @@ def _weights(method: str) -> Callable[[Work], Made]:
             pattern=_pattern(options.pattern),
             scope=options.scope,
             feeds=work.feeds,
+            include=options.include,
             exclude=options.ignore,
             progress=work.progress,
         )
-        return Made(model, pruning, held(model.module, masks_of(model.module)))
+        return Made(model, pruning, held(model.module, masks_of(model.module, pruning)))
 
     return run
 
@@ -321,38 +332,42 @@ def _pattern(text: str | None) -> tuple[int, int] | None:
 
 
 def _lottery(work: Work) -> Made:
+    from edgeopt.train.held import held, masks_of
     from edgeopt.train.lottery import lottery
-    from edgeopt.train.sparse import held, masks_of
-    from edgeopt.verbs.training import lessons, teach
 
-    if work.recover is None:
-        raise UsageError("--method lottery trains again and again: give --recover DATA")
     options, model = work.options, work.opened.model
-    assert options.ratio is not None
+    assert options.ratio is not None and work.recover is not None
     same = work.data is not None and Path(work.recover) == Path(work.data)
     material = lessons(work.recover, model, hold_out=same)
     teacher = dataclasses.replace(model, module=copy.deepcopy(model.module))
     said: dict[str, Any] = {}
 
-    def train(after_step: Callable[[], None], start: int) -> None:
-        nonlocal said
-        _, said = teach(
-            model,
+    def train(module: nn.Module, after_step: Callable[[], None], start: int) -> None:
+        _, found = teach(
+            dataclasses.replace(model, module=module),
             teacher,
             material,
-            work.training,
+            work.training.after(start, material),
             fine=work.opened.source.kind == "hf-folder",
             after_step=after_step,
             progress=work.progress,
         )
+        said.update(found)
 
     pruning = lottery(
-        model, train, ratio=options.ratio, rounds=options.rounds, rewind_step=options.rewind
+        model,
+        train,
+        ratio=options.ratio,
+        rounds=options.rounds,
+        rewind_step=options.rewind,
+        include=options.include,
+        exclude=options.ignore,
+        progress=work.progress,
     )
-    return Made(model, pruning, held(model.module, masks_of(model.module)), said)
+    return Made(model, pruning, held(model.module, masks_of(model.module, pruning)), said)
 
 
-_SPARSE = frozenset({"ratio", "pattern", "scope", "ignore"})
+_SPARSE = frozenset({"ratio", "pattern", "scope", "include", "ignore"})
 
 METHODS: Mapping[str, Method] = {
     "channels": Method(
@@ -380,7 +395,7 @@ METHODS: Mapping[str, Method] = {
     "sparsegpt": Method(_weights("sparsegpt"), _SPARSE, ("ratio", "pattern"), sparse=True),
     "lottery": Method(
         _lottery,
-        frozenset({"ratio", "rounds", "rewind", "ignore"}),
+        frozenset({"ratio", "rounds", "rewind", "include", "ignore"}),
         needs=("ratio",),
         sparse=True,
         trains=True,

@@ -9,12 +9,13 @@ they were counted, load, run and stay finite is asked of every one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.core import Check, Progress, Proof, Quality, Source, Verdict, file_sha256
+from edgeopt.core import Check, Fidelity, Progress, Proof, Quality, Source, Verdict, file_sha256
 from edgeopt.core import format_bytes as bytes_text
 from edgeopt.errors import EdgeoptError, UsageError
 from edgeopt.files.open import open_source
@@ -25,15 +26,27 @@ from edgeopt.runtimes.engine import Case
 from edgeopt.verbs.graph_source import Prepared
 from edgeopt.verbs.likeness import Artifact, of_answers
 from edgeopt.verbs.quality import Metric
+from edgeopt.verbs.same_tokens import keep_scores, take_old_numbers
 
 if TYPE_CHECKING:
     from edgeopt.train.counting import Counts
     from edgeopt.train.cuts import Pruning
+    from edgeopt.train.vocabulary import VocabularyPlan
 
 __all__ = ["Asked", "Shrunk", "prove_shrunk"]
 
 #: Seconds given to interleaved latency blocks.
 _SECONDS = 2.0
+
+#: What may be lost of a metric where nobody says: a point of accuracy; of what is larger than 1
+#: (perplexity), this share of it.
+_MAY_DROP = 0.01
+
+#: Outputs whose largest element is no answer: what counts is where they point.
+_DIRECTION = re.compile("embed|hidden|feature|pool")
+
+#: The share of classes, or the cosine of outputs, that must be the same where nothing is asked.
+_SAME = 0.9
 
 
 @dataclass(frozen=True)
@@ -76,8 +89,17 @@ class Shrunk:
     usage: str = ""
     #: The file to load in place of ``written``, where that holds no graph (sparse weights).
     runnable: Path | None = None
-    #: Whether shapes are smaller, so that the stored weights must be, too.
+    #: Whether the file must have fewer bytes than the source's.
     smaller: bool = True
+    #: How tokens are numbered now, where that has changed.
+    vocabulary: VocabularyPlan | None = None
+
+    @property
+    def before_rows(self) -> int:
+        """Rows of the embedding before pruning."""
+        return max(
+            cut.before for pruning in self.prunings for cut in pruning.cuts if cut.kind == "rows"
+        )
 
 
 def prove_shrunk(
@@ -95,15 +117,19 @@ def prove_shrunk(
     source = prepared.source
     loaded = open_source(made.runnable or made.written)
     captured = _captured(loaded, prepared, workdir, trust_pickle, progress)
+    models, feeds = (prepared.captured.model, captured.model), prepared.proof
+    if (plan := made.vocabulary) is not None:
+        rows = made.before_rows
+        models = (keep_scores(models[0], plan, rows), take_old_numbers(models[1], plan, rows))
+        feeds = tuple(plan.within(feed) for feed in feeds)
     pair = measure_pair(
-        prepared.captured.model,
-        captured.model,
-        prepared.proof,
+        *models,
+        feeds,
         threads=asked.threads,
         seconds=_SECONDS,
         progress=progress,
     )
-    quality, lost = _quality(prepared, captured, asked, progress)
+    quality, lost = _quality(models, prepared, asked, progress)
     nbytes = sum(path.stat().st_size for path in made.weighed)
     checks, unproven = _judged(made, pair, quality, asked, (source.nbytes, nbytes))
     return Proof(
@@ -169,14 +195,14 @@ def _final_names(made: Shrunk) -> list[Path]:
 
 
 def _quality(
-    prepared: Prepared, captured: Captured, asked: Asked, progress: Progress | None
+    models: tuple[Path, Path], prepared: Prepared, asked: Asked, progress: Progress | None
 ) -> tuple[dict[str, tuple[Quality, Quality]], list[str]]:
     """Each metric of the source and of the artifact; and what could not be taken, and why."""
     if not asked.metrics:
         return {}, []
     artifacts = [
         Artifact(name, open_source(model), Case(model, (model,), "onnxruntime"))
-        for name, model in (("source", prepared.captured.model), ("artifact", captured.model))
+        for name, model in zip(("source", "artifact"), models, strict=True)
     ]
     try:
         found = of_answers(
@@ -284,7 +310,7 @@ def _judged(
             "try another --method",
         )
     )
-    unproven = [line for line in pair.unproven if made.smaller or not line.startswith("size")]
+    unproven = list(pair.unproven)
     if pair.failure is None:
         checks += _answers(pair, asked)
     checks += _kept_up(quality, asked)
@@ -305,6 +331,8 @@ def _answers(pair: PairResult, asked: Asked) -> list[Check]:
         )
     ]
     numbers = [f for f in pair.fidelity if not f.constant and not math.isnan(f.sqnr_db)]
+    if asked.min_sqnr is None and not asked.metrics:
+        checks += [check for check in [_alike(pair.fidelity)] if check is not None]
     if asked.min_sqnr is not None and numbers:
         worst = min(numbers, key=lambda f: f.sqnr_db)
         checks.append(
@@ -320,29 +348,57 @@ def _answers(pair: PairResult, asked: Asked) -> list[Check]:
 
 
 def _kept_up(quality: Mapping[str, tuple[Quality, Quality]], asked: Asked) -> list[Check]:
-    """The task metrics, where the user has said how much may be lost."""
+    """The task metrics, against what may be lost of them."""
     checks = []
     for name, (before, after) in quality.items():
         lost = before.value - after.value
         lost = lost if before.higher_is_better else -lost
-        if asked.max_drop is not None:
-            checks.append(
-                Check(
-                    name,
-                    lost <= asked.max_drop + 1e-12,
-                    f"{after.value:.4f} from {before.value:.4f}",
-                    f"a drop of {asked.max_drop:g} at most",
-                    "a lower --ratio, or --recover DATA",
-                )
+        may = asked.max_drop
+        if may is None:
+            may = _MAY_DROP * max(1.0, abs(before.value))
+        way = "drop" if before.higher_is_better else "rise"
+        checks.append(
+            Check(
+                name,
+                lost <= may + 1e-12,
+                f"{after.value:.4f} from {before.value:.4f}",
+                f"a {way} of {may:.4g} at most",
+                "a lower --ratio, --recover DATA, or a --max-drop that you can live with",
             )
-    if asked.max_drop is not None and not quality:
+        )
+    if asked.metrics and not quality:
         checks.append(
             Check(
                 asked.metrics[0].name,
                 False,
                 "it could not be taken",
-                f"a drop of {asked.max_drop:g} at most",
+                "a figure before and after",
                 "see what was not checked",
             )
         )
     return checks
+
+
+def _alike(fidelity: Sequence[Fidelity]) -> Check | None:
+    """Where nothing else is asked: most answers are still the same."""
+    classes = [
+        f
+        for f in fidelity
+        if f.top1 is not None and not f.constant and not _DIRECTION.search(f.output)
+    ]
+    if classes:
+        worst = min(classes, key=lambda f: f.top1 or 0.0)
+        found, passed = f"{worst.top1 or 0:.1%} of answers", (worst.top1 or 0.0) >= _SAME
+    else:
+        others = [f for f in fidelity if not f.constant and not math.isnan(f.cosine)]
+        if not others:
+            return None
+        worst = min(others, key=lambda f: f.cosine)
+        found, passed = f"cosine {worst.cosine:.3f}", worst.cosine >= _SAME
+    return Check(
+        "answers alike",
+        passed,
+        f"{found} ({worst.output})",
+        f"{_SAME:g} or more; --metric or --min-sqnr ask for something else",
+        "a lower --ratio, --recover DATA, or --metric with labelled --data",
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.core import Progress, Proof, Source, Storage, Weight
-from edgeopt.errors import UsageError
+from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.atomic import checked_folder, checked_output, writing_folder, writing_group
 from edgeopt.verbs.graph_source import Prepared
 from edgeopt.verbs.output import default_path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgeopt.train.counting import Counts
     from edgeopt.train.cuts import Pruning
     from edgeopt.train.model import TorchModel
+    from edgeopt.train.vocabulary import VocabularyPlan
 
 __all__ = ["FORMATS", "Recipe", "Result", "format_for", "keep_proven"]
 
@@ -60,7 +61,7 @@ class Result:
 
     model: TorchModel
     prunings: tuple[Pruning, ...] = ()
-    folder: Path | None = None
+    vocabulary: VocabularyPlan | None = None
     training: Mapping[str, Any] | None = None
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -167,13 +168,16 @@ class _Work:
         return self._prove(program, final, files, "torch-exported", notes, usage, weigh=(program,))
 
     def folder(self, folder: Path, final: Path) -> Proof:
-        from edgeopt.train.folder import write_folder
+        from edgeopt.train.folder import fill_folder, folder_complaint
 
         model = self.result.model
-        write_folder(model, folder, tokenizer=self.result.folder)
+        if (complaint := folder_complaint(model)) is not None:
+            raise SourceError(complaint)
+        plan = self.result.vocabulary
+        notes = fill_folder(model, folder, {} if plan is None else plan.files)
         usage = _FOLDER_USAGE.format(name=final.name)
         files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
-        return self._prove(folder, final, files, "hf-folder", (), usage, weigh=files)
+        return self._prove(folder, final, files, "hf-folder", notes, usage, weigh=files)
 
     def sparse(self, temporary: Path, final: Path) -> Proof:
         """Weights alone: the graph that proves them has its weights from the written file."""
@@ -183,7 +187,7 @@ class _Work:
         from edgeopt.train.program import write_program
 
         model = self.result.model
-        metadata = {"edgeopt": json.dumps(self._description(), sort_keys=True)}
+        metadata = {"edgeopt_pruned": json.dumps(self._description(), sort_keys=True)}
         write_sparse(_weights(model.module), temporary, metadata)
         read = load_weights(temporary)
         shapes = {name: tuple(read.describe(name).shape) for name in read}
@@ -232,7 +236,11 @@ class _Work:
             notes=(*result.model.notes, *notes),
             usage=usage,
             runnable=runnable,
-            smaller=kind == "safetensors" or after.nbytes < self.before.nbytes,
+            vocabulary=result.vocabulary,
+            # A program holds the graph too, which a state dict does not; zeros alone are as many
+            # bytes as any number.
+            smaller=kind == "safetensors"
+            or (kind == self.recipe.source.kind and after.nbytes < self.before.nbytes),
         )
         return prove_shrunk(
             self.verb,
@@ -246,10 +254,13 @@ class _Work:
 
     def _description(self) -> dict[str, Any]:
         """What was done, for :func:`edgeopt.train.rebuild.rebuild` and for people."""
+        from edgeopt.train.rebuild import sizes_of
+
         return {
             "edgeopt_pruned": _DESCRIPTION_VERSION,
             "verb": self.verb,
             "source_sha256": self.sha256,
+            "sizes": sizes_of(self.result.model.module),
             "prunings": [
                 {
                     "method": pruning.method,

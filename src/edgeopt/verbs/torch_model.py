@@ -65,6 +65,7 @@ def open_torch(
     from edgeopt.graphs.capture.loaders import Job
     from edgeopt.graphs.capture.loaders import load as load_module
     from edgeopt.runtimes.torch_outputs import Flat
+    from edgeopt.runtimes.torch_programs import ProgramModule
     from edgeopt.train.model import TorchModel
 
     raw = load(data) if data is not None else None
@@ -82,8 +83,10 @@ def open_torch(
     flat = loaded.module
     if isinstance(flat, Flat):
         module, positional, fixed = flat.inner, flat.positional, flat.fixed
-    else:  # an exported program: called in its own order
+    else:  # TorchScript that --model stands in for has none of its own
         module, positional, fixed = flat, True, {}
+    if isinstance(module, ProgramModule):
+        module = module.trainable()
     example = feed(loaded.inputs)
     made = TorchModel(
         module,

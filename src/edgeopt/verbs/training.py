@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from edgeopt.train.model import TorchModel
     from edgeopt.train.settings import TrainSettings
 
-__all__ = ["Lessons", "TrainOptions", "held_out", "lessons", "teach"]
+__all__ = ["HELD", "Lessons", "TrainOptions", "held_out", "lessons", "teach"]
 
 #: Every n-th row is held out for the proof, as :func:`edgeopt.data.split.split` has it.
-_HELD = 4
+HELD = 4
 
 #: The share of what is trained on that chooses the best weights, and nothing else.
 _VALIDATION = 0.125
 
-_EPOCHS = 10
+_EPOCHS, _BATCH = 10, 64
 
 #: Peak learning rates of AdamW: of pretrained transformers, and of everything else.
 _FINE, _COARSE = 1e-4, 1e-3
@@ -49,7 +49,10 @@ class TrainOptions:
     seed: int = 0
     checkpoint: str | None = None
     cache_teacher: str | None = None
-    log: str | None = None
+    history: str | None = None
+    patience: int | None = None
+    precision: str = "fp32"
+    accumulation: int = 1
 
     def settings(self, *, fine: bool) -> TrainSettings:
         """Raises UsageError for a value out of its range."""
@@ -63,12 +66,25 @@ class TrainOptions:
         return TrainSettings(
             epochs=None if self.steps is not None else self.epochs or _EPOCHS,
             steps=self.steps,
-            batch_size=self.batch_size or 64,
+            batch_size=self.batch_size or _BATCH,
             learning_rate=rate,
             seed=self.seed,
+            patience=self.patience,
+            precision=self.precision,
+            accumulation=self.accumulation,
             checkpoint=None if self.checkpoint is None else Path(self.checkpoint),
             cache_teacher=None if self.cache_teacher is None else Path(self.cache_teacher),
         )
+
+    def after(self, start: int, material: Lessons) -> TrainOptions:
+        """The same training with its first ``start`` steps left out."""
+        if start == 0:
+            return self
+        batches = material.train.count(self.batch_size or _BATCH) or 1
+        steps = self.steps or (self.epochs or _EPOCHS) * batches
+        if start >= steps:
+            raise UsageError(f"--rewind {start}: the training has {steps} steps; give fewer")
+        return replace(self, epochs=None, steps=steps - start)
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -82,7 +98,10 @@ class TrainOptions:
             "--pairs": self.pairs,
             "--checkpoint": self.checkpoint,
             "--cache-teacher": self.cache_teacher,
-            "--log": self.log,
+            "--history": self.history,
+            "--patience": self.patience,
+            "--precision": None if self.precision == "fp32" else self.precision,
+            "--accumulation": None if self.accumulation == 1 else self.accumulation,
         }
         return tuple(name for name, value in named.items() if value is not None)
 
@@ -112,7 +131,7 @@ def lessons(spec: str, model: TorchModel, *, hold_out: bool) -> Lessons:
     keep = [
         index
         for index in range(len(feeds))
-        if not hold_out or len(feeds) < _HELD * per_row or (index // per_row) % _HELD != _HELD - 1
+        if not hold_out or len(feeds) < HELD * per_row or (index // per_row) % HELD != HELD - 1
     ]
     label = f"{read.label}{': all rows but every 4th' if len(keep) < len(feeds) else ''}"
     chosen = [feeds[index] for index in keep]
@@ -143,7 +162,7 @@ def held_out(spec: str, workdir: Path) -> str:
     """
     own = "give other data to judge by"
     samples = load(spec)
-    feeds = [feed for index, feed in enumerate(samples) if index % _HELD == _HELD - 1]
+    feeds = [feed for index, feed in enumerate(samples) if index % HELD == HELD - 1]
     if not feeds:
         raise InputsError(f"{samples.label}: too few rows to hold one out; {own}")
     if len({tuple((n, a.shape[1:]) for n, a in feed.items()) for feed in feeds}) > 1:
@@ -201,7 +220,7 @@ def teach(
         metric=metric,
         higher_is_better=True,
         after_step=after_step,
-        log=None if options.log is None else Path(options.log),
+        log=None if options.history is None else Path(options.history),
         progress=progress,
     )
     count = "" if material.count is None else f"{material.count:,} samples of "
@@ -226,7 +245,8 @@ def _losses(
 ) -> tuple[Sequence[Loss], str]:
     import torch
 
-    from edgeopt.train.losses import default_losses, parse_losses
+    from edgeopt.train.losses import parse_losses
+    from edgeopt.train.losses.choice import default_losses, kind_of
     from edgeopt.train.pairs import parse_pairs
 
     pairs = parse_pairs(options.pairs, teacher.module, student.module) if options.pairs else ()
@@ -237,7 +257,9 @@ def _losses(
         with torch.no_grad(), student.mode(False), teacher.mode(False):
             ours = student.outputs(student.tensors())
             theirs = teacher.outputs(teacher.tensors())
-        losses, why = default_losses(ours, theirs, _target_tensors(material), teacher.module)
+        targets = _target_tensors(material)
+        kind = kind_of(teacher.module, theirs, targets)
+        losses, why = default_losses(ours, theirs, targets, kind)
         reason = f" ({why})"
     for loss in losses:
         loss.choose_layers(teacher.module, student.module, pairs)
@@ -253,8 +275,6 @@ def _target_tensors(material: Lessons) -> dict[str, Any]:
 
 def _with_classes(data: Data, student: TorchModel, losses: Sequence[Loss]) -> Data:
     """The same data, with the number of classes that its labels may be of, where they are any."""
-    from dataclasses import replace
-
     from edgeopt.train.batches import ArrayData
 
     classes = _classes(student)

@@ -1,4 +1,4 @@
-"""``.pt2`` programs: shapes from the program, and nothing loaded without the user's word."""
+"""``.pt2`` programs: shapes from the program, and no code of theirs run without the user's word."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _program(path, dynamic=True):
 
 def test_free_dimensions_come_from_the_program_and_the_table_is_stored_once(tmp_path, work):
     module = _program(tmp_path / "m.pt2")
-    answer = work(tmp_path / "m.pt2", trust=True)
+    answer = work(tmp_path / "m.pt2")
     assert answer["inputs"] == [["ids", "int64", ["batch", "dim_1"]]]
     session = onnxruntime.InferenceSession(answer["model"])
     ids = torch.randint(0, 40, (3, 9))
@@ -44,7 +44,7 @@ def test_free_dimensions_come_from_the_program_and_the_table_is_stored_once(tmp_
 
 def test_a_program_of_fixed_shapes(tmp_path, work):
     _program(tmp_path / "m.pt2", dynamic=False)
-    answer = work(tmp_path / "m.pt2", trust=True)
+    answer = work(tmp_path / "m.pt2")
     assert answer["inputs"] == [["ids", "int64", [2, 6]]]
 
 
@@ -75,3 +75,20 @@ def test_a_doctored_program_is_not_loaded_without_trust(tmp_path):
         capture(source, tmp_path / "work")
     assert not canary.exists()
     assert not (tmp_path / "work").exists()
+
+
+def test_names_that_are_kept_beside_the_program_come_back(tmp_path, work):
+    from edgeopt.core import InputSpec
+    from edgeopt.train.model import TorchModel
+    from edgeopt.train.program import write_program
+
+    torch.manual_seed(0)
+    module = nets.Tied().eval()
+    spec = InputSpec("ids", "int64", ("batch", "sequence"))
+    model = TorchModel(module, (spec,), {"ids": np.ones((2, 6), np.int64)})
+    assert write_program(model, tmp_path / "m.pt") == ()
+    answer = work(tmp_path / "m.pt")
+    assert answer["inputs"] == [["ids", "int64", ["batch", "sequence"]]]
+    ids = torch.randint(0, 40, (3, 9))
+    got = onnxruntime.InferenceSession(answer["model"]).run(None, {"ids": ids.numpy()})[0]
+    np.testing.assert_allclose(got, module(ids).detach().numpy(), atol=1e-5)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgeopt.errors import InputsError
+from edgeopt.train.hidden import captured
 from edgeopt.train.losses import Batch
 from edgeopt.train.losses.attention import Attention
 from edgeopt.train.losses.hints import Hints
@@ -230,3 +231,37 @@ def test_layers_are_proposed_or_given():
         assert (loss.teacher_layers, loss.student_layers) == (("0",), ("0",))
         loss.choose_layers(net(4), net(2))  # those that were given before stay
         assert loss.pairs == (Pair("0", "0"),)
+
+
+def test_a_student_comes_to_see_as_its_teacher_does():
+    def net(width):
+        def stage(taken, given):
+            return nn.Sequential(nn.Conv2d(taken, given, 3, padding=1), nn.Tanh())
+
+        torch.manual_seed(width)
+        return nn.Sequential(stage(1, width), stage(width, width), nn.Flatten(1))
+
+    teacher, student = net(6), net(3)
+    images = torch.randn(8, 1, 4, 4)
+    losses = [Hints(), Attention()]
+    for loss in losses:
+        loss.choose_layers(teacher, student)
+    watched = (losses[0].student_layers, losses[0].teacher_layers)
+    with captured(student, watched[0]) as ours, captured(teacher, watched[1]) as theirs:
+
+        def values():
+            teacher(images), student(images)
+            return [loss(Batch({}, student_hidden=ours, teacher_hidden=theirs)) for loss in losses]
+
+        teacher(images), student(images)
+        losses[0].prepare(Batch({}, student_hidden=ours, teacher_hidden=theirs))
+        before = values()
+        learned = [*student.parameters(), *losses[0].parameters()]
+        optimizer = torch.optim.Adam(learned, lr=0.02)
+        for _ in range(60):
+            optimizer.zero_grad()
+            sum(values()).backward()
+            optimizer.step()
+        after = values()
+    assert all(b < 0.5 * a for a, b in zip(before, after, strict=True))
+    assert all(p.grad is None for p in teacher.parameters())

@@ -107,9 +107,9 @@ def _torch(
             raise MissingExtraError(package, "torch", "turning a torch model into ONNX") from None
     import torch
 
-    from edgeopt.graphs.capture.exporting import quiet_choices
     from edgeopt.graphs.capture.ladder import climb
     from edgeopt.graphs.capture.loaders import Job, load
+    from edgeopt.runtimes.torch_exporting import quiet_choices
 
     logging.disable(logging.CRITICAL)
     quiet_choices()

@@ -59,8 +59,7 @@ def load(job: Job, source: Callable[[], Source]) -> Loaded:
     if job.kind == "torchscript":
         return _scripted(job)
     if job.kind == "torch-exported":
-        needs_trust(job.path, job.kind, job.trust)
-        return load_program(job.path)
+        return load_program(job.path, job.trust)
     if job.kind == "torch-module":
         needs_trust(job.path, job.kind, job.trust)
         return _plain(unpickled(job.path), job)

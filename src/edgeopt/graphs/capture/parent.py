@@ -77,7 +77,10 @@ def capture(
     SourceError, UsageError, MissingExtraError, and WorkerError if the child died.
     """
     del half
-    if source.kind in ("torch-module", "torch-exported") and not trust_pickle and model is None:
+    runs_code = source.kind == "torch-module" or (
+        source.kind == "torch-exported" and source.needs_trust is not None
+    )
+    if runs_code and not trust_pickle and model is None:
         raise UnsafeError(_untrusted(source))
     workdir = workdir.resolve()
     workdir.mkdir(parents=True, exist_ok=True)

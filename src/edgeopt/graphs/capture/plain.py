@@ -53,6 +53,9 @@ def derive(
     required, optional = argument_names(module)
     given = dict(example or {})
     known = {*required, *optional}
+    if known and set(required) <= set(given):
+        # What the data holds besides is for others: labels, the second of a pair.
+        given = {name: array for name, array in given.items() if name in known}
     for name in (*(s.name for s in specs), *given):
         if known and name not in known:
             raise InputsError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,45 +11,53 @@ from typing import Any
 from edgeopt.core import InputSpec
 from edgeopt.graphs.capture.axes import Axis, Inputs
 from edgeopt.graphs.capture.loaded import Loaded
-from edgeopt.runtimes.torch_modules import ProgramModule, exported
 from edgeopt.runtimes.torch_outputs import Flat
+from edgeopt.runtimes.torch_programs import ProgramModule, exported
 
 __all__ = ["load_program"]
 
 
-def load_program(path: Path) -> Loaded:
-    """Load a program that the user trusts. Raises CaptureError."""
-    program, names = exported(path)
-    nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
-    specs: list[InputSpec] = []
-    values = [nodes[name].meta["val"] for name in names]
-    limits = program.range_constraints
+def load_program(path: Path, trust: bool = False) -> Loaded:
+    """Load a program that the user trusts, or that can only compute.
+
+    Raises UnsafeError, FormatError or CaptureError as
+    :func:`edgeopt.runtimes.torch_programs.exported`.
+    """
+    found = exported(path, trust)
+    limits = found.program.range_constraints
     axes: dict[str, Axis] = {}
     usual: dict[str, str] = {}
-    for name, value in zip(names, values, strict=True):
+    specs: list[InputSpec] = []
+    values = _values(found.program)
+    for spec, symbols in zip(found.inputs, found.symbols, strict=True):
         shape: list[int | str] = []
-        for position, size in enumerate(value.shape):
-            if isinstance(size, int):
-                shape.append(size)
+        for position, (size, symbol) in enumerate(zip(spec.shape, symbols, strict=True)):
+            if isinstance(symbol, int):
+                shape.append(symbol)
                 continue
-            expression = size.node.expr
-            hint = int(size.node.hint) if size.node.has_hint() else 2
-            key = str(expression)
+            key = str(symbol)
             if key not in usual:
-                axis = _axis(_axis_name(key, position, axes), hint, limits.get(expression))
-                usual[key] = axis.name
-                axes[axis.name] = axis
+                told = size if isinstance(size, str) and size != key else ""
+                name = told or _axis_name(key, position, axes)
+                node = values[spec.name].shape[position].node
+                hint = int(node.hint) if node.has_hint() else 2
+                usual[key] = name
+                # Two symbols of one name, which torch never had to tell apart, move together.
+                axes.setdefault(name, _axis(name, hint, limits.get(symbol)))
             shape.append(usual[key])
-        dtype = str(value.dtype).removeprefix("torch.")
-        specs.append(InputSpec(name, dtype, tuple(shape)))
-    module = ProgramModule(program)
-    flat = Flat(module, names, positional=True)
+        specs.append(InputSpec(spec.name, spec.dtype, tuple(shape)))
+    module = ProgramModule(found.program)
+    flat = Flat(module, found.names, positional=True)
     return Loaded(
         call=flat,
-        inputs=Inputs(tuple(specs), axes, _vocabulary(program, names), {}),
+        inputs=Inputs(tuple(specs), axes, _vocabulary(found.program, found.names), {}),
         module=flat,
-        program=program,
+        program=found.program,
     )
+
+
+def _values(program: Any) -> dict[str, Any]:
+    return {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
 
 
 def _axis_name(key: str, position: int, taken: dict[str, Axis]) -> str:
@@ -73,10 +82,12 @@ def _axis(name: str, hint: int, limits: Any) -> Axis:
 
 
 def _vocabulary(program: Any, names: Sequence[str]) -> dict[str, int]:
-    """Rows of the smallest table that each integer input looks up; 2 where it looks up none."""
-    rows = [
-        int(node.args[0].meta["val"].shape[0])
-        for node in program.graph.nodes
-        if node.op == "call_function" and str(node.target) == "aten.embedding.default"
-    ]
-    return dict.fromkeys(names, min(rows, default=2))
+    """Rows of the smallest table that each integer input looks up, of any table where it looks up
+    none by itself; 2 where there is none."""
+    rows: dict[str, int] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and str(node.target) == "aten.embedding.default":
+            table, index = node.args[0].meta["val"], node.args[1].name
+            rows[index] = min(rows.get(index, sys.maxsize), int(table.shape[0]))
+    least = min(rows.values(), default=2)
+    return {name: rows.get(name, least) for name in names}

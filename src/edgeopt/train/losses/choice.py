@@ -76,7 +76,7 @@ def default_losses(
         why = "an embedder: directions of the teacher's embeddings, and how alike they are"
         return (Cosine(output=name, similarity=1.0),), why
     if kind == "classifier":
-        if labelled:
+        if any(not target.is_floating_point() for target in targets.values()):
             why = "a classifier with labels: mostly the teacher's soft labels, some of the data's"
             return (SoftLabels(0.9), HardLabels(0.1)), why
         return (SoftLabels(),), "a classifier without labels: the teacher's soft labels"

@@ -1,0 +1,81 @@
+"""Latency of a pruned model beside its original: the same way to ONNX, one process, ratios."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the train extra is not installed")
+pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
+
+from tests.train.prune_nets import image  # noqa: E402
+from torch import nn  # noqa: E402
+
+from edgeopt.core import Source  # noqa: E402
+from edgeopt.data.synthetic import synthetic  # noqa: E402
+from edgeopt.errors import SourceError  # noqa: E402
+from edgeopt.train.model import TorchModel  # noqa: E402
+from edgeopt.verbs import prune_latency  # noqa: E402
+from edgeopt.verbs.torch_model import Opened  # noqa: E402
+
+
+def opened(path: Path) -> Opened:
+    model = image(nn.Sequential(nn.Linear(64, 256)), 64)
+    source = Source(path / "m.pt", "torch-module", (), 0, ())
+    return Opened(source, model, None, synthetic(model.inputs, None, count=1, seed=0))
+
+
+def plain_onnx(made: list[Path], break_it: bool = False) -> Any:
+    """A file with the model's product, without the exporter, which takes its time."""
+
+    def write(model: TorchModel, folder: Path, progress: Any) -> Path:
+        weight = model.module[0].weight.detach().numpy().T
+        graph = onnx.helper.make_graph(
+            [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+            "g",
+            [onnx.helper.make_tensor_value_info("x", 1, ["batch", 64])],
+            [onnx.helper.make_tensor_value_info("y", 1, ["batch", weight.shape[1]])],
+            [onnx.numpy_helper.from_array(weight.copy(), "w")],
+        )
+        opset = onnx.helper.make_opsetid("", 17)
+        path = folder / "model.onnx"
+        onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), path)
+        if break_it and made:
+            path.write_bytes(b"nothing")
+        made.append(path)
+        return path
+
+    return write
+
+
+def test_the_original_is_exported_once_and_shares_are_of_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+    monkeypatch.setattr(prune_latency, "_onnx", plain_onnx(made))
+    whole = opened(tmp_path)
+    meter = prune_latency.latency_meter(whole, tmp_path, seconds=0.05)
+    small = image(nn.Sequential(nn.Linear(64, 2)), 64)
+    for count in (2, 3):
+        reading = meter(small)
+        assert reading.value > 0 and reading.share > 0
+        assert len(made) == count
+
+
+def test_a_model_that_does_not_load_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune_latency, "_onnx", plain_onnx([], break_it=True))
+    whole = opened(tmp_path)
+    with pytest.raises(SourceError):
+        prune_latency.latency_meter(whole, tmp_path, seconds=0.05)(whole.model)
+
+
+@pytest.mark.slow
+def test_by_way_of_the_exporter(tmp_path: Path) -> None:
+    whole = opened(tmp_path)
+    reading = prune_latency.latency_meter(whole, tmp_path, seconds=0.2)(whole.model)
+    assert 0.3 < reading.share < 3  # of itself: that it is one, and not that it is exact
