@@ -153,7 +153,7 @@ def forked_command(words: Sequence[str], folder: Path, out: Path, err: Path) -> 
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         sys.path.insert(0, str(folder))
         sys.argv = ["edgeopt", *words]
-        no_processes(pytest.MonkeyPatch())
+        no_processes(pytest.MonkeyPatch(), seconds=0.2)
         try:
             cli.main()
         except SystemExit as done:
