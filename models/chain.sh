@@ -19,8 +19,9 @@ echo; echo "== quantize: what is left in 8 bits"
 edgeopt quantize "$out/pruned.pt" --data "$out/digits.npz" -o "$out/pruned-int8.onnx"
 
 echo; echo "== compare: every step"
-edgeopt export "$out/model.pt" --model models.digits:build -o "$out/float32.onnx" > "$out/export.txt"
-edgeopt export "$out/pruned.pt" -o "$out/pruned.onnx" >> "$out/export.txt"
+edgeopt export "$out/model.pt" --model models.digits:build --data "$out/digits.npz" \
+  -o "$out/float32.onnx" > "$out/export.txt"
+edgeopt export "$out/pruned.pt" --data "$out/digits.npz" -o "$out/pruned.onnx" >> "$out/export.txt"
 edgeopt compare "$out/float32.onnx" "$out/pruned.onnx" "$out/pruned-int8.onnx" \
   --data "$out/digits-test.npz" --metric accuracy --time 2 --report "$out/report.html"
 echo; echo "The report: $out/report.html"

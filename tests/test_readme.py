@@ -43,6 +43,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the pages name: what ``make demo`` makes, untrained."""
     torch = pytest.importorskip("torch", reason="the pages quantize a torch model")
     pytest.importorskip("sklearn", reason="the pages use scikit-learn's digits")
+    pytest.importorskip("torch_pruning", reason="the pages prune channels")
+    pytest.importorskip("accelerate", reason="the pages train")
     np = pytest.importorskip("numpy")
     from models import digits
     from safetensors.numpy import save_file
@@ -57,6 +59,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net = digits.train(images[:256], labels[:256], epochs=1)
     torch.save(net.state_dict(), folder / "demo" / "model.pt")
     np.savez(folder / "demo" / "digits.npz", image=images[300:364])
+    np.savez(folder / "demo" / "digits-train.npz", image=images[:256], label=labels[:256])
+    np.savez(folder / "demo" / "digits-test.npz", image=images[400:464], label=labels[400:464])
     shutil.copy(ROOT / "README.md", folder / "README.md")
     save_file(
         {"encoder.layer.0.weight": np.eye(64, dtype=np.float32)}, folder / "model.safetensors"

@@ -109,7 +109,7 @@ _CLAIMS = {
         r"int8 against float32: 3\.[78]x smaller",
         r"copy against float32: the same size",
         r"loads 0 things from elsewhere",
-        r"5 processes",
+        r"8 processes",
         r"exit code 4",
     ),
 }

@@ -19,6 +19,7 @@ from edgeopt.errors import MissingExtraError, OutputError, UsageError
 from edgeopt.numerics.derive import derive
 from edgeopt.report.charts import charts, write_charts
 from edgeopt.report.document import Document
+from edgeopt.report.numbers import plain
 from edgeopt.report.pareto import points
 from edgeopt.report.plots.chart import INKS, NARROW, WIDE, Marks, subject_inks
 from edgeopt.report.plots.distribution import distributions
@@ -124,6 +125,15 @@ def test_without_closeness_the_smaller_and_faster_wins() -> None:
     a, b, c = results_of.NAMES
     # c is smaller than b but slower; a is larger than c and, within the noise, as fast
     assert front("three", fidelity={}) == {a: False, b: True, c: True}
+
+
+def test_points_say_how_well_the_task_is_done() -> None:
+    said = {p.name: plain(p.task) for p in points(document("three"))}
+    scores = ("spearman 0.8203", "spearman 0.8189", "spearman 0.8011")
+    assert said == dict(zip(results_of.NAMES, scores, strict=True))
+    # of one that was not scored nothing can be said beside the others
+    some = dataclasses.replace(results_of.three(), quality=results_of.three().quality[:2])
+    assert not any(p.task for p in points(Document(some, derive(some))))
 
 
 def test_one_without_latency_is_left_out() -> None:

@@ -129,7 +129,7 @@ training = options(
         "losses",
         metavar="NAME=WEIGHT[,KEY=VALUE]",
         multiple=True,
-        help="soft, hard, hints, attention, cosine, mse, next; repeatable (default: by the task).",
+        help="soft, hard, hints, attention, cosine, mse, next_token; repeatable (else: by task).",
     ),
     click.option(
         "--pairs", metavar="T=S[,...]", help="Layers of teacher and student that hints compare."

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeopt.report.document import Document
-from edgeopt.report.numbers import Number, Phrase
+from edgeopt.report.headline import quality_number
+from edgeopt.report.numbers import Number, Phrase, Said
 
 __all__ = ["Point", "closeness", "compared_in", "points"]
 
 
 @dataclass(frozen=True)
 class Point:
-    """An artifact's place. ``closeness``: larger is closer to the baseline; None: unknown."""
+    """An artifact's place. ``closeness``: larger is closer to the baseline; None: unknown.
+    ``words`` say how close; ``task`` how well the task is done, where that is known of all."""
 
     name: str
     size: Number
@@ -28,6 +30,7 @@ class Point:
     high: float
     closeness: float | None
     words: Phrase
+    task: Phrase = ()
     front: bool = False
 
 
@@ -53,6 +56,9 @@ def points(document: Document) -> tuple[Point, ...]:
         high = latency.value if figure.high is None else figure.high
         close, words = closeness(document, name, top1)
         found.append(Point(name, size, latency, low, high, close, words))
+    tasks = _tasks(document)
+    if found and all(point.name in tasks for point in found):
+        found = [dataclasses.replace(point, task=tasks[point.name]) for point in found]
     if any(point.closeness is None for point in found):
         found = [dataclasses.replace(p, closeness=None) for p in found]
     return tuple(
@@ -75,6 +81,16 @@ def _beats(a: Point, b: Point) -> bool:
     if a.closeness is not None and b.closeness is not None:
         signs.append((a.closeness > b.closeness) - (a.closeness < b.closeness))
     return min(signs) >= 0 and max(signs) > 0
+
+
+def _tasks(document: Document) -> dict[str, Phrase]:
+    """The first task metric, by artifact."""
+    found: dict[str, Phrase] = {}
+    metric = next((quality.metric for quality in document.results.quality), "")
+    for index, quality in enumerate(document.results.quality):
+        if quality.metric == metric:
+            found[quality.subject] = (Said(metric), " ", quality_number(document, index))
+    return found
 
 
 def _by_top1(document: Document) -> bool:

@@ -1,4 +1,5 @@
-"""File size against latency, closeness beside each point, and what nothing beats filled in."""
+"""File size against latency, what nothing beats filled in; beside each point how well its task is
+done, else how close it is."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeopt.report.document import Document
-from edgeopt.report.numbers import Number, plain, shorten
+from edgeopt.report.numbers import Number, Phrase, plain, shorten
 from edgeopt.report.pareto import Point, compared_in, points
 from edgeopt.report.plots.chart import (
     BOLD,
@@ -68,8 +69,12 @@ def scatter(document: Document) -> Iterator[Chart]:
 
 
 def _detail(point: Point) -> str:
-    shown = [point.size.text, point.latency.text, plain(point.words)]
+    shown = [point.size.text, point.latency.text, plain(point.task), plain(point.words)]
     return ", ".join(text for text in shown if text)
+
+
+def _beside(point: Point) -> Phrase:
+    return point.task or point.words
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def _labels(
     labels: list[_Label] = []
     for point, (x, y) in zip(found, centres, strict=True):
         name = shorten(point.name, _letters(across))
-        wide, high = max(BOLD * len(name), LETTER * len(plain(point.words))), 2 * _LINE
+        wide, high = max(BOLD * len(name), LETTER * len(plain(_beside(point)))), 2 * _LINE
         places = [
             _Label("left", x + 13, y, (x + 13, y - high / 2, x + 13 + wide, y + high / 2)),
             _Label("right", x - 13, y, (x - 13 - wide, y - high / 2, x - 13, y + high / 2)),
@@ -190,16 +195,16 @@ def _cost(
 def _texts(
     found: Sequence[Point], labels: Sequence[_Label], across: float, marks: Marks
 ) -> list[Any]:
-    """A name and below it how close the artifact is."""
+    """A name and below it how well the artifact does its task, or how close it is."""
     layers = []
     # first as a broad stroke of the paper, which keeps the grid off the letters
     under = {"stroke": INKS["paper"][0], "strokeWidth": 4, "strokeJoin": "round", "aria": False}
     for align, second in itertools.product(("left", "right", "center"), (False, True)):
         values = []
         for p, label in zip(found, labels, strict=True):
-            name = plain(p.words) if second else shorten(p.name, _letters(across))
+            name = plain(_beside(p)) if second else shorten(p.name, _letters(across))
             if label.align == align and name:
-                shown = next((part for part in p.words if isinstance(part, Number)), None)
+                shown = next((part for part in _beside(p) if isinstance(part, Number)), None)
                 mark = marks.add(name, shown if second else None)
                 y = label.y + (8 if second else -8)
                 values.append({"x": label.x, "y": y, "text": name, "mark": mark})
