@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import os
+import sys
 from types import ModuleType
 
 import pytest
@@ -28,6 +31,29 @@ def _required(name: str, *asked: object, **more: object) -> ModuleType:
 if os.environ.get("CI"):
     # Where a person may lack an extra and skips, a gate may not: what it lacks is a broken install.
     pytest.importorskip = _required
+
+
+#: What test files import between them, and what takes long to import under coverage's tracer.
+_HEAVY = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "sklearn", "scipy.stats")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection() -> None:
+    """Each process of a run in several collects every file: imports first, without the tracer."""
+    tracer = sys.gettrace()
+    if tracer is None or "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    sys.settrace(None)
+    for name in _HEAVY:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    sys.settrace(tracer)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: no later collection of garbage has to go through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

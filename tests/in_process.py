@@ -3,13 +3,18 @@ is most of what a small model takes."""
 
 from __future__ import annotations
 
+import functools
+import gc
 import io
 import json
+import logging
 import os
 import sys
 import traceback
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pytest
 
@@ -19,7 +24,10 @@ from edgeopt.measure import jobs, pair, process, worker
 from edgeopt.measure.child import rebuilt
 from edgeopt.verbs import graph_plan, proving
 
-__all__ = ["forked_capture", "no_processes"]
+__all__ = ["forked_capture", "forked_command", "no_processes", "ready_to_export", "untraced"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def _measure(
@@ -43,51 +51,130 @@ def _capture(job: Path, room: Path, progress: Any) -> dict[str, Any]:
     return {"peak_bytes": 0, **answer}
 
 
-def forked_capture(job: Path, room: Path, progress: Any) -> dict[str, Any]:
-    """What ``parent._run`` does, in a child that has torch already: a copy of this process.
+def _forked(work: Callable[[], int], out: Path, err: Path) -> int:
+    """The status of ``work`` done in a copy of this process, which prints to two files (or one).
 
-    What the export changes in torch and in the environment ends with the child, as it does there.
+    What it changes in modules and in the environment ends with it. Its standard input ends when
+    this process does.
     """
-    import torch
-
-    _, ours = pipe = os.pipe()  # the child reads its end, and ends with us
+    ends, ours = os.pipe()
     pid = os.fork()
     if pid == 0:
         sys.settrace(None)
+        gc.freeze()
         code = 1
-        with (room / "stderr.txt").open("w", encoding="utf-8") as log:
+        with out.open("ab") as printed, err.open("ab") as log:
             try:
                 os.close(ours)
-                for there, here in enumerate((pipe[0], log.fileno(), log.fileno())):
+                for there, here in enumerate((ends, printed.fileno(), log.fileno())):
                     os.dup2(here, there)
-                torch.set_num_threads(1)
-                code = child.main(str(job))
+                # Not pytest's, which may be files of its own.
+                sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+                sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
+                code = work()
             finally:
-                traceback.print_exc(file=log)
-                log.flush()
+                if sys.exc_info()[0] is not None:
+                    traceback.print_exc()
+                sys.stdout.flush()
+                sys.stderr.flush()
                 os._exit(code)
-    os.close(pipe[0])
+    os.close(ends)
     _, status = os.waitpid(pid, 0)
     os.close(ours)
+    return os.waitstatus_to_exitcode(status)
+
+
+@functools.cache
+def ready_to_export() -> None:
+    """One small export here, so that copies of this process import nothing for theirs; and torch's
+    table of operators, a third of the time that a small model takes, is made once an opset rather
+    than once an export. No tracer: none of it is ours."""
+    import torch
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    def export() -> None:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
+            torch.onnx.export(program, dynamo=True, opset_version=21, verbose=False, optimize=True)
+
+    ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+    said = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    untraced(export)()
+    logging.disable(said)
+
+
+def untraced(function: Callable[P, T]) -> Callable[P, T]:
+    """The function without coverage's tracer, for what is long and not ours."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        tracer = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            sys.settrace(tracer)
+
+    return call
+
+
+def forked_capture(job: Path, room: Path, progress: Any) -> dict[str, Any]:
+    """What ``parent._run`` does, in a child that has torch already: a copy of this process."""
+    import torch
+
+    ready_to_export()
+
+    def work() -> int:
+        torch.set_num_threads(1)
+        return child.main(str(job))
+
+    log = room / "stderr.txt"
+    status = _forked(work, log, log)
     if status:
-        raise WorkerError(f"status {status}: {(room / 'stderr.txt').read_text()}")
+        raise WorkerError(f"status {status}: {log.read_text(errors='replace')}")
     answer: dict[str, Any] = json.loads((room / "result.json").read_text())
     return answer
+
+
+def forked_command(words: Sequence[str], folder: Path, out: Path, err: Path) -> int:
+    """The exit status of ``edgeopt WORDS`` run in ``folder``, in a copy of this process.
+
+    What it starts to export a model is forked in turn, and what it measures takes no process of
+    its own and little time. ``bench`` and ``compare`` measure in fresh processes as ever.
+    """
+    from edgeopt import cli
+
+    ready_to_export()
+
+    def work() -> int:
+        os.chdir(folder)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        sys.path.insert(0, str(folder))
+        sys.argv = ["edgeopt", *words]
+        no_processes(pytest.MonkeyPatch(), seconds=0.2)
+        try:
+            cli.main()
+        except SystemExit as done:
+            return done.code if isinstance(done.code, int) else 0 if done.code is None else 1
+        return 0
+
+    return _forked(work, out, err)
+
+
+def _captured(job: Path, room: Path, progress: Any) -> dict[str, Any]:
+    graph = json.loads(job.read_text())["kind"] == "onnx"
+    return (_capture if graph else forked_capture)(job, room, progress)
 
 
 def no_processes(
     monkeypatch: pytest.MonkeyPatch, *, capture: bool = True, seconds: float = 0.02
 ) -> None:
-    """Measure (and, for ONNX sources, capture) in this process, and no longer than a verdict
-    needs: ``seconds`` a comparison."""
+    """Measure in this process, and no longer than a verdict needs: ``seconds`` a comparison; and
+    ``capture`` ONNX sources in this process, torch's in copies of it."""
     if capture:
-        real = parent._run
-
-        def run(job: Path, room: Path, progress: Any) -> dict[str, Any]:
-            graph = json.loads(job.read_text())["kind"] == "onnx"
-            return (_capture if graph else real)(job, room, progress)
-
-        monkeypatch.setattr(parent, "_run", run)
+        monkeypatch.setattr(parent, "_run", _captured)
     monkeypatch.setattr(process.Workplace, "run", _measure)
     monkeypatch.setattr(jobs, "BLOCK", seconds / 40)
     monkeypatch.setattr(proving, "_SECONDS", seconds)

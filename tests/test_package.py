@@ -38,6 +38,8 @@ HELP = "from click.testing import CliRunner; import edgeopt.cli as c; CliRunner(
         "import edgeopt.cli",
         HELP.format(["--help"]),
         HELP.format(["quantize", "--help"]),
+        HELP.format(["prune", "--help"]),
+        HELP.format(["distill", "--help"]),
     ],
 )
 def test_loads_nothing_heavy(statement: str) -> None:
@@ -52,6 +54,13 @@ def test_import_alone_does_not_even_load_numpy() -> None:
 def test_public_names_exist(name: str) -> None:
     assert getattr(edgeopt, name) is not None
     assert name in dir(edgeopt)
+
+
+def test_every_command_is_a_function_too() -> None:
+    from edgeopt.cli import cli
+
+    assert {"quantize", "prune", "distill", "inspect"} <= set(cli.commands)
+    assert {"quantize", "prune", "distill", "inspect"} <= set(edgeopt.__all__)
 
 
 def test_unknown_names_are_attribute_errors() -> None:

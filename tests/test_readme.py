@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.in_process import forked_command
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -82,6 +83,28 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT / "src")}
 
 
+#: Run as a user would, every step in a process of its own, when first met; the other commands in
+#: copies of this process, which has torch.
+AS_A_USER = ("quantize", "inspect")
+
+#: More than the pages say, where a command measures for as long as it is told to.
+SHORTER = dict.fromkeys(("bench", "compare"), ("--processes", "5", "--time", "0.5"))
+
+
+def quickly(command: str, folder: Path, room: Path) -> subprocess.CompletedProcess[str]:
+    """Run one ``edgeopt ...`` command, ``> FILE`` included."""
+    words = shlex.split(command)[1:]
+    out = room / "out.txt"
+    if words[-2:-1] == [">"]:
+        out = folder / words[-1]
+        words = words[:-2]
+    err = room / "err.txt"
+    for printed in (out, err):
+        printed.write_bytes(b"")
+    status = forked_command([*words, *SHORTER.get(words[0], ())], folder, out, err)
+    return subprocess.CompletedProcess(words, status, out.read_text(), err.read_text())
+
+
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     words = shlex.split(command)
     if words[0] == "edgeopt":
@@ -102,15 +125,17 @@ def test_make_targets_exist() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_work_as_shown(page: Path, files: Path, seen: set[str]) -> None:
+def test_commands_work_as_shown(page: Path, files: Path, seen: set[str], tmp_path: Path) -> None:
     for command in commands(page):
         if command.startswith("make ") or command in seen:
             continue
-        seen.add(command)
-        done = run(command, files)
-        if done.returncode == 3:
+        program, verb, *_ = command.split()
+        as_a_user = program != "edgeopt" or (verb in AS_A_USER and verb not in seen)
+        seen |= {command, verb}
+        done = run(command, files) if as_a_user else quickly(command, files, tmp_path)
+        if done.returncode == 3 and verb in ("quantize", "export"):
             # On a busy machine a proof may fail; later commands still need the file.
-            done = run(f"{command} --force", files)
+            done = quickly(command.replace(verb, f"{verb} --force", 1), files, tmp_path)
         assert done.returncode in (0, 3), f"{command}\n{done.stderr}"
 
 

@@ -384,7 +384,7 @@ def _constant(number: float) -> Case:
     return made
 
 
-case("all weights zero", real=True)(_constant(0.0))
+case("all weights zero")(_constant(0.0))
 
 
 @case("nothing large enough to be quantized")
@@ -469,7 +469,7 @@ def _options(words: tuple[str, ...], *options: str, code: int = 2) -> Case:
 case("block size that is no power of two", real=True)(
     _options(("100", "32, 64 or 128"), "--bits", "4", "--block-size", "100")
 )
-case("block size that divides nothing", real=True)(
+case("block size that divides nothing")(
     _options(("256", "64, 128"), "--bits", "4", "--block-size", "256")
 )
 case("bits that are not known")(_options(("5",), "--bits", "5"))
@@ -690,13 +690,13 @@ def make():
 """
 
 
-def test_control_flow_that_cannot_be_exported(tmp_path: Path) -> None:
+def test_control_flow_that_cannot_be_exported(here: Here, tmp_path: Path) -> None:
     (tmp_path / "branches.py").write_text(DEPENDS)
     save_file({"fc.weight": normal(64, 64), "fc.bias": normal(64)}, tmp_path / "m.safetensors")
     before = contents(tmp_path)
     args = ["m.safetensors", "--model", "branches:make", "--input", "x:float32[8,64]"]
     # Nothing of the user's code is compiled into his folder either.
-    left = in_a_process("quantize", *args, cwd=tmp_path)
+    left = here("quantize", *args, cwd=tmp_path)
     after = {k: v for k, v in contents(tmp_path).items() if "__pycache__" not in k}
     assert_refused(left, 2)
     assert "data-dependent" in left.err or "unbacked" in left.err or "symbolic" in left.err

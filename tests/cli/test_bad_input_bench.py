@@ -44,7 +44,8 @@ __all__ = ["here"]  # a fixture
 
 assert onnxruntime
 
-QUICK = ("--time", "0.05", "--no-cold", "-o", "r.json")
+USUAL = ("--time", "0.05", "--no-cold", "-o", "r.json")
+QUICK = ("--processes", "5", *USUAL)
 
 
 @pytest.fixture
@@ -210,7 +211,7 @@ def test_the_others_are_measured_all_the_same(
     folder: Path, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(_stand_in(tmp_path / "stand-in", DIES["abort"][0]))
-    words = ["m.onnx", "w.safetensors", *QUICK, "--report", "r.md"]
+    words = ["m.onnx", "w.safetensors", *USUAL, "--report", "r.md"]
     assert_refused(here("bench", *words, cwd=folder), 3, "m: ", "SIGABRT")
     found = Results.load(folder / "r.json")
     assert [len(m.values) for m in found.of("w", "load.warm")] == [8, 8]

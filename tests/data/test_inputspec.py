@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeopt.core import InputSpec
@@ -24,6 +24,7 @@ def test_forms(text, spec):
 
 
 @pytest.mark.no_cover  # the other tests cover it; nearly all the time is hypothesis' own
+@settings(max_examples=30)
 @given(
     st.from_regex(r"[a-zA-Z_][\w.]{0,8}", fullmatch=True),
     st.sampled_from(INPUT_DTYPES),

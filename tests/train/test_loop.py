@@ -173,17 +173,20 @@ def test_without_a_metric_the_loss_judges_weighed_by_rows() -> None:
     assert trained.best_metric == min(r.metric for r in trained.history if r.metric is not None)
 
 
-def test_patience_ends_it_early() -> None:
+@pytest.mark.parametrize("falls", [True, False], ids=["falling", "level"])
+def test_patience_ends_it_early(falls: bool) -> None:
+    """Of weights that are judged alike the later are kept, and wait for a gain all the same."""
     train_on, held = data(40).split(0.5)
+    judged = iter(range(100))
     trained = train(
         model(1),
         [Hard()],
         train_on,
         validation=held,
-        metric=lambda outputs, targets: 1.0,
+        metric=lambda outputs, targets: -float(next(judged)) if falls else 1.0,
         settings=settings(steps=50, evaluate_every=2, patience=3),
     )
-    assert (trained.stopped, trained.steps, trained.best_step) == ("early", 6, 0)
+    assert (trained.stopped, trained.steps, trained.best_step) == ("early", 6, 0 if falls else 6)
     assert "3 evaluations brought no gain" in trained.notes[-1]
 
 

@@ -182,7 +182,7 @@ def test_a_pruned_program_is_inspected_quantized_and_measured(tmp_path: Path) ->
     ]
     assert proof.fidelity and min(f.sqnr_db for f in proof.fidelity) > 20
     measured = edgeopt.bench(
-        [out, tmp_path / "q.onnx"], seconds=0.2, processes=2, cold=False, device="cpu"
+        [out, tmp_path / "q.onnx"], seconds=0.2, processes=5, cold=False, device="cpu"
     )
     assert measured
 

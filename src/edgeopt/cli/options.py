@@ -119,7 +119,7 @@ training = options(
         "--epochs",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Times the data is gone through  [default: 10].",
+        help="Times the data is gone through  [default: 10; 1,000 updates of little data].",
     ),
     click.option("--steps", type=click.IntRange(min=1), metavar="N", help="In place of --epochs."),
     click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Samples a step."),

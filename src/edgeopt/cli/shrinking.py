@@ -123,7 +123,8 @@ def prune(source: str, as_json: bool, **options: Any) -> None:
         raise UsageError("--plot has no meaning without --recover DATA")
     with progress() as report:
         proof = run(source, progress=report, **options)
-    _show(proof, plot, as_json)
+    if proof is not None:  # of several processes the first one speaks
+        _show(proof, plot, as_json)
 
 
 @click.command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,23 @@ _KINDS: Mapping[str, str] = {
     "heads": "heads",
     "blocks": "blocks",
     "rows": "rows",
-    "weights": "weights not zero",
+    "weights": "not zero",
 }
+
+
+#: How a training came to its end.
+_ENDED: Mapping[str, str] = {
+    "finished": "finished after",
+    "early": "stopped early, after",
+    "diverged": "diverged, and was stopped after",
+    "interrupted": "was interrupted after",
+}
+
+#: The mark of a file in its label: for the document, not for reading.
+_DIGEST = re.compile(r" \(SHA-256 [0-9a-f]+\)")
+
+#: Characters of a layer's name at least, however wide the figures are beside it.
+_LEAST = 16
 
 
 def count_rows(coverage: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
@@ -97,27 +113,37 @@ def _layers(
     cuts: Sequence[Mapping[str, Any]], coverage: Mapping[str, Any], console: Console
 ) -> None:
     counted = {row["layer"]: row for row in coverage.get("layers", ())}
-    table = plain_table()
-    table.add_column("layer", no_wrap=True)
-    for name in ("before", "after"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("")
-    for name in ("parameters", "FLOPs"):
-        table.add_column(name, justify="right", no_wrap=True)
     heaviest = sorted(cuts, key=lambda cut: -_saved(counted.get(cut["layer"])))[:_MOST_LAYERS]
+    rows = []
     for cut in (cut for cut in cuts if cut in heaviest):
         row = counted.get(cut["layer"])
-        table.add_row(
-            Text(cut["layer"]),
-            f"{cut['before']:,}",
-            f"{cut['after']:,}",
-            _KINDS.get(cut["kind"], cut["kind"]),
-            "" if row is None else _arrow(row["parameters"]),
-            "" if row is None else _arrow(row["flops"]),
-        )
+        figures = ("", "") if row is None else (_arrow(row["parameters"]), _arrow(row["flops"]))
+        kind = _KINDS.get(cut["kind"], cut["kind"])
+        rows.append((cut["layer"], _count(cut["before"]), _count(cut["after"]), kind, *figures))
+    headings = ("layer", "before", "after", "", "parameters", "FLOPs")
+    widths = [max(map(len, column)) + 2 for column in zip(headings, *rows, strict=True)]
+    room = max(_LEAST, console.width - sum(widths[1:]) - 2)
+    table = plain_table()
+    for heading in headings:
+        right = heading not in ("layer", "")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+    for name, *cells in rows:
+        table.add_row(Text(_middle_out(name, room)), *cells)
     console.print(table)
     if len(cuts) > len(heaviest):
         line(console, Text(f"and {len(cuts) - len(heaviest)} more: see --json"))
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number < 100_000 else _short(number)
+
+
+def _middle_out(name: str, room: int) -> str:
+    """A long name without its middle: where a layer is says its beginning, which, its end."""
+    if len(name) <= room:
+        return name
+    tail = (room - 3) * 2 // 3
+    return f"{name[: room - 3 - tail]}...{name[len(name) - tail :]}"
 
 
 def _saved(row: Mapping[str, Any] | None) -> float:
@@ -143,12 +169,17 @@ def _training(training: Mapping[str, Any], console: Console) -> None:
     metric = (
         "" if best is None else f", {training['metric']} {best:.4g} on {training['validation']}"
     )
+    ended = _ENDED.get(training["stopped"], f"{training['stopped']} after")
     text.append(
-        f"{training['stopped']} after {training['steps']:,} steps on {training['samples']}"
+        f"{ended} {_steps(training['steps'])} on {_DIGEST.sub('', training['samples'])}"
         f"; the weights of step {training['best_step']:,} are kept{metric}",
         style="default not bold",
     )
     paragraph(console, text)
-    line(console, Text(f"Losses: {training['losses']}"))
+    paragraph(console, f"Losses: {training['losses']}")
     for note in training.get("notes", ()):
         paragraph(console, f"Note: {note}")
+
+
+def _steps(count: int) -> str:
+    return f"{count:,} step{'' if count == 1 else 's'}"

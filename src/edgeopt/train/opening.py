@@ -173,6 +173,8 @@ def _fingerprint(task: Task) -> Mapping[str, str]:
         **task.settings.describe(),
         "data": task.data.fingerprint()[:16],
         "validation": "none" if task.validation is None else task.validation.fingerprint()[:16],
+        # two runs that differ in what they begin with (a ratio, a round) are not one another's
+        "what the student began with": weights_digest(task.student.module)[:16],
         "teacher": "none" if task.teacher is None else weights_digest(task.teacher.module)[:16],
         "metric": "none" if metric is None else getattr(metric, "__qualname__", "given"),
     }

@@ -259,7 +259,9 @@ class Run:
             judged = course.since_evaluation.take()[0] if course.step else math.inf
             gains = course.gains(judged, False)
         course.waited = 0 if gains else course.waited + 1
-        if gains or not course.best:
+        # Of equals the later has learned more: a metric of few rows is soon at its ceiling.
+        equal = metric is not None and metric == course.best_metric
+        if gains or equal or not course.best:
             course.best_step = course.step
             course.best_metric = None if math.isnan(judged) else judged
             share_buffers(self.accelerator, self.objective)

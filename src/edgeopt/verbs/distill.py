@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,15 @@ from edgeopt.verbs.output import scratch
 from edgeopt.verbs.quality import find_metric
 from edgeopt.verbs.shrink_prove import Asked
 from edgeopt.verbs.shrink_write import Recipe, Result, format_for, keep_proven
-from edgeopt.verbs.torch_model import Opened, open_torch
-from edgeopt.verbs.training import TrainOptions, held_out, lessons, teach
+from edgeopt.verbs.torch_model import Opened, open_torch, require_torch
+from edgeopt.verbs.training import (
+    TrainOptions,
+    first_process,
+    held_out,
+    lessons,
+    same_data,
+    teach,
+)
 
 if TYPE_CHECKING:
     from edgeopt.train.cuts import Pruning
@@ -75,12 +81,16 @@ def distill(
     options = TrainOptions(**training)
     found = tuple(find_metric(name) for name in metrics)
     asked = Asked(found, evaluation or data, min_sqnr, max_drop, threads)
+    hold_out = evaluation is None or same_data(evaluation, data)
+    require_torch("distilling")
     source = open_source(teacher)
     recipe = Recipe(source, out, _format(source, student, out), "student")
-    first = _first_process()
+    first = first_process()
     if first:
         recipe.check()
     with scratch() as workdir:
+        from edgeopt.train.randomness import isolated
+
         sha256 = source.sha256()
         opened = open_torch(
             source,
@@ -91,8 +101,9 @@ def distill(
             trust_pickle=trust_pickle,
             purpose="distilling",
         )
-        small, prunings = _student(opened, student, shrink, model, trust_pickle)
-        material = lessons(data, opened.model, hold_out=evaluation is None)
+        with isolated(options.seed):  # a student's first weights are drawn
+            small, prunings = _student(opened, student, shrink, model, trust_pickle, options.seed)
+        material = lessons(data, opened.model, hold_out=hold_out)
         _, said = teach(
             small,
             opened.model,
@@ -105,8 +116,8 @@ def distill(
             return None
         from edgeopt.train.counting import count
 
-        if found and evaluation is None:
-            asked = dataclasses.replace(asked, data=held_out(data, workdir))
+        if found and hold_out:
+            asked = dataclasses.replace(asked, data=held_out(data, opened.model.inputs, workdir))
         prepared = prepare(
             source,
             workdir,
@@ -133,12 +144,17 @@ def distill(
 def _format(source: Source, student: str | None, out: str | Path | None) -> str:
     """A folder of the teacher's kind, where the student is of its family; else a program."""
     if student is not None:
-        return "pt"
+        return format_for(source, "student", "pt", out)
     return format_for(source, "shrink", None, out)
 
 
 def _student(
-    opened: Opened, student: str | None, shrink: str | None, model: str | None, trust: bool
+    opened: Opened,
+    student: str | None,
+    shrink: str | None,
+    model: str | None,
+    trust: bool,
+    seed: int,
 ) -> tuple[TorchModel, tuple[Pruning, ...]]:
     from edgeopt.train.students import load_student, make_student, parse_shrink
 
@@ -147,10 +163,7 @@ def _student(
     assert shrink is not None
     width, depth = parse_shrink(shrink)
     feeds = opened.samples if opened.samples is not None else opened.synthetic
-    made, pruning = make_student(opened.model, width=width, depth=depth, feeds=feeds.take(64))
+    made, pruning = make_student(
+        opened.model, width=width, depth=depth, feeds=feeds.take(64), seed=seed
+    )
     return made, (pruning,)
-
-
-def _first_process() -> bool:
-    """Whether this process writes: the first of those that torchrun started, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0

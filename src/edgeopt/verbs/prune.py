@@ -17,8 +17,15 @@ from edgeopt.verbs.prune_methods import METHODS, Made, PruneOptions, Work
 from edgeopt.verbs.quality import find_metric
 from edgeopt.verbs.shrink_prove import Asked
 from edgeopt.verbs.shrink_write import Recipe, Result, format_for, keep_proven
-from edgeopt.verbs.torch_model import open_torch
-from edgeopt.verbs.training import TrainOptions, held_out, lessons, teach
+from edgeopt.verbs.torch_model import open_torch, require_torch
+from edgeopt.verbs.training import (
+    TrainOptions,
+    first_process,
+    held_out,
+    lessons,
+    same_data,
+    teach,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -46,7 +53,7 @@ def prune(
     force: bool = False,
     progress: Progress | None = None,
     **more: Unpack[PruneKeywords],
-) -> Proof:
+) -> Proof | None:
     """Take weights out of ``source``, write what is left, and prove the written file.
 
     Args:
@@ -73,6 +80,7 @@ def prune(
 
     Returns:
         The proof. Where ``proof.proven`` is false and ``force`` was not given, nothing was kept.
+        None in processes that torchrun started beside the first: that one writes.
 
     Raises:
         EdgeoptError: bad input or usage (see :mod:`edgeopt.errors`); nothing is written then.
@@ -83,14 +91,19 @@ def prune(
     found = tuple(find_metric(name) for name in metrics)
     asked = Asked(found, data, min_sqnr, max_drop, threads)
     chosen = METHODS[method]
+    require_torch("pruning")
     chosen.check(method, options)
+    if recover is not None and not chosen.recovers:
+        raise UsageError(f"--recover has no meaning for --method {method}: answers stay the same")
     if recover is None and chosen.trains:
         raise UsageError(f"--method {method} trains again and again: give --recover DATA")
     if recover is None and training.given:
         raise UsageError(f"{training.given[0]} has no meaning without --recover DATA")
     opened = open_source(source)
     recipe = Recipe(opened, out, format_for(opened, method, to, out), "pruned")
-    recipe.check()
+    first = first_process()
+    if first:
+        recipe.check()
     with scratch() as workdir:
         sha256 = opened.sha256()
         torch_model = open_torch(
@@ -112,8 +125,9 @@ def prune(
             trust_pickle=trust_pickle,
             progress=progress,
         )
-        if found and recover is not None and data is not None and _same(recover, data):
-            asked = dataclasses.replace(asked, data=held_out(data, workdir))
+        if found and data is not None and same_data(recover, data):
+            rows = held_out(data, torch_model.model.inputs, workdir)
+            asked = dataclasses.replace(asked, data=rows)
         before = count(torch_model.model)
         original = dataclasses.replace(
             torch_model.model, module=copy.deepcopy(torch_model.model.module)
@@ -131,12 +145,14 @@ def prune(
             _, said = teach(
                 made.model,
                 original,
-                lessons(recover, made.model, hold_out=_same(recover, data)),
+                lessons(recover, made.model, hold_out=same_data(recover, data)),
                 training,
                 fine=opened.kind == "hf-folder",
                 after_step=made.after_step,
                 progress=progress,
             )
+        if not first:
+            return None
         return keep_proven(
             "prune",
             recipe,
@@ -177,15 +193,6 @@ def _refitted(made: Made, prepared: Prepared) -> Made:
     note = f"statistics of {count} BatchNorm layers taken anew from {prepared.calibration.label}"
     pruning = dataclasses.replace(made.pruning, notes=(*made.pruning.notes, note))
     return dataclasses.replace(made, pruning=pruning)
-
-
-def _same(recover: str, data: str | None) -> bool:
-    """Whether both are the same data: what the proof judges by must not be trained on."""
-    if data is None:
-        return False
-    return recover == data or (
-        Path(recover).exists() and Path(data).exists() and Path(recover).samefile(data)
-    )
 
 
 def _why(cuts: Sequence[Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from edgeopt.core import Array, Progress
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.verbs.graph_source import Prepared
 from edgeopt.verbs.labelled import read_labelled
-from edgeopt.verbs.training import HELD, lessons, teach
+from edgeopt.verbs.training import HELD, lessons, same_data, teach
 
 if TYPE_CHECKING:
     from torch import nn
@@ -142,6 +143,7 @@ class Method:
     """One method: the options it takes, those one of which it needs, and how it is run.
 
     ``sparse``: weights become zero, shapes stay. ``trains``: it trains by itself, on --recover.
+    ``recovers``: --recover has a meaning.
     """
 
     run: Callable[[Work], Made]
@@ -149,6 +151,7 @@ class Method:
     needs: tuple[str, ...] = ()
     sparse: bool = False
     trains: bool = False
+    recovers: bool = True
 
     def check(self, name: str, options: PruneOptions) -> None:
         """Raises UsageError for an option that the method has no use for, or lacks."""
@@ -282,8 +285,6 @@ def _vocabulary(work: Work) -> Made:
             f"{work.opened.source.path}: --method vocabulary rewrites a tokenizer too; give a "
             "Hugging Face folder"
         )
-    if work.recover is not None:
-        raise UsageError("--recover has no meaning for --method vocabulary: answers stay the same")
     plan = plan_vocabulary(
         model.folder,
         Corpus([Path(path) for path in work.options.corpus]),
@@ -337,17 +338,23 @@ def _lottery(work: Work) -> Made:
 
     options, model = work.options, work.opened.model
     assert options.ratio is not None and work.recover is not None
-    same = work.data is not None and Path(work.recover) == Path(work.data)
-    material = lessons(work.recover, model, hold_out=same)
+    if options.rewind and work.training.checkpoint is not None:
+        raise UsageError(
+            f"--rewind {options.rewind}: a training taken up from a --checkpoint may be past that "
+            "step; leave out one of them"
+        )
+    material = lessons(work.recover, model, hold_out=same_data(work.recover, work.data))
+    work.training.after(options.rewind, material)  # refused before the first training
     teacher = dataclasses.replace(model, module=copy.deepcopy(model.module))
     said: dict[str, Any] = {}
+    rounds = itertools.count()
 
     def train(module: nn.Module, after_step: Callable[[], None], start: int) -> None:
         _, found = teach(
             dataclasses.replace(model, module=module),
             teacher,
             material,
-            work.training.after(start, material),
+            work.training.after(start, material).of_round(next(rounds)),
             fine=work.opened.source.kind == "hf-folder",
             after_step=after_step,
             progress=work.progress,
@@ -389,7 +396,9 @@ METHODS: Mapping[str, Method] = {
     "depth": Method(
         _depth, frozenset({"ratio", "keep", "remove"}), needs=("ratio", "keep", "remove")
     ),
-    "vocabulary": Method(_vocabulary, frozenset({"corpus", "min_count"}), needs=("corpus",)),
+    "vocabulary": Method(
+        _vocabulary, frozenset({"corpus", "min_count"}), needs=("corpus",), recovers=False
+    ),
     "magnitude": Method(_weights("magnitude"), _SPARSE, ("ratio", "pattern"), sparse=True),
     "wanda": Method(_weights("wanda"), _SPARSE, ("ratio", "pattern"), sparse=True),
     "sparsegpt": Method(_weights("sparsegpt"), _SPARSE, ("ratio", "pattern"), sparse=True),

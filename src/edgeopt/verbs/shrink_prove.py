@@ -26,7 +26,7 @@ from edgeopt.runtimes.engine import Case
 from edgeopt.verbs.graph_source import Prepared
 from edgeopt.verbs.likeness import Artifact, of_answers
 from edgeopt.verbs.quality import Metric
-from edgeopt.verbs.same_tokens import keep_scores, take_old_numbers
+from edgeopt.verbs.same_tokens import every_score, keep_scores, take_old_numbers
 
 if TYPE_CHECKING:
     from edgeopt.train.counting import Counts
@@ -118,9 +118,12 @@ def prove_shrunk(
     loaded = open_source(made.runnable or made.written)
     captured = _captured(loaded, prepared, workdir, trust_pickle, progress)
     models, feeds = (prepared.captured.model, captured.model), prepared.proof
+    judged = models
     if (plan := made.vocabulary) is not None:
         rows = made.before_rows
-        models = (keep_scores(models[0], plan, rows), take_old_numbers(models[1], plan, rows))
+        old = take_old_numbers(models[1], plan, rows)
+        judged = (models[0], every_score(models[0], old, plan, rows))
+        models = (keep_scores(models[0], old, plan, rows), old)
         feeds = tuple(plan.within(feed) for feed in feeds)
     pair = measure_pair(
         *models,
@@ -129,7 +132,7 @@ def prove_shrunk(
         seconds=_SECONDS,
         progress=progress,
     )
-    quality, lost = _quality(models, prepared, asked, progress)
+    quality, lost = _quality(judged, prepared, asked, progress)
     nbytes = sum(path.stat().st_size for path in made.weighed)
     checks, unproven = _judged(made, pair, quality, asked, (source.nbytes, nbytes))
     return Proof(

@@ -32,6 +32,17 @@ FORMATS: Mapping[str, str] = {"pt": ".pt", "folder": "", "safetensors": ".safete
 #: Methods after which a folder's own class no longer fits its weights.
 _RESHAPES = frozenset({"channels"})
 
+#: Methods that leave shapes as they were: what they make loads into the source's own code.
+_SPARSE = frozenset({"magnitude", "wanda", "sparsegpt", "lottery"})
+
+#: Suffixes that tell people (and other tools) of another format.
+_FOREIGN = frozenset({".onnx", ".gguf", ".tflite", ".json", ".bin", ".npz"})
+
+#: What distill calls its ways to a student.
+_DISTILLED = frozenset({"shrink", "student"})
+
+_CALLED: Mapping[str, str] = {".pt": "pt", ".pt2": "pt", ".safetensors": "safetensors"}
+
 _DESCRIPTION_VERSION = 1
 
 
@@ -52,7 +63,13 @@ class Recipe:
             asked = default_path(self.source, self.tag, FORMATS[self.format])
         if self.format == "folder":
             return checked_folder(asked, sources)
-        return checked_output(asked, sources)
+        final = checked_output(asked, sources)
+        if self.format == "pt":
+            from edgeopt.train.program import description_path, state_path
+
+            for beside in (description_path(final), state_path(final)):
+                checked_output(beside, sources)
+        return final
 
 
 @dataclass(frozen=True)
@@ -72,10 +89,14 @@ def format_for(source: Source, method: str, to: str | None, out: str | Path | No
     Raises UsageError where the source or the method has no such form.
     """
     folder = source.kind == "hf-folder"
-    if to is None and out is not None:
-        suffix = Path(out).suffix
-        to = next((name for name, own in FORMATS.items() if own and own == suffix), None)
-        to = "pt" if to is None and suffix == ".pt2" else to
+    suffix = "" if out is None else Path(out).suffix
+    called = _CALLED.get(suffix)
+    if to is None:
+        to = called
+    if suffix in _FOREIGN:
+        raise UsageError(f"{out}: nothing {suffix} is written; use .pt, .safetensors or a folder")
+    if to in FORMATS and called not in (None, to):
+        raise UsageError(f"{out}: is called {suffix}, and --to {to} is another format; give one")
     if to is None:
         to = "folder" if folder and method not in _RESHAPES else "pt"
     if to not in FORMATS:
@@ -86,9 +107,18 @@ def format_for(source: Source, method: str, to: str | None, out: str | Path | No
         raise UsageError(
             f"--to folder: after --method {method} no class of transformers fits; use --to pt"
         )
+    if to == "safetensors" and method not in _SPARSE:
+        raise UsageError(
+            f"--to safetensors: stores zeros in a bit each, and {_made_by(method)} makes none; "
+            f"use --to {'folder' if folder and method not in _RESHAPES else 'pt'}"
+        )
     if method == "vocabulary" and to != "folder":
         raise UsageError("--method vocabulary writes a folder, its tokenizer is part of it")
     return to
+
+
+def _made_by(method: str) -> str:
+    return "distill" if method in _DISTILLED else f"--method {method}"
 
 
 def keep_proven(

@@ -12,13 +12,13 @@ from edgeopt.core.packages import is_installed
 from edgeopt.data.inputspec import parse_inputs
 from edgeopt.data.samples import Samples, load
 from edgeopt.data.synthetic import synthetic
-from edgeopt.errors import MissingExtraError, SourceError, UsageError
+from edgeopt.errors import InputsError, MissingExtraError, SourceError, UsageError
 from edgeopt.verbs.graph_source import example_of, has_graph
 
 if TYPE_CHECKING:
     from edgeopt.train.model import TorchModel
 
-__all__ = ["Opened", "open_torch"]
+__all__ = ["Opened", "open_torch", "require_torch"]
 
 _NO_MODULE = {
     "onnx": "an ONNX graph has no torch module; give the model that it came from",
@@ -35,6 +35,12 @@ class Opened:
     model: TorchModel
     samples: Samples | None
     synthetic: Samples
+
+
+def require_torch(purpose: str) -> None:
+    """Raises MissingExtraError without torch."""
+    if not is_installed("torch"):
+        raise MissingExtraError("torch", "train", purpose)
 
 
 def open_torch(
@@ -58,8 +64,7 @@ def open_torch(
         raise UsageError(
             f"{source.path}: weights have no code; give it with --model package.module:callable"
         )
-    if not is_installed("torch"):
-        raise MissingExtraError("torch", "train", purpose)
+    require_torch(purpose)
     from edgeopt.files.open import open_source
     from edgeopt.graphs.capture.axes import feed
     from edgeopt.graphs.capture.loaders import Job
@@ -69,6 +74,8 @@ def open_torch(
     from edgeopt.train.model import TorchModel
 
     raw = load(data) if data is not None else None
+    if raw is not None and next(iter(raw), None) is None:
+        raise InputsError(f"{raw.label} gives no samples; at least one is needed")
     job = Job(
         source.path,
         source.kind,

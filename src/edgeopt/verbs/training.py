@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.core import Array, Progress
-from edgeopt.data.samples import load
+from edgeopt.core import Array, InputSpec, Progress
 from edgeopt.errors import InputsError, UsageError
-from edgeopt.verbs.labelled import Labelled, read_labelled
+from edgeopt.verbs.labelled import SECOND, Labelled, read_labelled
 
 if TYPE_CHECKING:
     from edgeopt.train.batches import ArrayData, Data
@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from edgeopt.train.model import TorchModel
     from edgeopt.train.settings import TrainSettings
 
-__all__ = ["HELD", "Lessons", "TrainOptions", "held_out", "lessons", "teach"]
+__all__ = [
+    "HELD",
+    "Lessons",
+    "TrainOptions",
+    "first_process",
+    "held_out",
+    "lessons",
+    "same_data",
+    "teach",
+]
 
 #: Every n-th row is held out for the proof, as :func:`edgeopt.data.split.split` has it.
 HELD = 4
@@ -30,7 +39,11 @@ HELD = 4
 #: The share of what is trained on that chooses the best weights, and nothing else.
 _VALIDATION = 0.125
 
-_EPOCHS, _BATCH = 10, 64
+_EPOCHS, _BATCH = 10, 32
+
+#: Updates that a training has at least: few data are gone through more often.
+_UPDATES = 1000
+_MOST_EPOCHS = 100
 
 #: Peak learning rates of AdamW: of pretrained transformers, and of everything else.
 _FINE, _COARSE = 1e-4, 1e-3
@@ -54,8 +67,9 @@ class TrainOptions:
     precision: str = "fp32"
     accumulation: int = 1
 
-    def settings(self, *, fine: bool) -> TrainSettings:
-        """Raises UsageError for a value out of its range."""
+    def settings(self, *, fine: bool, batches: int | None = None) -> TrainSettings:
+        """``batches`` of one pass, where they are known. Raises UsageError for a value out of its
+        range."""
         from edgeopt.train.settings import TrainSettings
 
         if self.epochs is not None and self.steps is not None:
@@ -64,9 +78,9 @@ class TrainOptions:
         if rate is None:
             rate = _FINE if fine else _COARSE
         return TrainSettings(
-            epochs=None if self.steps is not None else self.epochs or _EPOCHS,
+            epochs=None if self.steps is not None else self.passes(batches),
             steps=self.steps,
-            batch_size=self.batch_size or _BATCH,
+            batch_size=_or(self.batch_size, _BATCH),
             learning_rate=rate,
             seed=self.seed,
             patience=self.patience,
@@ -76,15 +90,26 @@ class TrainOptions:
             cache_teacher=None if self.cache_teacher is None else Path(self.cache_teacher),
         )
 
+    def passes(self, batches: int | None) -> int:
+        """Over the data: as asked, else ten, and more where ten are too few updates."""
+        enough = -(-_UPDATES // batches) if batches else _EPOCHS
+        return _or(self.epochs, min(max(_EPOCHS, enough), _MOST_EPOCHS))
+
     def after(self, start: int, material: Lessons) -> TrainOptions:
         """The same training with its first ``start`` steps left out."""
         if start == 0:
             return self
-        batches = material.train.count(self.batch_size or _BATCH) or 1
-        steps = self.steps or (self.epochs or _EPOCHS) * batches
+        batches = material.train.count(_or(self.batch_size, _BATCH)) or 1
+        steps = _or(self.steps, self.passes(batches) * batches)
         if start >= steps:
             raise UsageError(f"--rewind {start}: the training has {steps} steps; give fewer")
         return replace(self, epochs=None, steps=steps - start)
+
+    def of_round(self, number: int) -> TrainOptions:
+        """The same for one of several trainings: each has a checkpoint of its own."""
+        if self.checkpoint is None:
+            return self
+        return replace(self, checkpoint=str(Path(self.checkpoint) / f"round-{number}"))
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -104,6 +129,24 @@ class TrainOptions:
             "--accumulation": None if self.accumulation == 1 else self.accumulation,
         }
         return tuple(name for name, value in named.items() if value is not None)
+
+
+def _or(given: int | None, default: int) -> int:
+    return default if given is None else given
+
+
+def first_process() -> bool:
+    """Whether this process writes: the first of those that torchrun started, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def same_data(one: str | None, other: str | None) -> bool:
+    """Whether both are the same data: what the proof judges by must not be trained on."""
+    if one is None or other is None:
+        return False
+    return one == other or (
+        Path(one).exists() and Path(other).exists() and Path(one).samefile(other)
+    )
 
 
 @dataclass(frozen=True)
@@ -128,11 +171,9 @@ def lessons(spec: str, model: TorchModel, *, hold_out: bool) -> Lessons:
     names = tuple(spec.name for spec in model.inputs)
     feeds = list(read.feeds())
     per_row = 2 if read.paired else 1
-    keep = [
-        index
-        for index in range(len(feeds))
-        if not hold_out or len(feeds) < HELD * per_row or (index // per_row) % HELD != HELD - 1
-    ]
+    if not feeds:
+        raise InputsError(f"{read.label} does not fill one batch of the model; give more samples")
+    keep = [i for i in range(len(feeds)) if not hold_out or not _held(i, len(feeds), per_row)]
     label = f"{read.label}{': all rows but every 4th' if len(keep) < len(feeds) else ''}"
     chosen = [feeds[index] for index in keep]
     alike = all(
@@ -147,46 +188,55 @@ def lessons(spec: str, model: TorchModel, *, hold_out: bool) -> Lessons:
 
         return Lessons(StreamData(opener, names, label, batches=len(chosen)), None, label, None)
     inputs = {name: np.concatenate([feed[name] for feed in chosen]) for name in names}
-    data = ArrayData(inputs, _targets(read, keep, len(feeds), per_row), label)
+    # of pairs there are no targets for a single row
+    targets = {} if read.paired else _targets(read, keep, len(feeds))
+    data = ArrayData(inputs, targets, label)
     if len(data) < 16:
         return Lessons(data, None, label, len(data))
     train, validation = data.split(_VALIDATION)
     return Lessons(train, validation, label, len(data))
 
 
-def held_out(spec: str, workdir: Path) -> str:
+def held_out(spec: str, inputs: Sequence[InputSpec], workdir: Path) -> str:
     """The rows of ``--data`` that :func:`lessons` leaves out, as a file that metrics are taken on.
 
     Raises InputsError where there are none, or where rows differ in shape: then the judge needs
     data of its own.
     """
     own = "give other data to judge by"
-    samples = load(spec)
-    feeds = [feed for index, feed in enumerate(samples) if index % HELD == HELD - 1]
-    if not feeds:
-        raise InputsError(f"{samples.label}: too few rows to hold one out; {own}")
-    if len({tuple((n, a.shape[1:]) for n, a in feed.items()) for feed in feeds}) > 1:
-        raise InputsError(f"{samples.label}: rows change their shape; {own}")
+    read = read_labelled(spec, inputs)
+    feeds = list(read.feeds())
+    per_row = 2 if read.paired else 1
+    held = [index for index in range(len(feeds)) if _held(index, len(feeds), per_row)]
+    if not held:
+        raise InputsError(f"{read.label}: too few rows to hold one out; {own}")
+    if len({tuple((n, a.shape[1:]) for n, a in feeds[index].items()) for index in held}) > 1:
+        raise InputsError(f"{read.label}: rows change their shape; {own}")
+    sides = {"": held[::2], SECOND: held[1::2]} if read.paired else {"": held}
     arrays = {
-        name.replace("#", "arr_"): np.concatenate([np.atleast_1d(feed[name]) for feed in feeds])
-        for name in feeds[0]
+        f"{input_.name}{side}": np.concatenate([feeds[index][input_.name] for index in chosen])
+        for side, chosen in sides.items()
+        for input_ in inputs
     }
+    rows = [index // per_row for index in held[::per_row]]
+    arrays |= _targets(read, rows, len(feeds) // per_row)
     path = workdir / "held-out.npz"
     np.savez(path, **arrays)  # type: ignore[arg-type]
     return str(path)
 
 
-def _targets(
-    read: Labelled, keep: Sequence[int], feeds: int, per_row: int
-) -> dict[str, NDArray[Any]]:
-    """The targets of the rows that are kept; of pairs there are none for a single row."""
-    if read.paired:
-        return {}
+def _held(index: int, feeds: int, per_row: int) -> bool:
+    """Whether a feed is kept for the proof; ``per_row`` feeds are one row of the data."""
+    return feeds >= HELD * per_row and (index // per_row) % HELD == HELD - 1
+
+
+def _targets(read: Labelled, keep: Sequence[int], groups: int) -> dict[str, NDArray[Any]]:
+    """The targets of those that are kept of ``groups`` groups of rows, a feed (or pair) each."""
     found = {}
     for name, target in read.targets.items():
-        if len(target) % feeds:
-            raise InputsError(f"{read.label}: {len(target)} {name} for {feeds} samples")
-        rows = target.reshape(feeds, len(target) // feeds, *target.shape[1:])
+        if len(target) % groups:
+            raise InputsError(f"{read.label}: {len(target)} {name} for {groups} samples")
+        rows = target.reshape(groups, len(target) // groups, *target.shape[1:])
         found[name] = np.concatenate([rows[index] for index in keep])
     return found
 
@@ -207,7 +257,8 @@ def teach(
     """
     from edgeopt.train.loop import train
 
-    settings = options.settings(fine=fine)
+    batches = material.train.count(_or(options.batch_size, _BATCH))
+    settings = options.settings(fine=fine, batches=batches)
     losses, reason = _losses(student, teacher, material, options)
     metric, name = _metric(student, material)
     trained = train(
@@ -223,7 +274,6 @@ def teach(
         log=None if options.history is None else Path(options.history),
         progress=progress,
     )
-    count = "" if material.count is None else f"{material.count:,} samples of "
     said = {
         "stopped": trained.stopped,
         "steps": trained.steps,
@@ -231,7 +281,8 @@ def teach(
         "metric": name,
         "best_metric": trained.best_metric,
         "validation": "" if material.validation is None else f"{len(material.validation)} held out",
-        "samples": f"{count}{material.label}",
+        "samples": material.label,
+        "rows": material.count,
         "losses": f"{', '.join(f'{loss.name} {loss.weight:g}' for loss in losses)}{reason}",
         "settings": settings.describe(),
         "notes": list(trained.notes),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.in_process import ready_to_export, untraced
 from torch.nn.modules import transformer
 
 from edgeopt.data.inputspec import parse_inputs
@@ -30,8 +31,12 @@ def _as_before() -> Iterator[None]:
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """``work(path, ...)``: what the child answers, or the error it would report."""
+    ready_to_export()
+    # A tracer takes as long again over torch's own code, none of which is measured.
+    for module, name in ((torch.export, "export"), (torch.onnx, "export")):
+        monkeypatch.setattr(module, name, untraced(getattr(module, name)))
 
     def run(
         path: Path,

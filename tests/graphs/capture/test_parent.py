@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tests.graphs.capture import nets
+from tests.in_process import forked_capture
 
 from edgeopt.core import InputSpec
 from edgeopt.errors import SourceError, UnsafeError, WorkerError
@@ -156,7 +157,8 @@ def test_a_killed_parent_leaves_no_child(tmp_path):
     assert _gone(child)
 
 
-def test_an_example_travels_with_its_values(saved, tmp_path):
+def test_an_example_travels_with_its_values(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(parent, "_run", forked_capture)
     x = np.full((1, 8), 0.25, np.float32)
     held = capture(saved, tmp_path / "work", model=f"{NETS}:Head", example={"features": x})
     assert np.array_equal(held.example["features"], x)
