@@ -59,7 +59,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net = digits.train(images[:256], labels[:256], epochs=1)
     torch.save(net.state_dict(), folder / "demo" / "model.pt")
     np.savez(folder / "demo" / "digits.npz", image=images[300:364])
-    np.savez(folder / "demo" / "digits-train.npz", image=images[:256], label=labels[:256])
+    np.savez(folder / "demo" / "digits-train.npz", image=images[:64], label=labels[:64])
     np.savez(folder / "demo" / "digits-test.npz", image=images[400:464], label=labels[400:464])
     shutil.copy(ROOT / "README.md", folder / "README.md")
     save_file(
