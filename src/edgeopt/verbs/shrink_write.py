@@ -279,7 +279,7 @@ class _Work:
             self.workdir,
             self.asked,
             sha256=self.sha256,
-            # This process wrote the file a moment ago; whether others must trust it is in the notes.
+            # This process wrote the file a moment ago; whether others must trust it, notes say.
             trust_pickle=True,
             progress=self.progress,
         )
