@@ -161,6 +161,7 @@ def keep_proven(
                 _require(proof, force)
     except _NotProven:
         assert proof is not None
+        proof = dataclasses.replace(proof, usage="")  # there is no file to use
     return proof
 
 
