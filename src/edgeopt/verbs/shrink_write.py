@@ -161,6 +161,7 @@ def keep_proven(
                 _require(proof, force)
     except _NotProven:
         assert proof is not None
+        proof = dataclasses.replace(proof, usage="")  # there is no file to use
     return proof
 
 
@@ -279,6 +280,8 @@ class _Work:
             self.workdir,
             self.asked,
             sha256=self.sha256,
+            # This process wrote the file a moment ago; whether others must trust it, notes say.
+            trust_pickle=True,
             progress=self.progress,
         )
 
