@@ -203,7 +203,8 @@ def _one_dies(folder: Path) -> None:
 def test_one_process_dying_ends_the_others(tmp_path: Path) -> None:
     with pytest.raises(ChildFailedError) as caught:
         launched(_one_dies, tmp_path)
-    assert caught.value.get_first_failure()[0] == 1
+    # Whom the agent finds first is chance: the one that was killed, or the one that lost it.
+    assert caught.value.get_first_failure()[0] in (0, 1)
     said = (tmp_path / "said.txt").read_text()
     assert "process 0 of 2 lost another one" in said and "\n" not in said
 

@@ -65,7 +65,7 @@ def bars(count: int) -> tuple[np.ndarray, np.ndarray]:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained net as a state dict, its code, and its data."""
     folder = tmp_path_factory.mktemp("prune")
-    (folder / "barcode.py").write_text(CODE)
+    (folder / "barcutter.py").write_text(CODE)
     images, labels = bars(320)
     np.savez(folder / "data.npz", image=images[:256], label=labels[:256])
     np.savez(folder / "test.npz", image=images[256:], label=labels[256:])
@@ -94,7 +94,7 @@ def here(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parent, "_run", forked_capture)
 
 
-CALL: dict[str, Any] = {"model": "barcode:build", "data": "test.npz", "metrics": ("accuracy",)}
+CALL: dict[str, Any] = {"model": "barcutter:build", "data": "test.npz", "metrics": ("accuracy",)}
 
 #: Enough to win it back on four images in five, whatever the machine's arithmetic.
 LESSONS: dict[str, Any] = {"epochs": 20, "learning_rate": 5e-3, "max_drop": 0.2}
@@ -175,7 +175,7 @@ def test_a_student_learns_from_its_teacher(work: Path) -> None:
     proof = edgeopt.distill(
         "model.pt",
         out,
-        model="barcode:build",
+        model="barcutter:build",
         shrink="width=0.5",
         data="data.npz",
         metrics=("accuracy",),
@@ -232,7 +232,7 @@ def test_refused_before_any_work(
 ) -> None:
     before = listing(work)
     with pytest.raises(error, match=said.replace("(", "\\(")) as raised:
-        edgeopt.prune("model.pt", **{"model": "barcode:build", "data": "test.npz", **more})
+        edgeopt.prune("model.pt", **{"model": "barcutter:build", "data": "test.npz", **more})
     assert "\n" not in str(raised.value)
     assert listing(work) == before
 
@@ -248,8 +248,8 @@ def test_a_student_of_another_shape_is_refused(work: Path) -> None:
         edgeopt.distill(
             "model.pt",
             "never.pt",
-            model="barcode:build",
-            student="barcode:other_outputs",
+            model="barcutter:build",
+            student="barcutter:other_outputs",
             data="data.npz",
         )
     assert "\n" not in str(raised.value)
@@ -277,7 +277,7 @@ def test_data_that_cannot_be_trained_on(
         edgeopt.distill(
             "model.pt",
             "never.pt",
-            model="barcode:build",
+            model="barcutter:build",
             shrink="width=0.5",
             data=str(tmp_path / "bad.npz"),
             losses=("hard",),

@@ -257,6 +257,7 @@ def teach(
     """
     from edgeopt.train.loop import train
 
+    options.settings(fine=fine)  # what is wrong with them is said first
     batches = material.train.count(_or(options.batch_size, _BATCH))
     settings = options.settings(fine=fine, batches=batches)
     losses, reason = _losses(student, teacher, material, options)
