@@ -1,5 +1,5 @@
-"""Child processes done in this one, or forked from it: starting them, and importing what they need,
-is most of what a small model takes."""
+"""Child processes done in this one, or forked from one that has imported already: starting them,
+and importing what they need, is most of what a small model takes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import gc
 import io
 import json
 import logging
+import multiprocessing
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -138,29 +140,48 @@ def forked_capture(job: Path, room: Path, progress: Any) -> dict[str, Any]:
     return answer
 
 
-def forked_command(words: Sequence[str], folder: Path, out: Path, err: Path) -> int:
-    """The exit status of ``edgeopt WORDS`` run in ``folder``, in a copy of this process.
-
-    What it starts to export a model is forked in turn, and what it measures takes no process of
-    its own and little time. ``bench`` and ``compare`` measure in fresh processes as ever.
-    """
+def _command(
+    words: Sequence[str], folder: Path, out: Path, err: Path, stdin: Connection, path: list[str]
+) -> None:
     from edgeopt import cli
 
-    ready_to_export()
+    with out.open("ab") as printed, err.open("ab") as log:
+        for there, here in enumerate((stdin.fileno(), printed.fileno(), log.fileno())):
+            os.dup2(here, there)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    os.chdir(folder)
+    sys.path[:] = [str(folder), *path]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    sys.argv = ["edgeopt", *words]
+    no_processes(pytest.MonkeyPatch(), seconds=0.2)
+    cli.main()
 
-    def work() -> int:
-        os.chdir(folder)
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-        sys.path.insert(0, str(folder))
-        sys.argv = ["edgeopt", *words]
-        no_processes(pytest.MonkeyPatch(), seconds=0.2)
-        try:
-            cli.main()
-        except SystemExit as done:
-            return done.code if isinstance(done.code, int) else 0 if done.code is None else 1
-        return 0
 
-    return _forked(work, out, err)
+def forked_command(
+    words: Sequence[str], folder: Path, out: Path, err: Path, *, seconds: float = 240
+) -> int:
+    """The exit status of ``edgeopt WORDS`` run in ``folder``, which prints to two files (or one).
+
+    It runs in a copy of a process that has imported and exported, and done nothing else: a copy of
+    this one has the locks of threads that it does not have. What it starts to export a model is
+    forked in turn, and what it measures takes no process of its own and little time; ``bench`` and
+    ``compare`` measure in fresh processes as ever. Its standard input ends when this process does.
+    """
+    clean = multiprocessing.get_context("forkserver")
+    clean.set_forkserver_preload(["tests.ready"])
+    ends, ours = clean.Pipe(duplex=False)
+    child = clean.Process(target=_command, args=(words, folder, out, err, ends, sys.path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        child.start()
+    child.join(seconds)
+    if child.exitcode is None:
+        child.kill()
+        child.join()
+        pytest.fail(f"{' '.join(words)}: over {seconds} s\n{err.read_text(errors='replace')}")
+    ours.close()
+    return child.exitcode
 
 
 def _captured(job: Path, room: Path, progress: Any) -> dict[str, Any]:
