@@ -164,7 +164,7 @@ def chain(seed: int, folder: Path) -> dict[str, float]:
     images = np.load(train)["image"][:300]
     np.savez(folder / f"chain{seed}/calibration.npz", image=images)
     float32 = model.with_name("float32.onnx")
-    edgeopt.export(model, float32, model=code)
+    edgeopt.export(model, float32, model=code, data=str(folder / f"chain{seed}/calibration.npz"))
     pruned = model.with_name("pruned.pt")
     edgeopt.prune(
         model,

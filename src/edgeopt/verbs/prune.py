@@ -13,7 +13,8 @@ from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.open import open_source
 from edgeopt.verbs.graph_source import Prepared, prepare
 from edgeopt.verbs.output import scratch
-from edgeopt.verbs.prune_methods import METHODS, Made, PruneOptions, Work
+from edgeopt.verbs.prune_methods import METHODS, Made, Work
+from edgeopt.verbs.prune_options import PruneOptions
 from edgeopt.verbs.quality import find_metric
 from edgeopt.verbs.shrink_prove import Asked
 from edgeopt.verbs.shrink_write import Recipe, Result, format_for, keep_proven
@@ -30,7 +31,7 @@ from edgeopt.verbs.training import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from edgeopt.verbs.prune_methods import PruneKeywords
+    from edgeopt.verbs.prune_options import PruneKeywords
 
 __all__ = ["prune"]
 
@@ -75,7 +76,7 @@ def prune(
         threads: of the runtime, while timing.
         force: keep the artifact although the proof failed.
         more: what methods and training know, see
-            :class:`edgeopt.verbs.prune_methods.PruneOptions` and
+            :class:`edgeopt.verbs.prune_options.PruneOptions` and
             :class:`edgeopt.verbs.training.TrainOptions`.
 
     Returns:
@@ -135,7 +136,17 @@ def prune(
         if progress is not None:
             progress(f"pruning by {method}", None)
         made = chosen.run(
-            Work(torch_model, prepared, options, training, recover, data, workdir, progress)
+            Work(
+                torch_model,
+                prepared,
+                options,
+                training,
+                recover,
+                data,
+                workdir,
+                threads,
+                progress,
+            )
         )
         if not made.pruning.changed:
             raise SourceError(f"{opened.path}: nothing was pruned: {_why(made.pruning.cuts)}")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from edgeopt.core import Array, Progress
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.verbs.graph_source import Prepared
 from edgeopt.verbs.labelled import read_labelled
+from edgeopt.verbs.prune_options import PruneOptions, flag, read_pattern, read_ratios
 from edgeopt.verbs.training import HELD, lessons, same_data, teach
 
 if TYPE_CHECKING:
@@ -29,81 +29,7 @@ if TYPE_CHECKING:
     from edgeopt.verbs.torch_model import Opened
     from edgeopt.verbs.training import TrainOptions
 
-__all__ = ["METHODS", "Made", "Method", "PruneKeywords", "PruneOptions", "Work"]
-
-
-class PruneKeywords(TypedDict, total=False):
-    """The fields of PruneOptions and of TrainOptions, each of which may be left out."""
-
-    ratio: float | None
-    target: str | None
-    pattern: str | None
-    scope: str
-    importance: str
-    heads: bool
-    layer_ratios: Sequence[str]
-    include: Sequence[str]
-    ignore: Sequence[str]
-    round_to: int | None
-    keep: int | None
-    remove: Sequence[str]
-    corpus: Sequence[str]
-    min_count: int
-    rounds: int
-    rewind: int
-    seed: int
-    epochs: int | None
-    steps: int | None
-    batch_size: int | None
-    learning_rate: float | None
-    losses: Sequence[str]
-    pairs: str | None
-    checkpoint: str | None
-    cache_teacher: str | None
-    history: str | None
-    patience: int | None
-    precision: str
-    accumulation: int
-
-
-@dataclass(frozen=True)
-class PruneOptions:
-    """What the methods can be told.
-
-    ``ratio`` is the share that goes, ``target`` what is left in its place (``flops=0.5``).
-    ``pattern`` N:M keeps N of every M weights. ``scope``: ``layer`` or ``global``. ``importance``
-    of channels: ``magnitude``, ``bn``, ``taylor``, ``activation``; ``heads`` too; ``layer_ratios``
-    as ``REGEX=R``; ``include`` and ``ignore`` layers by expression; ``round_to``
-    multiples. ``keep`` and ``remove`` are of blocks; ``corpus`` files and ``min_count`` of tokens;
-    ``rounds`` and ``rewind`` of the lottery ticket.
-    """
-
-    ratio: float | None = None
-    target: str | None = None
-    pattern: str | None = None
-    scope: str = "layer"
-    importance: str = "magnitude"
-    heads: bool = False
-    layer_ratios: Sequence[str] = ()
-    include: Sequence[str] = ()
-    ignore: Sequence[str] = ()
-    round_to: int | None = None
-    keep: int | None = None
-    remove: Sequence[str] = ()
-    corpus: Sequence[str] = ()
-    min_count: int = 1
-    rounds: int = 5
-    rewind: int = 0
-    seed: int = 0
-
-    @property
-    def given(self) -> frozenset[str]:
-        """Fields that differ from their defaults."""
-        return frozenset(
-            f.name
-            for f in dataclasses.fields(self)
-            if f.name != "seed" and getattr(self, f.name) != f.default
-        )
+__all__ = ["METHODS", "Made", "Method", "Work"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +43,7 @@ class Work:
     recover: str | None
     data: str | None
     workdir: Path
+    threads: int = 1
     progress: Progress | None = None
 
     @property
@@ -157,13 +84,13 @@ class Method:
         """Raises UsageError for an option that the method has no use for, or lacks."""
         foreign = sorted(options.given - self.takes)
         if foreign:
-            raise UsageError(f"{_flag(foreign[0])} has no meaning for --method {name}")
+            raise UsageError(f"{flag(foreign[0])} has no meaning for --method {name}")
         given = [need for need in self.needs if need in options.given]
         if self.needs and not given:
-            listed = " or ".join(map(_flag, self.needs))
+            listed = " or ".join(map(flag, self.needs))
             raise UsageError(f"--method {name} needs {listed}")
         if len(given) > 1:
-            raise UsageError(f"{_flag(given[0])} and {_flag(given[1])}: give one of them")
+            raise UsageError(f"{flag(given[0])} and {flag(given[1])}: give one of them")
         ratio = options.ratio
         if ratio is not None and not 0 < ratio < 1:
             raise UsageError(
@@ -173,15 +100,8 @@ class Method:
             from edgeopt.train.targets import parse_target
 
             parse_target(options.target)
-        _pattern(options.pattern)
-        _ratios(options.layer_ratios)
-
-
-_FLAGS = {"layer_ratios": "layer-ratio"}
-
-
-def _flag(field_name: str) -> str:
-    return f"--{_FLAGS.get(field_name, field_name).replace('_', '-')}"
+        read_pattern(options.pattern)
+        read_ratios(options.layer_ratios)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -200,7 +120,7 @@ def _channels(work: Work) -> Made:
         "feeds": feeds,
         "labels": labels,
         "seed": options.seed,
-        "ratios": _ratios(options.layer_ratios),
+        "ratios": read_ratios(options.layer_ratios),
         "ignore": options.ignore,
         "heads": options.heads,
         **({} if options.round_to is None else {"round_to": options.round_to}),
@@ -215,7 +135,7 @@ def _channels(work: Work) -> Made:
     target = parse_target(options.target)
     from edgeopt.verbs.prune_latency import latency_meter
 
-    latency = latency_meter(work.opened, work.workdir, work.progress)
+    latency = latency_meter(work.opened, work.workdir, work.progress, threads=work.threads)
     found = search_target(model, target, cut, latency=latency, progress=work.progress)
     pruning = cut(model, found.ratio)
     return Made(model, dataclasses.replace(pruning, notes=(*pruning.notes, *found.notes)))
@@ -232,24 +152,6 @@ def _with_labels(work: Work) -> tuple[Sequence[Mapping[str, Array]], NDArray[Any
     # Of rows that calibrate and are not held out, in the order that the split leaves them in.
     kept = np.arange(len(read.target)) % HELD != HELD - 1
     return (feeds, read.target[kept]) if int(kept.sum()) == len(feeds) else (feeds, None)
-
-
-def _ratios(given: Sequence[str]) -> dict[str, float]:
-    found = {}
-    for text in given:
-        pattern, equals, number = text.rpartition("=")
-        try:
-            re.compile(pattern)
-            ratio = float(number)
-        except (ValueError, re.error):
-            equals = ""
-            ratio = 0.0
-        if not equals or not pattern or not 0 <= ratio < 1:
-            raise UsageError(
-                f"--layer-ratio {text}: give REGEX=R, R from 0 to below 1, as 'stage2.*=0.3'"
-            )
-        found[pattern] = ratio
-    return found
 
 
 # ---------------------------------------------------------------------------------------------
@@ -310,7 +212,7 @@ def _weights(method: str) -> Callable[[Work], Made]:
             model,
             method=method,
             ratio=options.ratio,
-            pattern=_pattern(options.pattern),
+            pattern=read_pattern(options.pattern),
             scope=options.scope,
             feeds=work.feeds,
             include=options.include,
@@ -320,16 +222,6 @@ def _weights(method: str) -> Callable[[Work], Made]:
         return Made(model, pruning, held(model.module, masks_of(model.module, pruning)))
 
     return run
-
-
-def _pattern(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    n, m = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not 0 < n < m:
-        raise UsageError(f"--pattern {text}: give N:M with 0 < N < M, as 2:4 (2 of every 4 stay)")
-    return n, m
 
 
 def _lottery(work: Work) -> Made:
