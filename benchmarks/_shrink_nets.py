@@ -6,7 +6,7 @@ import torch
 from models import digits, mnist
 from torch import Tensor, nn
 
-__all__ = ["digits_teacher", "mnist_teacher", "small", "student"]
+__all__ = ["digits_teacher", "mnist_teacher", "small"]
 
 
 def digits_teacher() -> nn.Module:
@@ -18,9 +18,9 @@ def mnist_teacher() -> nn.Module:
 
 
 class Small(nn.Module):
-    """The digits network at half its width and a block less a stage."""
+    """The digits network without its blocks: a convolution a stage, ``widths`` channels wide."""
 
-    def __init__(self, widths: tuple[int, int, int] = (16, 32, 56)) -> None:
+    def __init__(self, widths: tuple[int, int, int]) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         inputs = 1
@@ -38,11 +38,7 @@ class Small(nn.Module):
         return self.classifier(self.features(image).mean((2, 3)))
 
 
-def small(seed: int) -> nn.Module:
-    """The student with weights drawn from ``seed``."""
+def small(seed: int, widths: tuple[int, int, int]) -> nn.Module:
+    """A student with weights drawn from ``seed``."""
     torch.manual_seed(seed)
-    return Small().eval()
-
-
-def student() -> nn.Module:
-    return small(0)
+    return Small(widths).eval()
