@@ -108,6 +108,29 @@ def test_bags_and_gated_units_stay_and_the_rest_shrinks() -> None:
     assert run(model, [example])[0]["output"].isfinite().all()
 
 
+class ByState(nn.Module):
+    """A classifier that reads an LSTM's last state, and not its outputs."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.a, self.state = nn.Linear(8, 16), nn.LSTM(16, 12, batch_first=first)
+        self.b, self.head = nn.Linear(12, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x) if self.state.batch_first else self.a(x).transpose(0, 1)
+        _, (hidden, cell) = self.state(x)
+        return self.head(self.b(hidden[-1] + cell[-1]).relu())
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_lstm_shrinks_where_only_its_state_is_read(first: bool) -> None:
+    torch.manual_seed(0)
+    model = image(ByState(first), 5, 8)
+    found = after(prune_channels(model, ratio=0.5))
+    assert found == {"a": (16, 8), "state": (12, 6), "b": (8, 4), "head": (3, 3)}
+    assert model.module.state.hidden_size == 6 and not model.module.state._forward_hooks
+
+
 class Unit(nn.Module):
     """ShuffleNet's unit: one half passes, the other is computed, then they are shuffled."""
 
@@ -168,6 +191,33 @@ def test_heads_of_a_fused_projection_go_whole() -> None:
     kept = [h for h in range(4) if any(torch.equal(left[0, i], rows[0, h]) for i in (0, 1))]
     assert torch.equal(left, rows[:, kept])
     assert torch.equal(block.proj.weight.detach().reshape(16, 2, 4), out[:, kept])
+
+
+class Causal(nn.Module):
+    """minGPT's attention: the size of a head is the model's width over the number of heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_head, self.n_embd = 4, 16
+        self.c_attn, self.c_proj = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, c = x.shape
+        shape = (n, t, self.n_head, c // self.n_head)
+        q, k, v = (
+            part.view(shape).transpose(1, 2) for part in self.c_attn(x).split(self.n_embd, dim=2)
+        )
+        mixed = (q @ k.transpose(-2, -1) * 0.5).softmax(-1) @ v
+        return x + self.c_proj(mixed.transpose(1, 2).reshape(n, t, c))
+
+
+def test_heads_and_the_width_that_they_divide_shrink_together() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 16), Causal(), Causal(), nn.LayerNorm(16), nn.Linear(16, 3))
+    pruning = prune_channels(image(net, 5, 6), ratio=0.5, heads=True)
+    assert after(pruning, "heads") == {"1": (4, 2), "2": (4, 2)}
+    assert after(pruning)["0"] == after(pruning)["2.c_proj"] == (16, 8)
+    assert (net[1].n_head, net[1].n_embd, net[1].c_attn.out_features) == (2, 8, 24)
 
 
 def test_gpt2s_layers_shrink_and_stay_what_they_are() -> None:

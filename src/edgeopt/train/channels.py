@@ -232,6 +232,10 @@ def _carry_out(
     """All at once where that works; else each group on its own, and then those that can."""
     if not chosen or not attempt(model, chosen):
         return list(chosen), {}
+    # Where heads take their size from the width of the model, neither can shrink without the other.
+    wider = [([*variants(group, model.module)][-1], units) for group, units in chosen]
+    if any(group not in (g for g, _ in chosen) for group, _ in wider) and not attempt(model, wider):
+        return wider, {}
     snapshot = Snapshot(model.module)
     good: list[Removal] = []
     failed: dict[Group, str] = {}

@@ -75,7 +75,7 @@ def _graph(model: TorchModel) -> Any:
         if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
             # Followed as an input, one slope would hide how many channels there are.
             layer.weight.requires_grad_(False)
-    with _reshapes():
+    with _reshapes(), _states(model.module):
         return torch_pruning.DependencyGraph().build_dependency(
             model.module, model.tensors(), forward_fn=run, verbose=False
         )
@@ -102,6 +102,33 @@ def _reshapes() -> Iterator[None]:
         yield
     finally:
         setattr(index_mapping, name, update)
+
+
+@contextmanager
+def _states(module: nn.Module) -> Iterator[None]:
+    """The last state of an LSTM, taken from its outputs: those alone are followed, and the units
+    of one layer are the same in both."""
+
+    def from_outputs(layer: nn.LSTM, args: tuple[Any, ...], given: Any) -> Any:
+        outputs, (_, cell) = given
+        if not isinstance(outputs, Tensor):  # of sequences that differ in length
+            return given
+        time = int(layer.batch_first and outputs.dim() == 3)
+        last = outputs.select(time, -1).unsqueeze(0)
+        return outputs, (last, last * 0 + cell.detach())
+
+    alike = [
+        part
+        for part in module.modules()
+        if isinstance(part, nn.LSTM)
+        and (part.num_layers, part.bidirectional, part.proj_size) == (1, False, 0)
+    ]
+    handles = [part.register_forward_hook(from_outputs) for part in alike]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _lost(channels: Any) -> Any:
