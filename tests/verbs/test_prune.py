@@ -112,7 +112,9 @@ def test_channels_are_cut_and_accuracy_won_back(work: Path) -> None:
     asked = {"method": "channels", "ratio": 0.5, "heads": True}
     proof = edgeopt.prune("model.pt", out, recover="data.npz", **asked, **LESSONS, **CALL)
     assert proof is not None and proof.proven, proof.verdict
-    assert any("--heads: no attention" in note for note in proof.notes)
+    said = [note for method in proof.coverage["methods"] for note in method["notes"]]
+    assert any("--heads: no attention" in note for note in said)
+    assert len(set(proof.notes)) == len(proof.notes)
     # torch alone runs it, with fewer parameters, and as well as the proof says
     program = torch.export.load(str(out)).module()
     held = np.load("test.npz")
