@@ -343,7 +343,7 @@ def test_a_snapshot_brings_back_lists_too() -> None:
     assert module.weight_ih_l0 is weight and module._flat_weights[0] is weight
 
 
-FAMILIES = ("bert", "vit", "llama", "t5")
+FAMILIES = ("bert", "vit", "llama", "t5", "gpt2")
 
 
 def family(name: str) -> TorchModel:
@@ -364,6 +364,11 @@ def family(name: str) -> TorchModel:
             tie_word_embeddings=True,
         )
         return tokens(transformers.LlamaForCausalLM(config), use_cache=False)
+    if name == "gpt2":
+        config = transformers.GPT2Config(
+            n_embd=32, n_layer=2, n_head=4, vocab_size=50, n_positions=16, use_cache=False
+        )
+        return tokens(transformers.GPT2LMHeadModel(config))
     if name == "t5":
         config = transformers.T5Config(
             d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=50
@@ -398,7 +403,9 @@ def test_families_of_transformers(name: str) -> None:
         assert model.module.model.layers[0].self_attn.k_proj.out_features == 8
 
 
-@pytest.mark.parametrize(("name", "fits"), [("bert", True), ("llama", True), ("vit", False)])
+@pytest.mark.parametrize(
+    ("name", "fits"), [("bert", True), ("llama", True), ("gpt2", True), ("vit", False)]
+)
 def test_a_configuration_of_the_new_shapes(name: str, fits: bool) -> None:
     model = family(name)
     ignore = [] if fits else ["vit.layers.1.mlp.fc1"]  # one block unlike the other

@@ -109,10 +109,12 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 def test_channels_are_cut_and_accuracy_won_back(work: Path) -> None:
     out = work / "small.pt"
-    proof = edgeopt.prune(
-        "model.pt", out, method="channels", ratio=0.5, recover="data.npz", **LESSONS, **CALL
-    )
+    asked = {"method": "channels", "ratio": 0.5, "heads": True}
+    proof = edgeopt.prune("model.pt", out, recover="data.npz", **asked, **LESSONS, **CALL)
     assert proof is not None and proof.proven, proof.verdict
+    said = [note for method in proof.coverage["methods"] for note in method["notes"]]
+    assert any("--heads: no attention" in note for note in said)
+    assert len(set(proof.notes)) == len(proof.notes)
     # torch alone runs it, with fewer parameters, and as well as the proof says
     program = torch.export.load(str(out)).module()
     held = np.load("test.npz")

@@ -81,6 +81,7 @@ def test_depth_to_a_folder_that_quantize_takes(bert: Path, tmp_path: Path) -> No
     feeds(bert, "d.npz", LINES)
     proof = edgeopt.prune(bert, "short", method="depth", keep=3, data="d.npz", min_sqnr=-50)
     assert proof is not None and proof.proven, proof.verdict
+    assert "from transformers import BertModel" in proof.usage  # the class with the model's head
     model = transformers.AutoModel.from_pretrained(tmp_path / "short")
     assert model.config.num_hidden_layers == 3
     assert proof.coverage["parameters"][1] == sum(p.numel() for p in model.parameters())

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import fx, nn
 
 from edgeopt.core import Array, Progress
 from edgeopt.errors import EdgeoptError, SourceError, UsageError
@@ -28,6 +28,7 @@ from edgeopt.train.importance import Importance, Scores, measure
 from edgeopt.train.model import TorchModel
 from edgeopt.train.structure import LAYERS, Group, Trace, width
 from edgeopt.train.surgery import Removal, Snapshot, attempt
+from edgeopt.train.turned import turn, turn_back
 
 __all__ = ["Scope", "prune_channels", "shrink_width"]
 
@@ -98,6 +99,7 @@ def prune_channels(
     size = _size(model.module)
     try:
         taken_apart = split(model.module)
+        turned = turn(model.module)
         before = _widths(model.module)
         traced = trace(model)
         groups = [_left_alone(g, wishes) for g in with_heads(model, traced, heads)]
@@ -111,11 +113,12 @@ def prune_channels(
             if wishes.named(group) and wishes.ratio_of(group) > 0:
                 raise UsageError(f"{_called(group)} cannot shrink: {reason}")
         if not done or _size(model.module) >= size:
-            raise SourceError(f"nothing pruned: {_summary(reasons)}")
+            raise SourceError(f"nothing pruned: {_summary(reasons, model.module)}")
     except EdgeoptError:
         snapshot.restore()
         raise
     cuts = _cuts(model.module, before, traced, groups, done, reasons)
+    turn_back(model.module, turned)
     apart = taken_apart.join(model.module)
     fits = fit_configuration(model.module, cuts)
     return Pruning("channels", cuts, _notes(failed, apart, fits))
@@ -229,6 +232,10 @@ def _carry_out(
     """All at once where that works; else each group on its own, and then those that can."""
     if not chosen or not attempt(model, chosen):
         return list(chosen), {}
+    # Where heads take their size from the width of the model, neither can shrink without the other.
+    wider = [([*variants(group, model.module)][-1], units) for group, units in chosen]
+    if any(group not in (g for g, _ in chosen) for group, _ in wider) and not attempt(model, wider):
+        return wider, {}
     snapshot = Snapshot(model.module)
     good: list[Removal] = []
     failed: dict[Group, str] = {}
@@ -261,8 +268,10 @@ def _called(group: Group) -> str:
     return group.name + (f" (with {others} more layers)" if others > 0 else "")
 
 
-def _summary(reasons: Mapping[Group, str]) -> str:
+def _summary(reasons: Mapping[Group, str], module: nn.Module) -> str:
     """The first few reasons, with the layers that they are about."""
+    if not reasons and isinstance(module, fx.GraphModule):
+        return "an exported program's layers are gone; prune the code it came from"
     if not reasons:
         return "it has no convolution, linear layer, embedding or LSTM to shrink"
     lines = [f"{group.name}: {reason}" for group, reason in reasons.items()]

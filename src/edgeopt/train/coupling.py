@@ -8,7 +8,8 @@ parameter) is blocked here where that shows, and by running the model otherwise 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -70,9 +71,68 @@ def _graph(model: TorchModel) -> Any:
             raise ValueError("none of its outputs depends on a parameter")
         return found
 
-    return torch_pruning.DependencyGraph().build_dependency(
-        model.module, model.tensors(), forward_fn=run, verbose=False
-    )
+    for layer in model.module.modules():
+        if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
+            # Followed as an input, one slope would hide how many channels there are.
+            layer.weight.requires_grad_(False)
+    with _reshapes(), _states(model.module):
+        return torch_pruning.DependencyGraph().build_dependency(
+            model.module, model.tensors(), forward_fn=run, verbose=False
+        )
+
+
+@contextmanager
+def _reshapes() -> Iterator[None]:
+    """A reshape whose channels torch-pruning miscounts (0 of them, beyond one half of a split)
+    loses them, and not the whole graph."""
+    from torch_pruning.dependency import index_mapping
+
+    name = "update_reshape_index_mapping"
+    update = getattr(index_mapping, name)
+
+    def careful(graph: Any, node: Any) -> None:
+        try:
+            update(graph, node)
+        except ArithmeticError:
+            for dependency in node.dependencies:
+                dependency.index_mapping[0] = _lost
+
+    setattr(index_mapping, name, careful)
+    try:
+        yield
+    finally:
+        setattr(index_mapping, name, update)
+
+
+@contextmanager
+def _states(module: nn.Module) -> Iterator[None]:
+    """The last state of an LSTM, taken from its outputs: those alone are followed, and the units
+    of one layer are the same in both."""
+
+    def from_outputs(layer: nn.LSTM, args: tuple[Any, ...], given: Any) -> Any:
+        outputs, (_, cell) = given
+        if not isinstance(outputs, Tensor):  # of sequences that differ in length
+            return given
+        time = int(layer.batch_first and outputs.dim() == 3)
+        last = outputs.select(time, -1).unsqueeze(0)
+        return outputs, (last, last * 0 + cell.detach())
+
+    alike = [
+        part
+        for part in module.modules()
+        if isinstance(part, nn.LSTM)
+        and (part.num_layers, part.bidirectional, part.proj_size) == (1, False, 0)
+    ]
+    handles = [part.register_forward_hook(from_outputs) for part in alike]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _lost(channels: Any) -> Any:
+    raise LookupError("nothing says which channels these become")
 
 
 def _read(graph: Any, module: nn.Module) -> Trace:
@@ -118,6 +178,8 @@ def _group(graph: Any, layer: nn.Module, names: Mapping[Any, str]) -> Group:
                 graph.is_in_channel_pruning_fn(handler),
             )
             side: Side = "through" if all(sides) else "out" if sides[0] else "in"
+            if isinstance(target, nn.PReLU) and target.num_parameters == 1:
+                continue  # one slope for whatever channels there are
             indices = torch.tensor(sorted(channels), dtype=torch.int64)
             roots = torch.tensor([channels[c] for c in sorted(channels)], dtype=torch.int64)
             part = Part(names[target], target, side, indices, roots)
@@ -154,8 +216,12 @@ class _Walk:
                 if not dependency.is_triggered_by(function):
                     continue
                 mapped = channels
-                for mapping in dependency.index_mapping:
-                    mapped = mapped if mapping is None else mapping(mapped)
+                try:
+                    for mapping in dependency.index_mapping:
+                        mapped = mapped if mapping is None else mapping(mapped)
+                except FAILURES:  # more operations read its parts than it knows to take it apart in
+                    self.followed = False
+                    break
                 key = dependency.target, dependency.handler
                 if fresh := self._enter(key, mapped, _limit(graph, *key, size)):
                     waiting.append((key, fresh))
@@ -221,6 +287,12 @@ def _unfit(part: Part) -> str:
             return f"{part.name} is an LSTM of {layer.num_layers} layers"
         if part.side == "out" and (layer.bidirectional or layer.proj_size):
             return f"{part.name} is an LSTM of two directions, or with a projection"
-    if isinstance(layer, nn.Module) and hasattr(layer, "parametrizations"):
+    if isinstance(layer, nn.Module) and _computed(layer):
         return f"the weight of {part.name} is computed from others"
     return ""
+
+
+def _computed(layer: nn.Module) -> bool:
+    """Whether other tensors are what is trained of its weight (weight_norm, old and new)."""
+    held = vars(layer).get("weight")
+    return hasattr(layer, "parametrizations") or isinstance(held, Tensor)

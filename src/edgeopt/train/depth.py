@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from edgeopt.core import Array, Progress
 from edgeopt.errors import InputsError, SourceError, UsageError
@@ -242,4 +242,8 @@ def _no_blocks(model: TorchModel, found: Sequence[Block]) -> str:
     if found:
         first = found[0]
         return f"{kind}: none of {len(found)} blocks can be taken out; {first.name} {first.reason}"
+    if isinstance(model.module, fx.GraphModule):
+        return (
+            "an exported program's layers are gone: it has no blocks; prune the code it came from"
+        )
     return f"{kind} has no blocks: no part that repeats returns what has its input's shape"

@@ -1,9 +1,9 @@
 """Attention heads as units to prune: found by the names that their layers go by.
 
-A block is three linear layers (queries, keys, values) side by side, a head count kept as an
-attribute, and the one layer that reads what they give. Heads go whole, so the size of a head and
-the scale of its scores stay. Where keys and values are shared (grouped-query attention) what goes
-is a shared head with all the query heads that read it.
+A block is three linear layers (queries, keys, values) side by side, or one that gives all three one
+after the other, a head count kept as an attribute, and the one layer that reads what they give.
+Heads go whole, so the size of a head and the scale of its scores stay. Where keys and values are
+shared (grouped-query attention) what goes is a shared head with all the query heads that read it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _QKV = (
     ("query_proj", "key_proj", "value_proj"),  # DeBERTa
     ("linear_q", "linear_k", "linear_v"),  # Conformer
 )
+#: One layer that gives all queries, then all keys, then all values.
+_FUSED = ("c_attn", "qkv", "Wqkv", "qkv_proj", "to_qkv")
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "nhead", "heads", "nheads")
 _SHARED = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head")
 #: Heads times head size, whatever the width of the model is.
@@ -66,11 +68,14 @@ def variants(group: Group, module: nn.Module) -> Iterator[Group]:
 
 def _blocks(module: nn.Module, traced: Trace) -> Iterator[Group]:
     for path, owner in module.named_modules():
-        names = next((n for n in _QKV if _linears(owner, n)), None)
-        if names is None:
-            continue
+        names: tuple[str, ...] = next((n for n in _QKV if _linears(owner, n)), ())
+        names = names or next(((n,) for n in _FUSED if _linears(owner, (n,))), ())
         full = [f"{path}.{name}" if path else name for name in names]
-        if all(name in traced.used for name in full):
+        if not full or any(name not in traced.used for name in full):
+            continue
+        if len(full) == 1:
+            yield _fused(module, path, owner, full[0], traced)
+        else:
             yield _block(module, path, owner, full, traced)
 
 
@@ -119,6 +124,33 @@ def _block(
         counts += [(path, a, 1) for a in _equal(owner, _SHARED, heads // shared)]
     counts += [(path, a, size * shared) for a in _equal(owner, _INNER, queries)]
     return Group(path, parts, root // (size * shared), "heads", "", tuple(counts))
+
+
+def _fused(module: nn.Module, path: str, owner: nn.Module, name: str, traced: Trace) -> Group:
+    layer = module.get_submodule(name)
+    whole = int(layer.get_parameter("weight").shape[0])
+    every, inner = torch.arange(whole), whole // 3
+    heads = _head_count(owner, module)
+    if heads is None or whole % 3 or inner % heads:
+        one = Group(path, (Part(name, layer, "out", every, every),), every, "heads")
+        told = "nothing says by a known name how many heads it has"
+        return one.blocked(f"{heads} heads do not divide its {whole} channels" if heads else told)
+    size = inner // heads
+    part = Part(name, layer, "out", every, every % inner)
+    group = Group(path, (part,), torch.arange(inner) // size, "heads")
+    readers = [
+        reader
+        for reader in traced.readers.get(name, ())
+        if getattr(module.get_submodule(reader), "in_features", None) == inner
+    ]
+    if len(readers) != 1:
+        others = ", ".join(readers) or "no linear layer"
+        return group.blocked(f"its heads are tied to those of others: {others} read them")
+    root = torch.arange(inner)
+    parts = (part, Part(readers[0], module.get_submodule(readers[0]), "in", root, root))
+    counts = [(path, a, 1) for a in _equal(owner, _HEADS, heads)]
+    counts += [(path, a, size) for a in _equal(owner, _INNER, inner)]
+    return replace(group, parts=parts, counts=tuple(counts))
 
 
 def _equal(owner: nn.Module, names: Iterable[str], value: int) -> list[str]:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from edgeopt.core import Array, Progress
 from edgeopt.errors import InputsError, UsageError
 from edgeopt.train.model import TorchModel
-from edgeopt.train.structure import Group, Part, Side, trainable
+from edgeopt.train.structure import Group, Part, Side, channel_axis, trainable
 
 __all__ = ["Importance", "Scores", "measure"]
 
@@ -129,7 +129,7 @@ def _by_channel(part: Part, value: Callable[[nn.Parameter], Tensor], biases: boo
     """The sum of ``value`` over all of a layer's weights that belong to one channel, for each."""
     layer, inside = part.layer, part.side == "in"
     if isinstance(layer, nn.Parameter):
-        return _sum(value(layer), layer.dim() - 1)
+        return _sum(value(layer), channel_axis(layer))
     weight = getattr(layer, "weight", None)
     if isinstance(layer, nn.LSTM):
         return _by_state(layer, value, inside)

@@ -104,7 +104,7 @@ def find_layers(model: nn.Module) -> tuple[list[Layer], list[Cut]]:
                 weight,
                 tuple(m for _, m, _, _ in places),
                 getattr(module, "groups", 1) if isinstance(module, CONVOLUTIONS) else 1,
-                turned=_is_conv1d(module),
+                turned=is_conv1d(module),
                 embedding=bool(tables),
                 unseen=next((u for _, m, _, _ in places if (u := _unseen(m))), ""),
             )
@@ -124,7 +124,7 @@ def _shown(name: str, module: nn.Module, key: str) -> str:
     return f"{name}.{key}" if name else key
 
 
-def _is_conv1d(module: nn.Module) -> bool:
+def is_conv1d(module: nn.Module) -> bool:
     """transformers' Conv1D; nobody has one who has not imported where it is."""
     home = sys.modules.get("transformers.pytorch_utils")
     return home is not None and isinstance(module, home.Conv1D)
@@ -140,7 +140,7 @@ def _reason(module: nn.Module, key: str) -> str:
         return "a tensor of an exported program, whose layers are gone; prune the code it came from"
     if key != "weight":
         return f"not the weight of a layer, but {key} of a {type(module).__name__}"
-    if isinstance(module, (nn.Linear, nn.Embedding, *CONVOLUTIONS)) or _is_conv1d(module):
+    if isinstance(module, (nn.Linear, nn.Embedding, *CONVOLUTIONS)) or is_conv1d(module):
         return ""
     return f"a {type(module).__name__}: only linear layers and convolutions are pruned by weights"
 

@@ -22,6 +22,7 @@ __all__ = [
     "Part",
     "Side",
     "Trace",
+    "channel_axis",
     "trainable",
     "units_of",
     "width",
@@ -52,7 +53,7 @@ class Part:
     """One side of one layer: ``target[i]`` is its channel for the group's channel ``root[i]``.
 
     ``through`` is a layer whose inputs and outputs are the same channels (a normalisation, a
-    depthwise convolution, a bare parameter: its last axis).
+    depthwise convolution, a bare parameter: see :func:`channel_axis`).
     """
 
     name: str
@@ -117,6 +118,12 @@ def trainable(module: nn.Module) -> Iterator[None]:
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(before[name])
             parameter.grad = None
+
+
+def channel_axis(parameter: Tensor) -> int:
+    """Which axis of a bare parameter its channels are: the last that is longer than one, as
+    torch-pruning takes it; a scale of images is ``[channels, 1, 1]``."""
+    return max((axis for axis, size in enumerate(parameter.shape) if size > 1), default=-1)
 
 
 def width(layer: nn.Module, side: Side = "out") -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from edgeopt.core import Array
 from edgeopt.train.model import TorchModel
-from edgeopt.train.structure import FAILURES, Group, Part
+from edgeopt.train.structure import FAILURES, Group, Part, channel_axis
 
 __all__ = ["Answers", "Removal", "Snapshot", "cut", "feeds_of_two_sizes", "masked", "run", "unlike"]
 
@@ -113,9 +113,7 @@ def cut(model: TorchModel, removals: Sequence[Removal]) -> None:
     for (name, side), (part, channels) in _gone(removals).items():
         if isinstance(part.layer, nn.Parameter):
             owner, leaf = _owner(module, name)
-            kept = _kept(part.layer.shape[-1], channels)
-            value = part.layer.detach().index_select(-1, kept.to(part.layer.device))
-            setattr(owner, leaf, nn.Parameter(value))
+            setattr(owner, leaf, nn.Parameter(_narrowed(part.layer, channels)))
             continue
         if isinstance(part.layer, nn.LSTM) and side == "out":
             _cut_state(part.layer, channels)
@@ -153,6 +151,13 @@ def _kept(size: int, gone: Sequence[int]) -> Tensor:
     return keep.nonzero().flatten()
 
 
+def _narrowed(parameter: nn.Parameter, channels: Sequence[int]) -> Tensor:
+    """A bare parameter without those channels."""
+    axis = channel_axis(parameter)
+    keep = _kept(parameter.shape[axis], channels)
+    return parameter.detach().index_select(axis, keep.to(parameter.device))
+
+
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, leaf = name.rpartition(".")
     return module.get_submodule(path), leaf
@@ -188,7 +193,8 @@ def masked(model: TorchModel, removals: Sequence[Removal]) -> Iterator[None]:
             if isinstance(part.layer, nn.Parameter):
                 owner, _ = _owner(model.module, name)
                 if next(owner.children(), None) is None:  # a norm of someone's own
-                    hook = _leaving_out(owner, part.layer.shape[-1], channels)
+                    full = part.layer.shape[channel_axis(part.layer)]
+                    hook = _leaving_out(owner, full, channels)
                     handles.append(owner.register_forward_hook(hook))
             elif isinstance(part.layer, nn.LayerNorm):
                 hook = _leaving_out(part.layer, part.layer.normalized_shape[-1], channels)
@@ -226,25 +232,36 @@ def _unread(layer: nn.Module, side: str, channels: list[int]) -> None:
 
 def _leaving_out(
     layer: nn.Module, full: int, channels: Sequence[int]
-) -> Callable[[nn.Module, tuple[Any, ...], Any], Tensor]:
-    """A hook: the layer's answer from its other channels alone, zero at these."""
+) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+    """A hook: the layer's answer from its other channels alone, zero at these.
+
+    What is no norm (it gives another shape than it takes) answers as it does.
+    """
     keep = _kept(full, channels)
     small = copy.deepcopy(layer)
     small._forward_hooks.clear()
     for name, parameter in list(small.named_parameters()):
-        setattr(small, name, nn.Parameter(parameter.detach()[..., keep]))
+        if parameter.numel() > 1:  # one number is of all channels
+            setattr(small, name, nn.Parameter(_narrowed(parameter, channels)))
     if isinstance(small, nn.LayerNorm):
         small.normalized_shape = (len(keep),)
     elif isinstance(small, nn.GroupNorm):
         small.num_channels = len(keep)
 
-    def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
-        value = args[0]
-        last = value.shape[-1] == full and not isinstance(layer, nn.GroupNorm)
-        axis = value.dim() - 1 if last else 1
-        answer = torch.zeros_like(output)
-        answer.index_copy_(axis, keep, small(value.index_select(axis, keep)))
-        return answer
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        value = args[0] if args else None
+        if not isinstance(value, Tensor) or getattr(output, "shape", None) != value.shape:
+            return output
+        axes = (1,) if isinstance(layer, nn.GroupNorm) else (value.dim() - 1, 1)
+        for axis in axes:
+            # An image may be as wide as it has channels: then only one of the two runs.
+            if axis < value.dim() and value.shape[axis] == full:
+                try:
+                    made = small(value.index_select(axis, keep))
+                except FAILURES:
+                    continue
+                return torch.zeros_like(output).index_copy_(axis, keep, made)
+        return output
 
     return hook
 
@@ -257,10 +274,10 @@ def first_line(problem: BaseException) -> str:
 def attempt(model: TorchModel, removals: Sequence[Removal]) -> str:
     """Cut; where the result does not answer as it must, put all back and say why."""
     feeds = feeds_of_two_sizes(model)
-    with masked(model, removals):
-        wanted = run(model, feeds)
     snapshot = Snapshot(model.module)
     try:
+        with masked(model, removals):
+            wanted = run(model, feeds)
         cut(model, removals)
         problem = unlike(wanted, run(model, feeds))
     except FAILURES as error:

@@ -130,7 +130,11 @@ def _channels(work: Work) -> Made:
     }
 
     def cut(changed: TorchModel, ratio: float) -> Pruning:
-        return prune_channels(changed, ratio=ratio, progress=None, **settings)
+        made = prune_channels(changed, ratio=ratio, progress=None, **settings)
+        if options.heads and not any(cut.kind == "heads" for cut in made.cuts):
+            note = "--heads: no attention was found by the names that its layers go by"
+            made = dataclasses.replace(made, notes=(*made.notes, note))
+        return made
 
     if options.target is None:
         assert options.ratio is not None

@@ -162,7 +162,8 @@ def prove_shrunk(
         environment=environment(threads=asked.threads),
         verdict=Verdict(tuple(checks), (*unproven, *lost)),
         usage=made.usage,
-        notes=(*prepared.captured.notes, *made.notes, *pair.notes),
+        # What was opened twice, to be captured and to be changed, says the same twice.
+        notes=tuple(dict.fromkeys((*prepared.captured.notes, *made.notes, *pair.notes))),
     )
 
 

@@ -206,7 +206,7 @@ class _Work:
             raise SourceError(complaint)
         plan = self.result.vocabulary
         notes = fill_folder(model, folder, {} if plan is None else plan.files)
-        usage = _FOLDER_USAGE.format(name=final.name)
+        usage = _FOLDER_USAGE.format(kind=_folder_class(model), name=final.name)
         files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
         return self._prove(folder, final, files, "hf-folder", notes, usage, weigh=files)
 
@@ -325,6 +325,15 @@ def _reader(array: Any) -> Callable[[int, int], Any]:
     return lambda lo, hi: array[lo:hi] if array.ndim else array
 
 
+def _folder_class(model: TorchModel) -> str:
+    """The class of transformers that has the model's own head; AutoModel gives it none."""
+    for part in model.module.modules():
+        kind = type(part)
+        if hasattr(part, "save_pretrained") and kind.__module__.startswith("transformers."):
+            return kind.__name__
+    return "AutoModel"
+
+
 def _inputs(model: TorchModel) -> str:
     """Zeros to call the program with, as code."""
     parts = []
@@ -340,8 +349,8 @@ model = torch.export.load("{name}").module()
 answers = model({inputs})"""
 
 _FOLDER_USAGE = """\
-from transformers import AutoModel
-model = AutoModel.from_pretrained("{name}")"""
+from transformers import {kind}
+model = {kind}.from_pretrained("{name}")"""
 
 _SPARSE_USAGE = """\
 import edgeopt

@@ -139,8 +139,9 @@ def test_a_fixed_batch_is_kept_fixed():
     assert inputs.specs[0].shape == (1, 8)
 
 
-def test_an_example_gives_shapes_and_doubles_become_floats():
-    inputs, _ = _derive(nets.Picture(), example={"image": np.zeros((4, 3, 9, 9))})
+@pytest.mark.parametrize("dtype", [np.float64, np.float16])
+def test_an_example_gives_shapes_and_becomes_float32(dtype):
+    inputs, _ = _derive(nets.Picture(), example={"image": np.zeros((4, 3, 9, 9), dtype)})
     assert str(inputs.specs[0]) == "image: float32[batch, 3, 9, 9]"
     assert inputs.axes["batch"].first == 4
 
@@ -160,6 +161,7 @@ def test_names_and_an_example_together():
     [
         (["picture:float32[1,3,9,9]"], None, r"no input 'picture'; its forward\(\) takes image"),
         (["image:float32[1,4,9,9]"], None, "does not take image: float32"),
+        (["image:float16[1,3,9,9]"], None, r"no float16; give image:float32\["),
         (
             ["image:float32[1,3,9]"],
             {"image": np.zeros((1, 3, 9, 9))},

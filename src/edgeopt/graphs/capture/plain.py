@@ -78,8 +78,9 @@ def derive(
 
 
 def _dtype(array: Array) -> str:
-    # numpy makes float64 and torch models take float32: no model is fed double by intent.
-    return "float32" if array.dtype == np.float64 else str(array.dtype)
+    # numpy makes float64 and torch models take float32: no model is fed double by intent. Weights
+    # of 16 bits are captured as float32, and take nothing narrower.
+    return "float32" if array.dtype in (np.float64, np.float16) else str(array.dtype)
 
 
 def _free(
@@ -128,6 +129,12 @@ def _free(
             return pinned
         complaint = found
     described = ", ".join(str(s) for s in specs)
+    half = next((s for s in specs if s.dtype in ("float16", "bfloat16")), None)
+    if half is not None:
+        complaint = (
+            f"all weights are captured as float32, and take no {half.dtype};"
+            f" give {half.name}:float32[...]"
+        )
     raise InputsError(f"the model does not take {described}: {complaint}")
 
 
