@@ -170,6 +170,7 @@ def test_data_that_is_no_data(work: Path, tmp_path: Path) -> None:
         ({"steps": 0}, "steps 0"),
         ({"steps": None, "epochs": 0}, "epochs 0"),
         ({"batch_size": 0}, "batch_size 0"),
+        ({"seed": -1}, "seed -1"),
         ({"learning_rate": -1.0}, "learning_rate -1"),
         ({"learning_rate": float("nan")}, "learning_rate nan"),
         ({"losses": ("magic",)}, "magic"),
