@@ -41,14 +41,6 @@ def test_every_series_has_a_panel(metric: bool) -> None:
     assert len([row for row in losses if row["series"] == "hard"]) == 4  # none at step 0
 
 
-@pytest.mark.parametrize(("best", "align"), [(0, "left"), (20, "right")])
-def test_what_was_kept_is_named_within_the_chart(best: int, align: str) -> None:
-    """The legend is right of it."""
-    spec = specification({**training(True), "best_step": best})
-    marks = [layer["mark"] for panel in spec["vconcat"] for layer in panel["layer"]]
-    assert {mark["align"] for mark in marks if mark["type"] == "text"} == {align}
-
-
 def test_svg_and_png_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("vl_convert", reason="charts are drawn with vl-convert-python")
     for suffix in (".svg", ".png"):

@@ -105,10 +105,6 @@ def _panel(
     points: bool,
 ) -> dict[str, Any]:
     """A line for each series, and a dashed one where the weights that were kept are from."""
-    # beside its line, on the side where there is room: the legend is right of the chart
-    last = max((row["step"] for row in rows), default=0)
-    right = any(2 * row["step"] > last for row in best)
-    beside = {"align": "right", "dx": -4} if right else {"align": "left", "dx": 4}
     several = len({row["series"] for row in rows}) > 1
     color: dict[str, Any] = {"field": "series", "type": "nominal", "title": None}
     if not several:
@@ -125,7 +121,7 @@ def _panel(
             },
             {
                 "data": {"values": list(best)},
-                "mark": {"type": "text", **beside, "dy": 8, "baseline": "top"},
+                "mark": {"type": "text", "align": "left", "dx": 4, "dy": 8, "baseline": "top"},
                 "encoding": {
                     "x": {"field": "step", "type": "quantitative"},
                     "y": {"value": 0},

@@ -76,7 +76,7 @@ def read_labelled(spec: str, inputs: Sequence[InputSpec]) -> Labelled:
     if first is None:
         raise InputsError(f"{samples.label} gives no samples; at least one is needed")
     label = f"{samples.label}{_digest(spec)}"
-    names = _names(first, inputs, samples.label)
+    names = order_names(tuple(first), inputs, samples.label)
     paired = any(f"{given}{SECOND}" in first for given in names.values())
     sides = [names]
     if paired:
@@ -114,13 +114,6 @@ def _asked_once(spec: str, samples: Samples) -> Samples:
         feeds.append(feed)
     label = samples.label if ended else f"{samples.label}, the first {len(feeds):,} of it"
     return replace(samples, label=label, opener=lambda: iter(feeds), limit=None)
-
-
-def _names(feed: Feed, inputs: Sequence[InputSpec], label: str) -> dict[str, str]:
-    """Model input -> array. Arrays by position may have one more at the end: the target."""
-    if len(feed) == len(inputs) + 1 and all(name.startswith("#") for name in feed):
-        return {spec.name: f"#{i}" for i, spec in enumerate(inputs)}
-    return order_names(tuple(feed), inputs, label)
 
 
 def _targets(
