@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ from edgeopt.core import Source  # noqa: E402
 from edgeopt.data.synthetic import synthetic  # noqa: E402
 from edgeopt.errors import SourceError  # noqa: E402
 from edgeopt.train.model import TorchModel  # noqa: E402
-from edgeopt.verbs import prune_latency  # noqa: E402
+from edgeopt.train.targets import Reading  # noqa: E402
+from edgeopt.verbs import prune_latency, prune_methods  # noqa: E402
+from edgeopt.verbs.graph_source import Prepared  # noqa: E402
+from edgeopt.verbs.prune_options import PruneOptions  # noqa: E402
 from edgeopt.verbs.torch_model import Opened  # noqa: E402
+from edgeopt.verbs.training import TrainOptions  # noqa: E402
 
 
 def opened(path: Path) -> Opened:
@@ -72,6 +77,41 @@ def test_a_model_that_does_not_load_is_an_error(
     whole = opened(tmp_path)
     with pytest.raises(SourceError):
         prune_latency.latency_meter(whole, tmp_path, seconds=0.05)(whole.model)
+
+
+@pytest.mark.parametrize(("asked", "step"), [(None, 8), (1, 1), (4, 4)])
+def test_a_latency_target_goes_in_blocks_unless_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int | None, step: int
+) -> None:
+    """Timed by what time goes with, where kernels are perfect: the number of parameters."""
+    net = nn.Sequential(nn.Linear(64, 104), nn.ReLU(), nn.Linear(104, 40), nn.Linear(40, 5))
+    whole = opened(tmp_path)
+    whole = dataclasses.replace(whole, model=image(net, 64))
+    size = sum(p.numel() for p in net.parameters())
+    threads: list[int] = []
+
+    def meter(*_: Any, **more: Any) -> Any:
+        threads.append(more["threads"])
+        return lambda m: Reading(1.0, sum(p.numel() for p in m.module.parameters()) / size)
+
+    monkeypatch.setattr(prune_latency, "latency_meter", meter)
+    captured: Any = None  # the meter has no use for it
+    made = prune_methods.METHODS["channels"].run(
+        prune_methods.Work(
+            whole,
+            Prepared(whole.source, captured, None, (), (), ""),
+            PruneOptions(target="latency=0.6", round_to=asked),
+            TrainOptions(),
+            None,
+            None,
+            tmp_path,
+            threads=3,
+        )
+    )
+    widths = [net[0].out_features, net[2].out_features]
+    assert threads == [3]
+    assert widths[0] < 104 and all(width % step == 0 for width in widths)
+    assert any("--round-to" in note for note in made.pruning.notes) == (asked is None)
 
 
 @pytest.mark.slow

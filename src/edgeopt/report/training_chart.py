@@ -106,6 +106,8 @@ def _panel(
 ) -> dict[str, Any]:
     """A line for each series, and a dashed one where the weights that were kept are from."""
     several = len({row["series"] for row in rows}) > 1
+    last = max((row["step"] for row in rows), default=0)
+    late = any(2 * mark["step"] > last for mark in best)
     color: dict[str, Any] = {"field": "series", "type": "nominal", "title": None}
     if not several:
         color["legend"] = None
@@ -121,7 +123,13 @@ def _panel(
             },
             {
                 "data": {"values": list(best)},
-                "mark": {"type": "text", "align": "left", "dx": 4, "dy": 8, "baseline": "top"},
+                "mark": {
+                    "type": "text",
+                    "align": "right" if late else "left",  # on the side where there is room
+                    "dx": -4 if late else 4,
+                    "dy": 8,
+                    "baseline": "top",
+                },
                 "encoding": {
                     "x": {"field": "step", "type": "quantitative"},
                     "y": {"value": 0},

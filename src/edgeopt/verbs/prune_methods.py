@@ -107,6 +107,9 @@ class Method:
 # ---------------------------------------------------------------------------------------------
 # channels
 
+#: Channels that kernels of CPUs compute at once, at least.
+_BLOCK = 8
+
 
 def _channels(work: Work) -> Made:
     from edgeopt.train.channels import prune_channels
@@ -123,7 +126,7 @@ def _channels(work: Work) -> Made:
         "ratios": read_ratios(options.layer_ratios),
         "ignore": options.ignore,
         "heads": options.heads,
-        **({} if options.round_to is None else {"round_to": options.round_to}),
+        "round_to": 1 if options.round_to is None else options.round_to,
     }
 
     def cut(changed: TorchModel, ratio: float) -> Pruning:
@@ -133,12 +136,18 @@ def _channels(work: Work) -> Made:
         assert options.ratio is not None
         return Made(model, cut(model, options.ratio))
     target = parse_target(options.target)
+    blocks: tuple[str, ...] = ()
+    if target.kind == "latency" and options.round_to is None:
+        # Between multiples time goes up as channels go down: no search finds its way through that.
+        settings["round_to"] = _BLOCK
+        blocks = (f"multiples of {_BLOCK} channels are left; --round-to says another number",)
     from edgeopt.verbs.prune_latency import latency_meter
 
     latency = latency_meter(work.opened, work.workdir, work.progress, threads=work.threads)
     found = search_target(model, target, cut, latency=latency, progress=work.progress)
     pruning = cut(model, found.ratio)
-    return Made(model, dataclasses.replace(pruning, notes=(*pruning.notes, *found.notes)))
+    notes = (*pruning.notes, *blocks, *found.notes)
+    return Made(model, dataclasses.replace(pruning, notes=notes))
 
 
 def _with_labels(work: Work) -> tuple[Sequence[Mapping[str, Array]], NDArray[Any] | None]:
