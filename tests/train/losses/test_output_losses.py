@@ -133,8 +133,8 @@ def test_hard_labels_are_torch_cross_entropy():
 def test_hard_labels_of_pixels_may_have_an_axis_of_one():
     logits, labels = torch.randn(2, 4, 5, 6), torch.randint(0, 4, (2, 5, 6))
     expected = F.cross_entropy(logits, labels)
-    for given in (labels, labels[:, None]):
-        found = HardLabels()(Batch({"output": logits}, targets={"labels": given}))
+    for labels_ in (labels, labels[:, None]):
+        found = HardLabels()(Batch({"output": logits}, targets={"labels": labels_}))
         torch.testing.assert_close(found, expected)
 
 
