@@ -67,6 +67,17 @@ def test_npy_is_the_only_input_whatever_its_suffix(tmp_path):
         load(str(tmp_path / "rows.data")).fit([X, IDS])
 
 
+def test_by_position_the_last_may_be_a_target(tmp_path):
+    """As a DataLoader of (inputs, labels) yields them."""
+    np.savez(tmp_path / "pairs.npz", ROWS, np.arange(8))
+    samples = load(str(tmp_path / "pairs.npz")).fit([X])
+    np.testing.assert_array_equal(np.concatenate([f["x"] for f in samples]), ROWS)
+    assert samples.label.endswith("(not used: #1)")
+    np.savez(tmp_path / "three.npz", ROWS, np.arange(8), np.arange(8))
+    with pytest.raises(InputsError, match="gives 3 arrays by position, the model takes 1"):
+        load(str(tmp_path / "three.npz")).fit([X])
+
+
 def test_folder_of_samples(tmp_path):
     for i, row in enumerate(ROWS):
         np.save(tmp_path / f"{i}.npy", row)

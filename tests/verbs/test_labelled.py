@@ -13,6 +13,7 @@ from edgeopt.core import InputSpec
 from edgeopt.errors import InputsError, OutputError, SourceError
 from edgeopt.measure import answers
 from edgeopt.runtimes.engine import Case
+from edgeopt.verbs import labelled
 from edgeopt.verbs.labelled import read_labelled
 
 X = InputSpec("x", "float32", ("batch", 3))
@@ -93,6 +94,48 @@ def test_batches_and_labels_of_a_callable(tmp_path: Path, monkeypatch: pytest.Mo
     ):
         with pytest.raises(InputsError, match=says):
             read_labelled(f"loader:{name}", [X])
+
+
+def test_a_callable_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may shuffle, have no end, give samples one by one or break: rows keep their targets."""
+    (tmp_path / "asked.py").write_text(
+        "import itertools\n"
+        "import numpy as np\n"
+        "def shuffled():\n"
+        "    for at in np.array_split(np.random.permutation(100), 7):\n"
+        "        yield {'x': np.repeat(at[:, None], 3, 1).astype('f'), 'label': at}\n"
+        "def own():\n"
+        "    rng = np.random.default_rng()\n"
+        "    for at in np.array_split(rng.permutation(100), 7):\n"
+        "        yield {'x': np.repeat(at[:, None], 3, 1).astype('f'), 'label': at}\n"
+        "def alone():\n"
+        "    for i in range(300): yield {'x': np.full(3, i, 'f'), 'label': np.full((2, 2), i)}\n"
+        "def endless():\n"
+        "    for i in itertools.count(): yield {'x': np.full((1, 3), i, 'f')}\n"
+        "def broken():\n"
+        "    yield {'x': np.ones((1, 3), 'f')}\n"
+        "    raise OSError('the disk is gone')\n"
+        "once = iter([{'x': np.ones((1, 3), 'f')}])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(labelled, "_MOST_FEEDS", 301)
+    orders = []
+    for name in ("shuffled", "shuffled", "own"):
+        data = read_labelled(f"asked:{name}", [X])
+        for _ in range(2):
+            rows = np.concatenate([feed["x"] for feed in data.feeds()])
+            assert rows[:, 0].tolist() == data.targets["label"].tolist()
+        assert data.sizes == (15, 15, 14, 14, 14, 14, 14)
+        orders.append(data.targets["label"].tolist())
+    assert orders[0] == orders[1] != sorted(orders[0])  # in every pass, and every process
+    data = read_labelled("asked:alone", [X])
+    assert len(list(data.feeds())) == 300 and data.targets["label"].shape == (300, 2, 2)
+    data = read_labelled("asked:endless", [X])
+    assert data.label == "asked:endless, the first 301 of it" and len(data.sizes) == 301
+    with pytest.raises(InputsError, match="sample 1 failed: OSError: the disk is gone"):
+        read_labelled("asked:broken", [X])
+    with pytest.raises(InputsError, match="gone through once; give a function that makes it"):
+        read_labelled("asked:once", [X])
 
 
 def test_a_folder_of_arrays(tmp_path: Path) -> None:

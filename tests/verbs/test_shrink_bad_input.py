@@ -170,6 +170,7 @@ def test_data_that_is_no_data(work: Path, tmp_path: Path) -> None:
         ({"steps": 0}, "steps 0"),
         ({"steps": None, "epochs": 0}, "epochs 0"),
         ({"batch_size": 0}, "batch_size 0"),
+        ({"seed": -1}, "seed -1"),
         ({"learning_rate": -1.0}, "learning_rate -1"),
         ({"learning_rate": float("nan")}, "learning_rate nan"),
         ({"losses": ("magic",)}, "magic"),
@@ -264,6 +265,7 @@ def test_a_loss_that_diverges_is_stopped_and_told(work: Path, tmp_path: Path) ->
     assert proof is not None
     training = proof.coverage["training"]
     assert training["stopped"] == "diverged"
+    assert not any("--ratio" in check.advice for check in proof.verdict.checks)  # there is none
     assert any("kept the weights after" in note for note in training["notes"])
     program = torch.export.load(tmp_path / "out.pt").module()
     assert all(torch.isfinite(p).all() for p in program.parameters())
@@ -370,7 +372,7 @@ def test_rows_that_judge_are_those_left_out(tmp_path: Path, work: Path) -> None:
         seen = {
             int(number)
             for data in (taught.train, taught.validation)
-            for number in data.inputs["image"][:, 0, 0, 0]  # type: ignore[union-attr]
+            for number in data.inputs["image"][data.rows, 0, 0, 0]  # type: ignore[union-attr]
         }
         judged = np.load(held_out(spec, inputs, tmp_path))
         rows = judged["image"][:, 0, 0, 0].astype(int)

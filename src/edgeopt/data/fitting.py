@@ -24,10 +24,11 @@ def plain_dtype(name: str) -> np.dtype[Any] | None:
 
 
 def order_names(given: Sequence[str], specs: Sequence[InputSpec], label: str) -> dict[str, str]:
-    """Model input -> name in the feed: by name, or by position for ``#0``, ``#1``, ..."""
+    """Model input -> name in the feed: by name, or by position for ``#0``, ``#1``, ... Of those one
+    may be left at the end: the target that loaders give beside the inputs."""
     wanted = ", ".join(spec.name for spec in specs)
     if all(name.startswith("#") for name in given):
-        if len(given) != len(specs):
+        if len(given) not in (len(specs), len(specs) + 1):
             raise InputsError(
                 f"{label} gives {len(given)} arrays by position, the model takes {len(specs)}"
                 f" ({wanted}); give one an input, or name them"

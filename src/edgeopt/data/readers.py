@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import io
+import itertools
 import math
+import random
 import sys
 import tokenize
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +26,10 @@ __all__ = ["Reader", "each_file", "open_callable", "open_file", "open_npy", "zip
 
 #: What numpy and zipfile raise on a file that is not what it says.
 _BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, tokenize.TokenError)
+
+
+#: What an iterator that is over gives.
+_END = object()
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,9 @@ def zipped(columns: Mapping[str, Reader], where: Path) -> Reader:
 def open_callable(spec: str) -> Callable[[], Iterator[dict[str, Array]]]:
     """``module:callable`` from the working directory; each call starts from the beginning.
 
-    An iterable (a list, a torch DataLoader) does as well as a callable that returns one.
+    An iterable (a list, a torch DataLoader) does as well as a callable that returns one. What it
+    draws from the generators of Python, numpy and torch is the same in every pass: what is judged
+    is not what was learned from, and every process sees the same.
     """
     module_name, _, attribute = spec.partition(":")
     target = _import(spec, module_name)
@@ -96,14 +105,20 @@ def open_callable(spec: str) -> Callable[[], Iterator[dict[str, Array]]]:
         target = getattr(target, part)
 
     def rows() -> Iterator[dict[str, Array]]:
-        produced = _called(spec, target)
-        try:
-            iterator = iter(produced)
-        except TypeError as error:
+        with _seeded(0):
+            produced = _called(spec, target)
+            try:
+                iterator = iter(produced)
+            except TypeError as error:
+                raise InputsError(
+                    f"--data {spec} gives {type(produced).__name__}; yield dicts, tuples or arrays"
+                ) from error
+        if produced is target and iterator is target:
             raise InputsError(
-                f"--data {spec} gives {type(produced).__name__}; yield dicts, tuples or arrays"
-            ) from error
-        return map(_as_feed, iterator)
+                f"--data {spec} is a {type(target).__name__}, which can be gone through once; give "
+                "a function that makes it"
+            )
+        return _drawn(spec, iterator)
 
     return rows
 
@@ -131,6 +146,39 @@ def _called(spec: str, target: Any) -> Any:
         raise InputsError(
             f"--data {spec}: calling it without arguments failed: {type(error).__name__}: {error}"
         ) from error
+
+
+def _drawn(spec: str, iterator: Iterator[Any]) -> Iterator[dict[str, Array]]:
+    for number in itertools.count():
+        with _seeded(number + 1):
+            try:
+                item = next(iterator, _END)
+            except Exception as error:  # the user's own code: it may raise anything
+                raise InputsError(
+                    f"--data {spec}: sample {number} failed: {type(error).__name__}: {error}"
+                ) from error
+        if item is _END:
+            return
+        yield _as_feed(item)
+
+
+@contextmanager
+def _seeded(number: int) -> Iterator[None]:
+    """Generators at one place within the block, and where they stood before after it."""
+    torch = sys.modules.get("torch")
+    python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002
+    tensors = None if torch is None else torch.get_rng_state()
+    random.seed(number)
+    np.random.seed(number)  # noqa: NPY002
+    if torch is not None:
+        torch.default_generator.manual_seed(number)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)  # noqa: NPY002
+        if torch is not None and tensors is not None:
+            torch.set_rng_state(tensors)
 
 
 def _as_feed(item: Any) -> dict[str, Array]:

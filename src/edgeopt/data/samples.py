@@ -119,10 +119,11 @@ class Samples:
         return replace(self, count=count, limit=limit)
 
 
-def load(spec: str, limit: int = DEFAULT_LIMIT) -> Samples:
+def load(spec: str, limit: int | None = DEFAULT_LIMIT) -> Samples:
     """What ``--data`` means (the module's docstring lists the forms).
 
-    ``limit`` bounds generators only: the rows of files are all taken, see :meth:`Samples.take`.
+    ``limit`` bounds generators only (None: nothing does): the rows of files are all taken, see
+    :meth:`Samples.take`.
 
     Raises:
         InputsError: nothing there, a file that is no array, arrays that disagree on the number

@@ -27,6 +27,8 @@ def to_tensors(
 def _tensor(array: Array, dtype: str | None) -> Tensor:
     """A tensor of its own, in the dtype that the model takes; targets of double precision halve."""
     wanted = getattr(torch, dtype) if dtype is not None else None
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)  # torch has these by name, and can hardly compute with them
     made = torch.from_numpy(np.array(array, order="C"))
     if wanted is None:
         return made.float() if made.dtype == torch.float64 else made

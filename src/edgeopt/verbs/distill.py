@@ -79,6 +79,7 @@ def distill(
     if unknown := sorted(set(training) - known):
         raise UsageError(f"distill knows no {unknown[0]}")
     options = TrainOptions(**training)
+    options.settings(fine=False)  # what is wrong with them is said first
     found = tuple(find_metric(name) for name in metrics)
     asked = Asked(found, evaluation or data, min_sqnr, max_drop, threads)
     hold_out = evaluation is None or same_data(evaluation, data)

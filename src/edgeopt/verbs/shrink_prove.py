@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +135,8 @@ def prove_shrunk(
     quality, lost = _quality(judged, prepared, asked, progress)
     nbytes = sum(path.stat().st_size for path in made.weighed)
     checks, unproven = _judged(made, pair, quality, asked, (source.nbytes, nbytes))
+    if verb == "distill":
+        checks = [replace(check, advice=_for_students(check.advice)) for check in checks]
     return Proof(
         verb=verb,
         source={
@@ -165,6 +167,12 @@ def prove_shrunk(
         # What was opened twice, to be captured and to be changed, says the same twice.
         notes=tuple(dict.fromkeys((*prepared.captured.notes, *made.notes, *pair.notes))),
     )
+
+
+def _for_students(advice: str) -> str:
+    """What to try, where there is no ratio, and no training to be added."""
+    larger = advice.replace("a lower --ratio", "a larger student")
+    return larger.replace("--recover DATA", "more --epochs or --data")
 
 
 def _captured(

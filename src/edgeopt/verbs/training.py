@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgeopt.core import Array, InputSpec, Progress
 from edgeopt.errors import InputsError, UsageError
+from edgeopt.verbs.class_labels import class_numbers, label_of
 from edgeopt.verbs.labelled import SECOND, Labelled, read_labelled
 
 if TYPE_CHECKING:
@@ -175,22 +176,27 @@ def lessons(spec: str, model: TorchModel, *, hold_out: bool) -> Lessons:
         raise InputsError(f"{read.label} does not fill one batch of the model; give more samples")
     keep = [i for i in range(len(feeds)) if not hold_out or not _held(i, len(feeds), per_row)]
     label = f"{read.label}{': all rows but every 4th' if len(keep) < len(feeds) else ''}"
-    chosen = [feeds[index] for index in keep]
+    # of pairs there are no targets for a single row
+    targets = {} if read.paired else read.targets
     alike = all(
         {name: array.shape[1:] for name, array in feed.items()}
-        == {name: array.shape[1:] for name, array in chosen[0].items()}
-        for feed in chosen
+        == {name: array.shape[1:] for name, array in feeds[0].items()}
+        for feed in feeds
     )
     if not alike:
+        parts = {name: _shared_out(read, target) for name, target in targets.items()}
 
         def opener() -> Iterator[Mapping[str, Array]]:
-            return iter(chosen)
+            for index in keep:
+                yield {**feeds[index], **{name: given[index] for name, given in parts.items()}}
 
-        return Lessons(StreamData(opener, names, label, batches=len(chosen)), None, label, None)
-    inputs = {name: np.concatenate([feed[name] for feed in chosen]) for name in names}
-    # of pairs there are no targets for a single row
-    targets = {} if read.paired else _targets(read, keep, len(feeds))
-    data = ArrayData(inputs, targets, label)
+        return Lessons(StreamData(opener, names, label, batches=len(keep)), None, label, None)
+    inputs = {name: np.concatenate([feed[name] for feed in feeds]) for name in names}
+    ends = np.cumsum([len(feed[names[0]]) for feed in feeds])[:-1]
+    places = np.split(np.arange(len(inputs[names[0]])), ends)
+    # chosen by their places: what is wrong with a sample is said by its own number
+    rows = np.concatenate([places[index] for index in keep]) if len(keep) < len(feeds) else None
+    data = ArrayData(inputs, targets, label, rows=rows)
     if len(data) < 16:
         return Lessons(data, None, label, len(data))
     train, validation = data.split(_VALIDATION)
@@ -219,7 +225,9 @@ def held_out(spec: str, inputs: Sequence[InputSpec], workdir: Path) -> str:
         for input_ in inputs
     }
     rows = [index // per_row for index in held[::per_row]]
-    arrays |= _targets(read, rows, len(feeds) // per_row)
+    for name, target in read.targets.items():
+        parts = _shared_out(read, target)
+        arrays[name] = np.concatenate([parts[index] for index in rows])
     path = workdir / "held-out.npz"
     np.savez(path, **arrays)  # type: ignore[arg-type]
     return str(path)
@@ -230,15 +238,9 @@ def _held(index: int, feeds: int, per_row: int) -> bool:
     return feeds >= HELD * per_row and (index // per_row) % HELD == HELD - 1
 
 
-def _targets(read: Labelled, keep: Sequence[int], groups: int) -> dict[str, NDArray[Any]]:
-    """The targets of those that are kept of ``groups`` groups of rows, a feed (or pair) each."""
-    found = {}
-    for name, target in read.targets.items():
-        if len(target) % groups:
-            raise InputsError(f"{read.label}: {len(target)} {name} for {groups} samples")
-        rows = target.reshape(groups, len(target) // groups, *target.shape[1:])
-        found[name] = np.concatenate([rows[index] for index in keep])
-    return found
+def _shared_out(read: Labelled, target: NDArray[Any]) -> list[NDArray[Any]]:
+    """The rows of a target that belong to each feed, or pair of feeds."""
+    return np.split(target, np.cumsum(read.sizes)[:-1])
 
 
 def teach(
@@ -260,12 +262,13 @@ def teach(
     options.settings(fine=fine)  # what is wrong with them is said first
     batches = material.train.count(_or(options.batch_size, _BATCH))
     settings = options.settings(fine=fine, batches=batches)
+    material = _as_classes(material, _classes(student))
     losses, reason = _losses(student, teacher, material, options)
     metric, name = _metric(student, material)
     trained = train(
         student,
         losses,
-        _with_classes(material.train, student, losses),
+        _with_classes(material.train, _classes(student), losses),
         teacher=teacher if any(loss.needs_teacher for loss in losses) else None,
         settings=settings,
         validation=material.validation,
@@ -299,6 +302,7 @@ def _losses(
 
     from edgeopt.train.losses import parse_losses
     from edgeopt.train.losses.choice import default_losses, kind_of
+    from edgeopt.train.losses.layered import LayerLoss
     from edgeopt.train.pairs import parse_pairs
 
     pairs = parse_pairs(options.pairs, teacher.module, student.module) if options.pairs else ()
@@ -313,6 +317,8 @@ def _losses(
         kind = kind_of(teacher.module, theirs, targets)
         losses, why = default_losses(ours, theirs, targets, kind)
         reason = f" ({why})"
+    if pairs and not any(isinstance(loss, LayerLoss) for loss in losses):
+        raise UsageError("--pairs has no meaning without --loss hints or --loss attention")
     for loss in losses:
         loss.choose_layers(teacher.module, student.module, pairs)
     return losses, reason
@@ -321,30 +327,48 @@ def _losses(
 def _target_tensors(material: Lessons) -> dict[str, Any]:
     import torch
 
-    targets = getattr(material.train, "targets", {})
-    return {name: torch.from_numpy(np.asarray(array[:2])) for name, array in targets.items()}
+    first = next(material.train.parts(2, 1, (0,), None, 0), ())
+    return {
+        name: torch.from_numpy(np.array(array[:2]))
+        for part in first
+        for name, array in part.targets.items()
+    }
 
 
-def _with_classes(data: Data, student: TorchModel, losses: Sequence[Loss]) -> Data:
-    """The same data, with the number of classes that its labels may be of, where they are any."""
+def _as_classes(material: Lessons, classes: int | None) -> Lessons:
+    """The same with labels as class numbers, where they are some in another form: whole numbers
+    kept as floats, one column, one-hot rows."""
     from edgeopt.train.batches import ArrayData
 
-    classes = _classes(student)
+    train, validation = material.train, material.validation
+    if classes is None or not isinstance(train, ArrayData):
+        return material
+    targets = {n: class_numbers(n, array, classes) for n, array in train.targets.items()}
+    if validation is not None:
+        validation = replace(validation, targets=targets)
+    return replace(material, train=replace(train, targets=targets), validation=validation)
+
+
+def _with_classes(data: Data, classes: int | None, losses: Sequence[Loss]) -> Data:
+    """The same data, with the number of classes that labels may be of, where losses learn them."""
+    from edgeopt.train.batches import ArrayData
+    from edgeopt.train.losses.hard_labels import HardLabels
+
     if not isinstance(data, ArrayData) or classes is None:
         return data
-    if not any(loss.needs_targets for loss in losses):
-        return data
-    integer = {n: classes for n, a in data.targets.items() if a.dtype.kind in "iu" and a.ndim == 1}
+    meant = {label_of(data.targets, loss.target) for loss in losses if isinstance(loss, HardLabels)}
+    integer = {n: classes for n in meant if n is not None and data.targets[n].dtype.kind in "iu"}
     return replace(data, classes=integer)
 
 
 def _classes(model: TorchModel) -> int | None:
-    """The last size of the model's only [batch, classes] output."""
+    """The last size of the model's only [batch, classes] output; one number is no class."""
     import torch
 
     with torch.no_grad(), model.mode(False):
         outputs = list(model.outputs(model.tensors()).values())
-    return outputs[0].shape[-1] if len(outputs) == 1 and outputs[0].ndim == 2 else None
+    found = outputs[0].shape[-1] if len(outputs) == 1 and outputs[0].ndim == 2 else 1
+    return found if found > 1 else None
 
 
 def _metric(
@@ -354,12 +378,12 @@ def _metric(
     validation = material.validation
     if validation is None or _classes(student) is None:
         return None, "loss"
-    labels = [n for n, a in validation.targets.items() if a.dtype.kind in "iu" and a.ndim == 1]
-    if len(labels) != 1:
+    name = label_of(validation.targets)
+    if name is None or validation.targets[name].dtype.kind not in "iu":
         return None, "loss"
 
     def accuracy(outputs: Mapping[str, Any], targets: Mapping[str, Any]) -> float:
         answers = next(iter(outputs.values())).argmax(-1)
-        return float((answers == targets[labels[0]]).mean())
+        return float((answers == targets[name]).mean())
 
     return accuracy, "accuracy"

@@ -130,6 +130,14 @@ def test_hard_labels_are_torch_cross_entropy():
     torch.testing.assert_close(got, F.cross_entropy(maps, pixels))
 
 
+def test_hard_labels_of_pixels_may_have_an_axis_of_one():
+    logits, labels = torch.randn(2, 4, 5, 6), torch.randint(0, 4, (2, 5, 6))
+    expected = F.cross_entropy(logits, labels)
+    for labels_ in (labels, labels[:, None]):
+        found = HardLabels()(Batch({"output": logits}, targets={"labels": labels_}))
+        torch.testing.assert_close(found, expected)
+
+
 def test_hard_labels_of_tokens_leave_out_padding_and_minus_100():
     logits, labels = _random(2, 4, 3), torch.tensor([[0, 1, 2, 2], [-100, 0, 1, 7]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])  # the 7 is padding

@@ -51,8 +51,9 @@ class HardLabels(Loss):
         name = choose_output(batch.student, self.output, ("logits",), "student")
         logits = precise(batch.student[name])
         target, labels = target_of(batch, self.target)
-        if labels.ndim == logits.ndim and labels.shape[-1] == 1:
-            labels = labels.squeeze(-1)
+        if labels.ndim == logits.ndim:  # an axis of one, where logits have their classes
+            pixels = labels.shape[1:2] == (1,) and labels.shape[2:] == logits.shape[2:]
+            labels = labels.squeeze(1 if pixels else -1)
         if labels.shape != logits.shape[:-1]:
             if labels.shape != (*logits.shape[:1], *logits.shape[2:]):
                 raise InputsError(
