@@ -9,24 +9,23 @@ they were counted, load, run and stay finite is asked of every one.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.core import Check, Fidelity, Progress, Proof, Quality, Source, Verdict, file_sha256
-from edgeopt.core import format_bytes as bytes_text
+from edgeopt.core import Progress, Proof, Quality, Source, Verdict, file_sha256
 from edgeopt.errors import EdgeoptError, UsageError
 from edgeopt.files.open import open_source
 from edgeopt.graphs.capture import Captured, capture
 from edgeopt.measure.environment import environment
-from edgeopt.measure.pair import PairResult, measure_pair
+from edgeopt.measure.pair import measure_pair
 from edgeopt.runtimes.engine import Case
 from edgeopt.verbs.graph_source import Prepared
 from edgeopt.verbs.likeness import Artifact, of_answers
 from edgeopt.verbs.quality import Metric
 from edgeopt.verbs.same_tokens import every_score, keep_scores, take_old_numbers
+from edgeopt.verbs.shrink_checks import judged
 
 if TYPE_CHECKING:
     from edgeopt.train.counting import Counts
@@ -37,16 +36,6 @@ __all__ = ["Asked", "Shrunk", "prove_shrunk"]
 
 #: Seconds given to interleaved latency blocks.
 _SECONDS = 2.0
-
-#: What may be lost of a metric where nobody says: a point of accuracy; of what is larger than 1
-#: (perplexity), this share of it.
-_MAY_DROP = 0.01
-
-#: Outputs whose largest element is no answer: what counts is where they point.
-_DIRECTION = re.compile("embed|hidden|feature|pool")
-
-#: The share of classes, or the cosine of outputs, that must be the same where nothing is asked.
-_SAME = 0.9
 
 
 @dataclass(frozen=True)
@@ -118,11 +107,11 @@ def prove_shrunk(
     loaded = open_source(made.runnable or made.written)
     captured = _captured(loaded, prepared, workdir, trust_pickle, progress)
     models, feeds = (prepared.captured.model, captured.model), prepared.proof
-    judged = models
+    scored = models
     if (plan := made.vocabulary) is not None:
         rows = made.before_rows
         old = take_old_numbers(models[1], plan, rows)
-        judged = (models[0], every_score(models[0], old, plan, rows))
+        scored = (models[0], every_score(models[0], old, plan, rows))
         models = (keep_scores(models[0], old, plan, rows), old)
         feeds = tuple(plan.within(feed) for feed in feeds)
     pair = measure_pair(
@@ -132,11 +121,9 @@ def prove_shrunk(
         seconds=_SECONDS,
         progress=progress,
     )
-    quality, lost = _quality(judged, prepared, asked, progress)
+    quality, lost = _quality(scored, prepared, asked, progress)
     nbytes = sum(path.stat().st_size for path in made.weighed)
-    checks, unproven = _judged(made, pair, quality, asked, (source.nbytes, nbytes))
-    if verb == "distill":
-        checks = [replace(check, advice=_for_students(check.advice)) for check in checks]
+    checks, unproven = judged(verb, made, pair, quality, asked, (source.nbytes, nbytes))
     return Proof(
         verb=verb,
         source={
@@ -167,12 +154,6 @@ def prove_shrunk(
         # What was opened twice, to be captured and to be changed, says the same twice.
         notes=tuple(dict.fromkeys((*prepared.captured.notes, *made.notes, *pair.notes))),
     )
-
-
-def _for_students(advice: str) -> str:
-    """What to try, where there is no ratio, and no training to be added."""
-    larger = advice.replace("a lower --ratio", "a larger student")
-    return larger.replace("--recover DATA", "more --epochs or --data")
 
 
 def _captured(
@@ -284,133 +265,3 @@ def _counted(made: Shrunk, quality: Mapping[str, tuple[Quality, Quality]]) -> di
     if made.training is not None:
         document["training"] = dict(made.training)
     return document
-
-
-def _judged(
-    made: Shrunk,
-    pair: PairResult,
-    quality: Mapping[str, tuple[Quality, Quality]],
-    asked: Asked,
-    sizes: tuple[int, int],
-) -> tuple[list[Check], list[str]]:
-    before, after = made.before, made.after
-    checks = [
-        Check(
-            "fewer weights",
-            after.nonzero < before.nonzero,
-            f"{after.nonzero:,} that are not zero, from {before.nonzero:,}",
-            "fewer than the source has",
-            "see the reasons by layer; a higher --ratio cuts more",
-        )
-    ]
-    if made.smaller:
-        checks.append(
-            Check(
-                "file smaller",
-                sizes[1] < sizes[0],
-                f"{bytes_text(sizes[1])} from {bytes_text(sizes[0])}",
-                "fewer bytes than the source",
-                "a higher --ratio; of sparse weights --to safetensors",
-            )
-        )
-    checks.append(
-        Check(
-            "loads and runs",
-            pair.failure is None,
-            pair.failure or "in a fresh process",
-            "the written file runs",
-            "try another --method",
-        )
-    )
-    unproven = list(pair.unproven)
-    if pair.failure is None:
-        checks += _answers(pair, asked)
-    checks += _kept_up(quality, asked)
-    if not quality:
-        unproven.append("how well it does its task: give --data with labels, and --metric")
-    return checks, unproven
-
-
-def _answers(pair: PairResult, asked: Asked) -> list[Check]:
-    broken = [f.output for f in pair.fidelity if not f.finite]
-    checks = [
-        Check(
-            "output finite",
-            not broken,
-            f"NaN or Inf in {', '.join(broken)}" if broken else "no NaN or Inf",
-            "none that the source does not have",
-            "a lower --ratio, or --recover DATA",
-        )
-    ]
-    numbers = [f for f in pair.fidelity if not f.constant and not math.isnan(f.sqnr_db)]
-    if asked.min_sqnr is None and not asked.metrics:
-        checks += [check for check in [_alike(pair.fidelity)] if check is not None]
-    if asked.min_sqnr is not None and numbers:
-        worst = min(numbers, key=lambda f: f.sqnr_db)
-        checks.append(
-            Check(
-                "fidelity",
-                worst.sqnr_db >= asked.min_sqnr,
-                f"{worst.sqnr_db:.1f} dB ({worst.output})",
-                f"{asked.min_sqnr:g} dB or more",
-                "a lower --ratio, or --recover DATA",
-            )
-        )
-    return checks
-
-
-def _kept_up(quality: Mapping[str, tuple[Quality, Quality]], asked: Asked) -> list[Check]:
-    """The task metrics, against what may be lost of them."""
-    checks = []
-    for name, (before, after) in quality.items():
-        lost = before.value - after.value
-        lost = lost if before.higher_is_better else -lost
-        may = asked.max_drop
-        if may is None:
-            may = _MAY_DROP * max(1.0, abs(before.value))
-        way = "drop" if before.higher_is_better else "rise"
-        checks.append(
-            Check(
-                name,
-                lost <= may + 1e-12,
-                f"{after.value:.4f} from {before.value:.4f}",
-                f"a {way} of {may:.4g} at most",
-                "a lower --ratio, --recover DATA, or a --max-drop that you can live with",
-            )
-        )
-    if asked.metrics and not quality:
-        checks.append(
-            Check(
-                asked.metrics[0].name,
-                False,
-                "it could not be taken",
-                "a figure before and after",
-                "see what was not checked",
-            )
-        )
-    return checks
-
-
-def _alike(fidelity: Sequence[Fidelity]) -> Check | None:
-    """Where nothing else is asked: most answers are still the same."""
-    classes = [
-        f
-        for f in fidelity
-        if f.top1 is not None and not f.constant and not _DIRECTION.search(f.output)
-    ]
-    if classes:
-        worst = min(classes, key=lambda f: f.top1 or 0.0)
-        found, passed = f"{worst.top1 or 0:.1%} of answers", (worst.top1 or 0.0) >= _SAME
-    else:
-        others = [f for f in fidelity if not f.constant and not math.isnan(f.cosine)]
-        if not others:
-            return None
-        worst = min(others, key=lambda f: f.cosine)
-        found, passed = f"cosine {worst.cosine:.3f}", worst.cosine >= _SAME
-    return Check(
-        "answers alike",
-        passed,
-        f"{found} ({worst.output})",
-        f"{_SAME:g} or more; --metric or --min-sqnr ask for something else",
-        "a lower --ratio, --recover DATA, or --metric with labelled --data",
-    )
