@@ -224,11 +224,6 @@ LOTTERY: dict[str, Any] = {"method": "lottery", "ratio": 0.5, "recover": "data.n
         ({"recover": "data.npz", "epochs": 0}, UsageError, "epochs 0"),
         ({"recover": "data.npz", "losses": ("sofd",)}, UsageError, "sofd"),
         (
-            {"ratio": None, "method": "vocabulary", "corpus": ("none.txt",)},
-            SourceError,
-            "none.txt",
-        ),
-        (
             {"ratio": None, "method": "vocabulary", "corpus": ("test.npz",)},
             UsageError,
             "model.pt is no Hugging Face folder",
@@ -247,6 +242,23 @@ def test_what_fits_no_model_is_refused_before_one_is_opened(
 
     monkeypatch.setattr(importlib.import_module("edgeopt.verbs.prune"), "open_torch", slow)
     refused(error, said, work, edgeopt.prune, **{**CHANNELS, **given})
+
+
+def test_a_folder_or_corpus_that_is_not_there_is_refused_before_the_model_is_opened(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: Any, **__: Any) -> None:
+        pytest.fail("the model was opened")
+
+    monkeypatch.setattr(importlib.import_module("edgeopt.verbs.prune"), "open_torch", slow)
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    torch.save({"w": torch.zeros(2)}, folder / "pytorch_model.bin")
+    for corpus, said in (("none.txt", "none.txt"), ("test.npz", "no tokenizer.json")):
+        with pytest.raises(SourceError, match=said):
+            edgeopt.prune(folder, tmp_path / "out", method="vocabulary", corpus=(corpus,))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_training_that_cannot_be_is_refused_before_the_teacher_is_opened(

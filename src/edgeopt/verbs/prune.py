@@ -109,6 +109,11 @@ def prune(
     fine = opened.kind == "hf-folder"
     training.check(fine=fine)
     recipe = Recipe(opened, out, format_for(opened, method, to, out), "pruned")
+    options.check_corpus()
+    if method == "vocabulary":
+        from edgeopt.train.vocabulary import tokenizer_folder
+
+        tokenizer_folder(opened.path)
     first = first_process()
     if first:
         recipe.check()

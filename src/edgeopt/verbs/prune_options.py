@@ -95,8 +95,7 @@ class PruneOptions:
         )
 
     def check(self) -> None:
-        """Raises UsageError, or SourceError for a corpus that cannot be read, for what no model
-        can be pruned by: before any model is opened."""
+        """Raises UsageError for what no model can be pruned by, before any is opened."""
         ratio = self.ratio
         if ratio is not None and not 0 < ratio < 1:
             raise UsageError(
@@ -119,6 +118,9 @@ class PruneOptions:
                     ) from None
         read_pattern(self.pattern)
         read_ratios(self.layer_ratios)
+
+    def check_corpus(self) -> None:
+        """Raises SourceError for a corpus that cannot be read."""
         for path in map(Path, self.corpus):
             with reading(path):
                 open_regular(path).close()
