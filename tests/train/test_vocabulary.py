@@ -306,6 +306,7 @@ def batch(tokenizer: Any, text: str) -> dict[str, Any]:
         pytest.param("GPT2LMHeadModel", "ignore-merges", {}, marks=pytest.mark.slow),
         pytest.param("Gemma2ForCausalLM", "metaspace", {}, marks=pytest.mark.slow),
         ("BertForMaskedLM", "wordpiece", {"pad_token_id": 650}),
+        ("BertForMaskedLM", "wordpiece", {"tie_word_embeddings": False, "pad_token_id": 650}),
     ],
 )
 def test_logits_of_kept_tokens_are_the_same(

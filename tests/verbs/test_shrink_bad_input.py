@@ -204,6 +204,85 @@ def test_prune_refuses(given: dict[str, Any], said: str, work: Path) -> None:
     refused(UsageError, said, work, edgeopt.prune, **{**CHANNELS, **given})
 
 
+LOTTERY: dict[str, Any] = {"method": "lottery", "ratio": 0.5, "recover": "data.npz"}
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"round_to": 0}, UsageError, "--round-to 0"),
+        ({"scope": "row"}, UsageError, "--scope row: use layer, global"),
+        ({"importance": "l1"}, UsageError, "--importance l1: use magnitude, bn"),
+        ({"importance": "taylor", "data": None}, InputsError, "--importance taylor.*--data"),
+        ({"ignore": ("conv(",)}, UsageError, "--ignore 'conv\\(' is no regular"),
+        ({"ratio": None, "method": "depth", "keep": 0}, UsageError, "--keep 0"),
+        ({"method": "wanda", "data": None}, InputsError, "--method wanda.*--data"),
+        ({"method": "magnitude", "include": ("[",)}, UsageError, r"--include '\['"),
+        ({"method": "wanda", "scope": "global"}, UsageError, "--scope global"),
+        ({**LOTTERY, "rounds": 0}, UsageError, "--rounds 0"),
+        ({**LOTTERY, "rewind": -1}, UsageError, "--rewind -1"),
+        ({**LOTTERY, "rewind": 1, "checkpoint": "c"}, UsageError, "--rewind 1"),
+        ({"recover": "data.npz", "epochs": 0}, UsageError, "epochs 0"),
+        ({"recover": "data.npz", "losses": ("sofd",)}, UsageError, "sofd"),
+        (
+            {"ratio": None, "method": "vocabulary", "corpus": ("test.npz",)},
+            UsageError,
+            "model.pt is no Hugging Face folder",
+        ),
+    ],
+)
+def test_what_fits_no_model_is_refused_before_one_is_opened(
+    given: dict[str, Any],
+    error: type[EdgeoptError],
+    said: str,
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slow(*_: Any, **__: Any) -> None:
+        pytest.fail("the model was opened")
+
+    monkeypatch.setattr(importlib.import_module("edgeopt.verbs.prune"), "open_torch", slow)
+    refused(error, said, work, edgeopt.prune, **{**CHANNELS, **given})
+
+
+def test_a_folder_or_corpus_that_is_not_there_is_refused_before_the_model_is_opened(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: Any, **__: Any) -> None:
+        pytest.fail("the model was opened")
+
+    monkeypatch.setattr(importlib.import_module("edgeopt.verbs.prune"), "open_torch", slow)
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    torch.save({"w": torch.zeros(2)}, folder / "pytorch_model.bin")
+    for corpus, said in (("none.txt", "none.txt"), ("test.npz", "no tokenizer.json")):
+        with pytest.raises(SourceError, match=said):
+            edgeopt.prune(folder, tmp_path / "out", method="vocabulary", corpus=(corpus,))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_that_cannot_be_is_refused_before_the_teacher_is_opened(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: Any, **__: Any) -> None:
+        pytest.fail("the teacher was opened")
+
+    monkeypatch.setattr(importlib.import_module("edgeopt.verbs.distill"), "open_torch", slow)
+    for given, said in (({"steps": 0}, "steps 0"), ({"losses": ("sofd",)}, "sofd")):
+        refused(UsageError, said, work, edgeopt.distill, **{**STUDENT, **given})
+
+
+def test_what_is_trained_on_is_read_before_the_model_is_captured(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: Any, **__: Any) -> None:
+        pytest.fail("the model was captured")
+
+    monkeypatch.setattr(importlib.import_module("edgeopt.verbs.prune"), "prepare", slow)
+    refused(EdgeoptError, "none.npz", work, edgeopt.prune, **CHANNELS, recover="none.npz")
+
+
 def test_the_lottery_cannot_go_back_past_a_checkpoint(work: Path) -> None:
     given: dict[str, Any] = {"ratio": 0.5, "rewind": 1, "recover": "data.npz", "inputs": IMAGE}
     given |= {"checkpoint": "c", "steps": 2}

@@ -121,6 +121,8 @@ def test_vocabulary_answers_as_before(
         **more,
     )
     assert proof is not None and proof.proven, proof.verdict
+    (notes,) = (method["notes"] for method in proof.coverage["methods"])
+    assert len(set(notes)) == len(notes)
     (rows,) = (cut for cut in proof.coverage["cuts"] if "embed" in cut["layer"])
     small = transformers.AutoModel.from_pretrained(tmp_path / "fewer")
     assert small.get_input_embeddings().num_embeddings == rows["after"] < rows["before"]

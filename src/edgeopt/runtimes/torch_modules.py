@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -117,6 +118,12 @@ def fill_in(
         *(f"{_first(unexpected)} not in the code" for _ in [0] if unexpected),
         *wrong[:1],
     ]
+    narrow = sum(math.prod(s) for s in shapes.values()) < sum(own[n].numel() for n in own)
+    if wrong and narrow and len(problems) == 1:
+        problems.append(
+            "if channels were pruned: use the program (.pt) that prune wrote; to prune more, start"
+            " from the unpruned file with a higher --ratio"
+        )
     if problems:
         raise SourceError(f"the weights do not fit {type(module).__name__}: {'; '.join(problems)}")
     with torch.no_grad():

@@ -31,7 +31,7 @@ from edgeopt.train.token_counts import Counts, count_tokens, fertility
 from edgeopt.train.tokenizer_files import ids_in, renumber_ids, rewritten_files, special_texts
 from edgeopt.train.tokenizer_json import TokenizerJson
 
-__all__ = ["VocabularyPlan", "plan_vocabulary", "prune_vocabulary"]
+__all__ = ["VocabularyPlan", "plan_vocabulary", "prune_vocabulary", "tokenizer_folder"]
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,7 @@ def plan_vocabulary(
     """
     if min_count < 1:
         raise UsageError(f"min_count {min_count}: a token is kept from 1 occurrence on, or more")
-    home = transformer_folder(folder)
-    if not (home / "tokenizer.json").is_file():
-        raise SourceError(
-            f"{home}: has no tokenizer.json; write it with transformers' "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-        )
+    home = tokenizer_folder(folder)
     texts = list(corpus) if iter(corpus) is corpus else corpus
     tokenizer = TokenizerJson.read(home / "tokenizer.json")
     old = _loaded(tokenizer.document)
@@ -153,6 +148,17 @@ def plan_vocabulary(
     if dropped:
         notes.append(f"left out, as tokenizer.json holds the same: {', '.join(dropped)}")
     return VocabularyPlan(kept, files, tokenizer.unknown, tuple(notes))
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Where the folder's tokenizer.json is; SourceError where there is none."""
+    home = transformer_folder(folder)
+    if not (home / "tokenizer.json").is_file():
+        raise SourceError(
+            f"{home}: has no tokenizer.json; write it with transformers' "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    return home
 
 
 _CONFIGS = ("config.json", "generation_config.json")
@@ -285,6 +291,8 @@ def prune_vocabulary(model: TorchModel, plan: VocabularyPlan) -> Pruning:
     if tied:
         notes.append(f"{names[id(head)]} is tied to {names[id(table)]}: the same rows")
     whole = [table.weight] if head is None else [table.weight, head.weight, head.bias]
+    if head is not None:
+        whole += _beside(model.module, names[id(head)], rows)
     _cut_rows(model.module, [p for p in whole if p is not None], torch.from_numpy(kept))
     new = plan.new_ids
     table.num_embeddings = len(kept)
@@ -294,6 +302,15 @@ def prune_vocabulary(model: TorchModel, plan: VocabularyPlan) -> Pruning:
         head.out_features = len(kept)
     _tell(inner, rows, len(kept), new)
     return Pruning("vocabulary", tuple(cuts), tuple(notes))
+
+
+def _beside(module: nn.Module, head: str, rows: int) -> Iterator[Tensor]:
+    """Biases of the output layer that the part around it holds: BERT's and RoBERTa's have their
+    own there, which is another one where nothing is tied."""
+    around = module.get_submodule(head.rpartition(".")[0])
+    for name, parameter in around.named_parameters(recurse=False):
+        if name.endswith("bias") and parameter.shape == (rows,):
+            yield parameter
 
 
 def _cut_rows(module: nn.Module, tables: Iterable[Tensor], kept: Tensor) -> None:

@@ -85,6 +85,7 @@ def distill(
     hold_out = evaluation is None or same_data(evaluation, data)
     require_torch("distilling")
     source = open_source(teacher)
+    options.check(fine=source.kind == "hf-folder")
     recipe = Recipe(source, out, _format(source, student, out), "student")
     first = first_process()
     if first:

@@ -93,15 +93,27 @@ def prune(
     asked = Asked(found, data, min_sqnr, max_drop, threads)
     chosen = METHODS[method]
     require_torch("pruning")
-    chosen.check(method, options)
+    chosen.check(method, options, data)
     if recover is not None and not chosen.recovers:
         raise UsageError(f"--recover has no meaning for --method {method}: answers stay the same")
     if recover is None and chosen.trains:
         raise UsageError(f"--method {method} trains again and again: give --recover DATA")
     if recover is None and training.given:
         raise UsageError(f"{training.given[0]} has no meaning without --recover DATA")
+    if options.rewind and training.checkpoint is not None:
+        raise UsageError(
+            f"--rewind {options.rewind}: a training taken up from a --checkpoint may be past that "
+            "step; leave out one of them"
+        )
     opened = open_source(source)
+    fine = opened.kind == "hf-folder"
+    training.check(fine=fine)
     recipe = Recipe(opened, out, format_for(opened, method, to, out), "pruned")
+    options.check_corpus()
+    if method == "vocabulary":
+        from edgeopt.train.vocabulary import tokenizer_folder
+
+        tokenizer_folder(opened.path)
     first = first_process()
     if first:
         recipe.check()
@@ -117,6 +129,10 @@ def prune(
         )
         from edgeopt.train.counting import count
 
+        material = None
+        if recover is not None:
+            hold_out = same_data(recover, data)
+            material = lessons(recover, torch_model.model, hold_out=hold_out)
         prepared = prepare(
             opened,
             workdir,
@@ -141,7 +157,7 @@ def prune(
                 prepared,
                 options,
                 training,
-                recover,
+                material,
                 data,
                 workdir,
                 threads,
@@ -152,13 +168,13 @@ def prune(
             raise SourceError(f"{opened.path}: nothing was pruned: {_why(made.pruning.cuts)}")
         made = _refitted(made, prepared)
         said = made.training
-        if recover is not None and not chosen.trains:
+        if material is not None and not chosen.trains:
             _, said = teach(
                 made.model,
                 original,
-                lessons(recover, made.model, hold_out=same_data(recover, data)),
+                material,
                 training,
-                fine=opened.kind == "hf-folder",
+                fine=fine,
                 after_step=made.after_step,
                 progress=progress,
             )

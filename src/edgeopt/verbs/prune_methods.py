@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.core import Array, Progress
-from edgeopt.errors import SourceError, UsageError
+from edgeopt.errors import InputsError, SourceError, UsageError
 from edgeopt.verbs.graph_source import Prepared
 from edgeopt.verbs.labelled import read_labelled
 from edgeopt.verbs.prune_options import PruneOptions, flag, read_pattern, read_ratios
-from edgeopt.verbs.training import HELD, lessons, same_data, teach
+from edgeopt.verbs.training import HELD, teach
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgeopt.train.model import TorchModel
     from edgeopt.train.vocabulary import VocabularyPlan
     from edgeopt.verbs.torch_model import Opened
-    from edgeopt.verbs.training import TrainOptions
+    from edgeopt.verbs.training import Lessons, TrainOptions
 
 __all__ = ["METHODS", "Made", "Method", "Work"]
 
@@ -40,7 +40,7 @@ class Work:
     prepared: Prepared
     options: PruneOptions
     training: TrainOptions
-    recover: str | None
+    material: Lessons | None
     data: str | None
     workdir: Path
     threads: int = 1
@@ -70,7 +70,7 @@ class Method:
     """One method: the options it takes, those one of which it needs, and how it is run.
 
     ``sparse``: weights become zero, shapes stay. ``trains``: it trains by itself, on --recover.
-    ``recovers``: --recover has a meaning.
+    ``recovers``: --recover has a meaning. ``activations``: it needs --data.
     """
 
     run: Callable[[Work], Made]
@@ -79,9 +79,11 @@ class Method:
     sparse: bool = False
     trains: bool = False
     recovers: bool = True
+    activations: bool = False
 
-    def check(self, name: str, options: PruneOptions) -> None:
-        """Raises UsageError for an option that the method has no use for, or lacks."""
+    def check(self, name: str, options: PruneOptions, data: str | None) -> None:
+        """Raises UsageError for an option that the method has no use for, or lacks, and for values
+        that fit no model; InputsError where it cannot do without data."""
         foreign = sorted(options.given - self.takes)
         if foreign:
             raise UsageError(f"{flag(foreign[0])} has no meaning for --method {name}")
@@ -91,21 +93,29 @@ class Method:
             raise UsageError(f"--method {name} needs {listed}")
         if len(given) > 1:
             raise UsageError(f"{flag(given[0])} and {flag(given[1])}: give one of them")
-        ratio = options.ratio
-        if ratio is not None and not 0 < ratio < 1:
-            raise UsageError(
-                f"--ratio {ratio:g}: it is the share that goes; give one above 0 and below 1"
-            )
+        options.check()
         if options.target is not None:
             from edgeopt.train.targets import parse_target
 
             parse_target(options.target)
-        read_pattern(options.pattern)
-        read_ratios(options.layer_ratios)
+        if self.sparse and options.scope == "global" and (name != "magnitude" or options.pattern):
+            raise UsageError(
+                "--scope global compares weights of all layers: it goes with --method magnitude "
+                "and --ratio"
+            )
+        if data is None and self.activations:
+            raise InputsError(f"--method {name} weighs activations; give samples with --data")
+        if data is None and options.importance in _ON_DATA:
+            raise InputsError(
+                f"--importance {options.importance} is measured on samples; give some with --data"
+            )
 
 
 # ---------------------------------------------------------------------------------------------
 # channels
+
+#: Importance that is measured on samples.
+_ON_DATA = frozenset({"taylor", "activation"})
 
 #: Channels that kernels of CPUs compute at once, at least.
 _BLOCK = 8
@@ -207,7 +217,6 @@ def _vocabulary(work: Work) -> Made:
         progress=work.progress,
     )
     pruning = prune_vocabulary(model, plan)
-    pruning = dataclasses.replace(pruning, notes=(*pruning.notes, *plan.notes))
     return Made(plan.refit(model), pruning, vocabulary=plan)
 
 
@@ -241,14 +250,8 @@ def _lottery(work: Work) -> Made:
     from edgeopt.train.held import held, masks_of
     from edgeopt.train.lottery import lottery
 
-    options, model = work.options, work.opened.model
-    assert options.ratio is not None and work.recover is not None
-    if options.rewind and work.training.checkpoint is not None:
-        raise UsageError(
-            f"--rewind {options.rewind}: a training taken up from a --checkpoint may be past that "
-            "step; leave out one of them"
-        )
-    material = lessons(work.recover, model, hold_out=same_data(work.recover, work.data))
+    options, model, material = work.options, work.opened.model, work.material
+    assert options.ratio is not None and material is not None
     work.training.after(options.rewind, material)  # refused before the first training
     teacher = dataclasses.replace(model, module=copy.deepcopy(model.module))
     said: dict[str, Any] = {}
@@ -305,8 +308,12 @@ METHODS: Mapping[str, Method] = {
         _vocabulary, frozenset({"corpus", "min_count"}), needs=("corpus",), recovers=False
     ),
     "magnitude": Method(_weights("magnitude"), _SPARSE, ("ratio", "pattern"), sparse=True),
-    "wanda": Method(_weights("wanda"), _SPARSE, ("ratio", "pattern"), sparse=True),
-    "sparsegpt": Method(_weights("sparsegpt"), _SPARSE, ("ratio", "pattern"), sparse=True),
+    "wanda": Method(
+        _weights("wanda"), _SPARSE, ("ratio", "pattern"), sparse=True, activations=True
+    ),
+    "sparsegpt": Method(
+        _weights("sparsegpt"), _SPARSE, ("ratio", "pattern"), sparse=True, activations=True
+    ),
     "lottery": Method(
         _lottery,
         frozenset({"ratio", "rounds", "rewind", "include", "ignore"}),

@@ -6,11 +6,19 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypedDict
 
 from edgeopt.errors import UsageError
+from edgeopt.files.reading import open_regular, reading
 
 __all__ = ["PruneKeywords", "PruneOptions", "flag", "read_pattern", "read_ratios"]
+
+_SCOPES = ("layer", "global")
+_IMPORTANCES = ("magnitude", "bn", "taylor", "activation")
+
+#: Numbers that are too small, whatever the model.
+_LEAST = {"round_to": 1, "keep": 1, "min_count": 1, "rounds": 1, "rewind": 0}
 
 
 class PruneKeywords(TypedDict, total=False):
@@ -85,6 +93,37 @@ class PruneOptions:
             for f in dataclasses.fields(self)
             if f.name != "seed" and getattr(self, f.name) != f.default
         )
+
+    def check(self) -> None:
+        """Raises UsageError for what no model can be pruned by, before any is opened."""
+        ratio = self.ratio
+        if ratio is not None and not 0 < ratio < 1:
+            raise UsageError(
+                f"--ratio {ratio:g}: it is the share that goes; give one above 0 and below 1"
+            )
+        for name, known in (("scope", _SCOPES), ("importance", _IMPORTANCES)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{flag(name)} {getattr(self, name)}: use {', '.join(known)}")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{flag(name)} {value}: give {least} or more")
+        for name in ("include", "ignore"):
+            for pattern in getattr(self, name):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise UsageError(
+                        f"{flag(name)} {pattern!r} is no regular expression: {error}"
+                    ) from None
+        read_pattern(self.pattern)
+        read_ratios(self.layer_ratios)
+
+    def check_corpus(self) -> None:
+        """Raises SourceError for a corpus that cannot be read."""
+        for path in map(Path, self.corpus):
+            with reading(path):
+                open_regular(path).close()
 
 
 _FLAGS = {"layer_ratios": "layer-ratio"}

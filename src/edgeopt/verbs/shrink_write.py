@@ -97,6 +97,11 @@ def format_for(source: Source, method: str, to: str | None, out: str | Path | No
         raise UsageError(f"{out}: nothing {suffix} is written; use .pt, .safetensors or a folder")
     if to in FORMATS and called not in (None, to):
         raise UsageError(f"{out}: is called {suffix}, and --to {to} is another format; give one")
+    if method == "vocabulary" and not folder:
+        raise UsageError(
+            f"--method vocabulary rewrites a tokenizer too, and {source.path} is no Hugging Face "
+            "folder; give one"
+        )
     if to is None:
         to = "folder" if folder and method not in _RESHAPES else "pt"
     if to not in FORMATS:

@@ -68,6 +68,13 @@ class TrainOptions:
     precision: str = "fp32"
     accumulation: int = 1
 
+    def check(self, *, fine: bool) -> None:
+        """Raises UsageError for what no training can be told, before any model is opened."""
+        from edgeopt.train.losses import parse_losses
+
+        self.settings(fine=fine)
+        parse_losses(self.losses)
+
     def settings(self, *, fine: bool, batches: int | None = None) -> TrainSettings:
         """``batches`` of one pass, where they are known. Raises UsageError for a value out of its
         range."""
@@ -259,7 +266,6 @@ def teach(
     """
     from edgeopt.train.loop import train
 
-    options.settings(fine=fine)  # what is wrong with them is said first
     batches = material.train.count(_or(options.batch_size, _BATCH))
     settings = options.settings(fine=fine, batches=batches)
     material = _as_classes(material, _classes(student))

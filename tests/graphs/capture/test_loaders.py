@@ -88,8 +88,11 @@ def test_keys_that_do_not_fit_are_named_in_one_line():
     with pytest.raises(SourceError, match="extra0, extra1, extra2 and 2 more not in the code"):
         fill(nets.Head(), _weights(extra))
     wide = {**state, "head.weight": torch.zeros(4, 17)}
-    with pytest.raises(SourceError, match=r"\[4, 17\] in the file and \[4, 16\] in the code"):
+    with pytest.raises(SourceError, match=r"\[4, 17\] in the file and \[4, 16\] in the code$"):
         fill(nets.Head(), _weights(wide))
+    narrow = {**state, "head.weight": torch.zeros(4, 15)}
+    with pytest.raises(SourceError, match=r"\[4, 16\] in the code; .*from the unpruned file"):
+        fill(nets.Head(), _weights(narrow))
 
 
 def test_a_state_dict_with_its_code(tmp_path, work):
