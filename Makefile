@@ -15,7 +15,7 @@ LLAMA := $(VENV)/.installed-llama
 SYSTEM := $(VENV)/.installed-system
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help demo test test-slow test-arm lint format bench bench-hot bench-save clean
+.PHONY: help demo test test-slow test-arm test-cpus lint format bench bench-hot bench-save clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make test       install, lint, type-check, and run every test that is not slow"
 	@echo "make test-slow  run the slow tests (real models, breadth)"
 	@echo "make test-arm   run artifacts on emulated ARM CPUs (needs qemu-user-static)"
+	@echo "make test-cpus  answers and plans on emulated x86-64 CPUs, with and without AVX2"
 	@echo "make lint       ruff, mypy --strict, import-linter"
 	@echo "make format     let ruff rewrite what it can"
 	@echo "make bench      the hot paths against a saved baseline (bench-hot, a minute), then peers"
@@ -75,17 +76,28 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 test: lint $(MODELS) $(LLAMA) $(SYSTEM)
-	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow and not arm" -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow and not arm and not cpus" -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 	  --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-slow: $(MODELS) $(LLAMA) $(SYSTEM)
-	$(ONE_THREAD) $(BIN)/python -m pytest -m "slow and not arm"
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "slow and not arm and not cpus"
 
 # Correctness, never timing. ARM=arm also runs what takes ten minutes more.
 ARM := arm and not slow
 test-arm: $(MODELS)
 	@$(BIN)/python tests/arm/fetch_sysroot.py build/arm
 	$(ONE_THREAD) $(BIN)/python -m pytest tests/arm -m "$(ARM)" -rP -p no:cacheprovider --no-header
+
+# What depends on how a CPU multiplies integers, as a CPU that saturates does and as one that does
+# not, whatever is at hand. Correctness, never timing: emulation takes ten times as long.
+CPUS := Haswell Nehalem
+CPU_TESTS := tests/graphs/test_forms.py tests/graphs/test_saturation.py tests/graphs/static \
+  tests/verbs/test_verify.py
+test-cpus: $(MODELS)
+	@for cpu in $(CPUS); do echo "as a $$cpu:"; \
+	  $(ONE_THREAD) $(BIN)/python tests/cpus/emulated.py $$cpu $(CPU_TESTS) -m "not slow and not arm" \
+	  -q --timeout 3600 || exit 1; done
+	$(ONE_THREAD) $(BIN)/python -m pytest tests/cpus -m cpus -rP -p no:cacheprovider --no-header
 
 # The hot paths against the saved baseline, then every comparison with a peer (an hour or more).
 bench: bench-hot $(MODELS) $(LLAMA)

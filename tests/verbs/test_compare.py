@@ -68,7 +68,8 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def quantized(path: Path, out: Path) -> Path:
     logging.disable(logging.WARNING)
-    quantize_dynamic(path, out, per_channel=True)
+    # Weights of 7 bits: the same answers on CPUs with and without VNNI.
+    quantize_dynamic(path, out, per_channel=True, reduce_range=True)
     logging.disable(logging.NOTSET)
     return out
 

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
+from tests.cpu_arithmetic import AVX2, VNNI, at_hand
 
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.open import open_source
@@ -78,7 +79,11 @@ def test_an_artifact_that_onnxruntime_quantized(source: Path, tmp_path: Path) ->
     assert failed(proof) == []
     assert proof.verb == "verify"
     assert proof.coverage["share"] > 0.95
-    assert proof.fidelity[0].sqnr_db > 25
+    # Its int8 weights saturate on CPUs without VNNI: 21 dB there.
+    assert proof.fidelity[0].sqnr_db > (25 if at_hand() is VNNI else 20)
+    said = [note for note in proof.notes if "2 int8 weights use all 8 bits" in note]
+    assert len(said) == 1
+    assert ("this CPU has no VNNI" in said[0]) == (at_hand() is AVX2)
     assert "synthetic" in proof.samples
     floors = [check.limit for check in proof.verdict.checks if check.name == "fidelity"]
     assert floors == ["20 dB or more"]

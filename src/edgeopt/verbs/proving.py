@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.core import Change, Plan, Progress, Proof, file_sha256
+from edgeopt.graphs.saturation import saturating_products
 from edgeopt.measure.gate import judge
 from edgeopt.measure.pair import measure_pair
 from edgeopt.report.usage import usage_lines
 from edgeopt.verbs.elsewhere import machine
+from edgeopt.verbs.graph_base import needs_unsigned
 from edgeopt.verbs.graph_source import Prepared
 
 if TYPE_CHECKING:
     from edgeopt.measure.remote.jobs import RemoteJobs
 
-__all__ = ["prove_graph"]
+__all__ = ["prove_graph", "saturation"]
 
 #: Seconds given to interleaved latency blocks.
 _SECONDS = 2.0
@@ -70,6 +72,7 @@ def prove_graph(
     if pair.failure is None:
         shapes = {name: array.shape for name, array in prepared.proof[0].items()}
         usage = usage_lines(final, pair.inputs, pair.outputs, shapes)
+    there = machine(on, threads)
     return Proof(
         verb=verb,
         source={
@@ -97,16 +100,39 @@ def prove_graph(
         fidelity=pair.fidelity,
         samples=prepared.label,
         measurements=pair.measurements,
-        environment=machine(on, threads),
+        environment=there,
         verdict=verdict,
         usage=usage,
-        notes=(*captured.notes, *pair.notes, *notes, *_where(on)),
+        notes=(
+            *captured.notes,
+            *pair.notes,
+            *notes,
+            *_where(on),
+            *saturation(saturating_products(written), there),
+        ),
     )
 
 
 def _where(on: RemoteJobs | None) -> tuple[str, ...]:
     return (
         () if on is None else (f"fidelity, latency, load time and memory are those on {on.name}",)
+    )
+
+
+def saturation(products: int, there: Mapping[str, Any]) -> tuple[str, ...]:
+    """What int8 weights mean on x86-64 without VNNI: for the figures, or for machines to come."""
+    if not products:
+        return ()
+    weights = f"{products} int8 weight{'s use' if products > 1 else ' uses'} all 8 bits"
+    if needs_unsigned(there):
+        return (
+            f"{weights}; this CPU has no VNNI, so sums of products saturate at 16 bits: that is in "
+            "the figures, and on CPUs with VNNI the answers are closer; edgeopt quantize --target "
+            "portable makes weights that are exact on both",
+        )
+    return (
+        f"{weights}: exact on this CPU; on x86-64 without VNNI sums of products saturate, and "
+        "answers differ from those proven here; --target portable is exact on both",
     )
 
 
