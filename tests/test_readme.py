@@ -133,8 +133,9 @@ def test_commands_work_as_shown(page: Path, files: Path, seen: set[str], tmp_pat
         as_a_user = program != "edgeopt" or (verb in AS_A_USER and verb not in seen)
         seen |= {command, verb}
         done = run(command, files) if as_a_user else quickly(command, files, tmp_path)
-        if done.returncode == 3 and verb in ("quantize", "export"):
-            # On a busy machine a proof may fail; later commands still need the file.
+        if done.returncode == 3 and verb in ("quantize", "export", "prune", "distill"):
+            # On a busy machine, or a CPU on which the model gains nothing, a proof may fail; later
+            # commands still need the file.
             done = quickly(command.replace(verb, f"{verb} --force", 1), files, tmp_path)
         assert done.returncode in (0, 3), f"{command}\n{done.stderr}"
 
