@@ -19,7 +19,7 @@ Columns are where blocks run. Vectors and tensors under :data:`MIN_ELEMENTS` are
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from edgeopt.files.onnx import QUANTIZED_OPS
 from edgeopt.graphs.fold import constant_array
+from edgeopt.numerics.affine import narrowest_scale
 
 __all__ = ["MIN_ELEMENTS", "Site", "Use", "find_sites", "float_initializers", "quantized_ops"]
 
@@ -79,6 +80,7 @@ class Site:
     kind: str
     by_column: bool
     uses: tuple[Use, ...]
+    _scales: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -113,6 +115,12 @@ class Site:
         if self.kind == "conv":
             columns = math.prod(shape[1:])
         return math.prod(shape) // columns if columns else 0, columns
+
+    def narrowest_scale(self, bits: int) -> str:
+        """The narrowest dtype that holds the scales of this tensor's rows."""
+        if bits not in self._scales:
+            self._scales[bits] = narrowest_scale(self.matrix(), bits)
+        return self._scales[bits]
 
     def matrix(self) -> NDArray[np.float32]:
         """The tensor as float32 ``[rows, columns]``."""

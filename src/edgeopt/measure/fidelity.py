@@ -54,6 +54,8 @@ class FidelityMeter:
         self._low = math.inf
         self._high = -math.inf
         self._is_float = True
+        #: SQNR (dB) of every sample of a float output, in order.
+        self.sample_db: list[float] = []
         #: Whether the source itself gave NaN or Inf somewhere.
         self.source_not_finite = False
 
@@ -97,6 +99,8 @@ class FidelityMeter:
             dot += float(np.sum(ref * new))
         self._signal += signal
         self._noise += noise
+        if self._is_float:
+            self.sample_db.append(_sqnr_db(signal, noise))
         self._cosines += _cosine(dot, signal, power)
         return None
 
@@ -137,6 +141,9 @@ class FidelityMeter:
             finite=self._finite,
             constant=self._constant(),
             samples=self._samples,
+            rows=self._rows,
+            lowest_db=min(self.sample_db, default=None),
+            highest_db=max(self.sample_db, default=None),
         )
 
     def _constant(self) -> bool:

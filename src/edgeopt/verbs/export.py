@@ -125,7 +125,7 @@ def export(
                 raise SourceError(_nothing(opened.path, changes))
             metadata = metadata_of(sha256, None, options_of(half, opset))
             write_model(made, temporary, metadata, over)
-            coverage = read_half(temporary, base.float_bytes).to_json() if half else {}
+            coverage = read_half(temporary, base.float_bytes) if half else None
             return prove_graph(
                 "export",
                 prepared,

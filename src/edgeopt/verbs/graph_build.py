@@ -127,8 +127,7 @@ def place_static(base: Base, plan: Plan) -> tuple[ir.Model, tuple[Change, ...]]:
         before = 4 * math.prod(decision.shape)
         if decision.tensor in four_bit_errors:
             stored = wanted[decision.tensor]
-            error = four_bit_errors[decision.tensor]
-            changes.append(Change(stored, before, stored.nbytes, error))
+            changes.append(Change(stored, before, stored.nbytes, four_bit_errors[decision.tensor]))
         else:
             error = _weight_error(decision.tensor, floats, codes, decision.affine.axis)
             changes.append(Change(decision, before, decision.nbytes, error))

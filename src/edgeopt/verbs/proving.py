@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.core import Change, Plan, Progress, Proof, file_sha256
+from edgeopt.core import Change, InputSpec, Plan, Progress, Proof, file_sha256
+from edgeopt.graphs.coverage import Coverage, misplaced
 from edgeopt.graphs.saturation import saturating_products
 from edgeopt.measure.gate import judge
 from edgeopt.measure.pair import measure_pair
@@ -34,7 +35,7 @@ def prove_graph(
     min_sqnr: float | None,
     prefer: str,
     threads: int,
-    coverage: Mapping[str, Any],
+    coverage: Coverage | None,
     quantized: bool,
     source_sha256: str,
     plan: Plan | None = None,
@@ -55,6 +56,7 @@ def prove_graph(
         prepared.proof,
         threads=threads,
         seconds=_SECONDS,
+        batch=_batch_inputs(captured.inputs),
         on=on,
         progress=progress,
     )
@@ -64,9 +66,12 @@ def prove_graph(
         bits=bits,
         min_sqnr=min_sqnr,
         prefer=prefer,
-        coverage=coverage,
+        coverage={} if coverage is None else coverage.to_json(),
         sizes=(source.nbytes, nbytes),
         quantized=quantized,
+        changes=changes,
+        misplaced=() if coverage is None else misplaced(coverage.tensors, changes),
+        given=prepared.given,
     )
     usage = ""
     if pair.failure is None:
@@ -96,7 +101,7 @@ def prove_graph(
         },
         plan=plan,
         changes=tuple(changes),
-        coverage=dict(coverage),
+        coverage={} if coverage is None else coverage.to_json(),
         fidelity=pair.fidelity,
         samples=prepared.label,
         measurements=pair.measurements,
@@ -117,6 +122,15 @@ def _where(on: RemoteJobs | None) -> tuple[str, ...]:
     return (
         () if on is None else (f"fidelity, latency, load time and memory are those on {on.name}",)
     )
+
+
+def _batch_inputs(inputs: Sequence[InputSpec]) -> tuple[str, ...]:
+    """The inputs whose first axis is a free dimension that is theirs alone: a batch."""
+    leading = {spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], str)}
+    others = {dim for spec in inputs for dim in spec.shape[1:]}
+    if len(leading) != 1 or leading & others:
+        return ()
+    return tuple(spec.name for spec in inputs if spec.shape and spec.shape[0] in leading)
 
 
 def saturation(products: int, there: Mapping[str, Any]) -> tuple[str, ...]:

@@ -167,7 +167,7 @@ def quantize(
                 progress=progress,
             )
             cache.clear()
-            coverage = read_coverage(temporary, base.float_bytes).to_json()
+            coverage = read_coverage(temporary, base.float_bytes)
             return prove_graph(
                 "quantize",
                 prepared,

@@ -22,7 +22,7 @@ from edgeopt.core import Affine, Codes, Decision
 from edgeopt.graphs.forms import store
 from edgeopt.graphs.forms.build import Builder
 from edgeopt.graphs.transform import encode_site
-from edgeopt.numerics.affine import dequantize, sqnr_db
+from edgeopt.numerics.affine import dequantize, narrowest_scale, sqnr_db
 
 __all__ = ["Packed", "decode_weights", "four_bit_decision", "store_packed"]
 
@@ -38,14 +38,22 @@ class Packed:
         self.weights: dict[str, NDArray[np.float32]] = {}
 
 
-def four_bit_decision(decision: Decision, block: int) -> Decision:
-    """The same tensor in 4-bit blocks, where that is smaller and the tensor large enough."""
+def four_bit_decision(
+    decision: Decision, block: int, weight: NDArray[Any] | None = None
+) -> Decision:
+    """The same tensor in 4-bit blocks, where that is smaller and the tensor large enough.
+
+    ``weight``: its values, which say what its scales fit into.
+    """
     scheme, shape = decision.affine, decision.shape
     if scheme is None or scheme.block == -1 or len(shape) < 2 or np.prod(shape) < MIN_ELEMENTS:
         return decision
     rows, columns = _matrix_shape(shape, scheme.axis)
     size = store.block_for(columns, block)
-    packed = Affine(4, size, False, scheme.axis, "float16")
+    scale = "float16"
+    if weight is not None:
+        scale = narrowest_scale(_matrix(weight, scheme.axis), 4)
+    packed = Affine(4, size, False, scheme.axis, scale)
     nbytes = replace(packed, axis=-1).nbytes((rows, columns)) + 9 * rows
     if nbytes >= decision.nbytes:
         return decision
