@@ -170,8 +170,27 @@ def find_sites(graph: ir.Graph) -> tuple[list[Site], list[tuple[ir.Value, str]]]
         elif not value.uses():
             left.append((value, "used by no node"))
         else:
-            sites.append(_site(value))
+            site = _site(value)
+            if site.kind in ("table", "other") and _is_mask(value):
+                left.append((value, "a mask: infinities, or numbers far beyond all others in it"))
+            else:
+                sites.append(site)
     return sites, left
+
+
+#: A number this large, and this many times the median, is there to win against all others.
+_MASKING = 1e4
+
+
+def _is_mask(value: ir.Value) -> bool:
+    """Whether it holds infinities, or what stands for them: one scale cannot hold both."""
+    array = constant_array(value)
+    assert array is not None
+    sizes = np.abs(np.asarray(array, np.float32))
+    peak = sizes.max()
+    if not np.isfinite(peak):
+        return True
+    return bool(peak >= _MASKING and peak >= _MASKING * np.median(sizes))
 
 
 def _is_recurrent_bias(value: ir.Value) -> bool:

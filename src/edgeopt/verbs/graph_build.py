@@ -79,9 +79,9 @@ def rewrite(
 
 
 def sign(model: ir.Model, metadata: Mapping[str, str] | None) -> None:
-    """Put edgeopt's name and the artifact's metadata in place of whatever the source said."""
-    model.producer_name, model.producer_version = "edgeopt", ""
-    model.metadata_props.clear()
+    """Add edgeopt's metadata to what the source said of itself, and its name where it had none."""
+    if not model.producer_name:
+        model.producer_name, model.producer_version = "edgeopt", ""
     model.metadata_props.update(metadata or {})
 
 

@@ -267,8 +267,8 @@ def _choose(
         # Whatever the clock says: what was asked for is bytes.
         name = min(names, key=lambda n: planner.nbytes(plans[n]))
         others = ", ".join(f"{n} takes {planner.nbytes(plans[n]):,} B" for n in names if n != name)
-        smallest = f"the smallest, {planner.nbytes(plans[name]):,} B ({others})"
-        why["kernel"] = "; ".join([smallest, *dropped])
+        found = f"the smallest, {planner.nbytes(plans[name]):,} B ({others})"
+        why["kernel"] = "; ".join([found, *dropped])
         return name
     timings["kernel"], failures = planner.time({name: plans[name] for name in names})
     running = [name for name in names if name in timings["kernel"]]

@@ -257,11 +257,14 @@ class _Placer:
         model.ir_version = source.ir_version
         model.producer_name, model.producer_version = source.producer_name, source.producer_version
         model.opset_import.extend(source.opset_import)
+        model.domain, model.model_version = source.domain, source.model_version
+        model.doc_string = source.doc_string
         model.metadata_props.extend(source.metadata_props)
         model.functions.extend(source.functions)
         graph = model.graph
         graph.name = source.graph.name
         graph.doc_string = source.graph.doc_string
+        graph.metadata_props.extend(source.graph.metadata_props)
         graph.input.extend(source.graph.input)
         graph.output.extend(source.graph.output)
         graph.node.extend(self.nodes)
