@@ -10,7 +10,7 @@ import numpy as np
 from edgeopt.core import Array, InputSpec
 from edgeopt.errors import InputsError
 
-__all__ = ["fit_feeds", "fixed_batch", "order_names", "plain_dtype"]
+__all__ = ["fit_feeds", "fixed_batch", "order_names", "plain_dtype", "ranked"]
 
 
 def plain_dtype(name: str) -> np.dtype[Any] | None:
@@ -88,11 +88,42 @@ def _joined(arrays: list[Array], spec: InputSpec) -> Array:
     return np.concatenate(arrays) if batched else arrays[0]
 
 
-def _fit_array(array: Array, spec: InputSpec, batch: int, where: str) -> Array:
+def ranked(array: Array, spec: InputSpec) -> Array:
+    """A sample with the axes that the model's input has, where one reading of it fits.
+
+    A row of a file has a leading axis of one, which an input of its own may lack (``scales [3]``),
+    have (``x [batch, 64]``), or have elsewhere (``h [2, batch, 64]``, given as [1, 2, 1, 64] or as
+    [1, 2, 64]); a single sample may come without its batch. As it is, where no reading fits.
+    """
+    row = array[0] if array.ndim and array.shape[0] == 1 else None
+    readings = [array, row, *_with_free_axis(array, spec)]
+    if row is not None:
+        readings += _with_free_axis(row, spec)
+    for reading in readings:
+        if reading is not None and _fits(reading, spec):
+            return reading
     if _lacks_batch(array, spec):
-        array = array[None]
-    elif array.ndim == len(spec.shape) + 1 and array.shape[0] == 1:
-        array = array[0]
+        return array[None]
+    return row if row is not None and row.ndim == len(spec.shape) else array
+
+
+def _with_free_axis(array: Array, spec: InputSpec) -> list[Array]:
+    """The array with an axis of one where the model has a free one."""
+    if array.ndim != len(spec.shape) - 1:
+        return []
+    places = [i for i, dim in enumerate(spec.shape) if isinstance(dim, str) or dim == 1]
+    return [np.expand_dims(array, place) for place in places]
+
+
+def _fits(array: Array, spec: InputSpec) -> bool:
+    return array.ndim == len(spec.shape) and all(
+        isinstance(need, str) or need <= 0 or size == need
+        for size, need in zip(array.shape, spec.shape, strict=True)
+    )
+
+
+def _fit_array(array: Array, spec: InputSpec, batch: int, where: str) -> Array:
+    array = ranked(array, spec)
     given = f"{array.dtype}[{', '.join(map(str, array.shape))}]"
     if array.ndim != len(spec.shape):
         raise InputsError(

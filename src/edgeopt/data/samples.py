@@ -45,7 +45,8 @@ class Samples:
 
     ``label`` says where they come from, for a person. ``count`` is their number, None for a
     generator (then ``limit`` bounds it). ``inputs`` is what they were fitted to; before
-    :meth:`fit`, arrays given by position are called ``#0``, ``#1``, ...
+    :meth:`fit`, arrays given by position are called ``#0``, ``#1``, ... Where files may be inputs
+    or samples, ``resolve`` decides by the inputs' names, and ``stems`` are the files'.
     """
 
     label: str
@@ -54,6 +55,7 @@ class Samples:
     limit: int | None = None
     inputs: tuple[InputSpec, ...] = ()
     resolve: Callable[[Sequence[str]], Samples] | None = field(default=None, repr=False)
+    stems: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Feed]:
         return itertools.islice(self.opener(), self.limit)
@@ -159,4 +161,4 @@ def _load_folder(path: Path) -> Samples:
         columns = {name: readers.open_npy(file) for name, file in files.items()}
         return samples(readers.zipped(columns, path))
 
-    return replace(whole, resolve=resolve)
+    return replace(whole, resolve=resolve, stems=tuple(files))

@@ -37,7 +37,7 @@ _SIZES: tuple[tuple[re.Pattern[str], int], ...] = tuple(
         (r"^(n|b)$|batch", 1),
         (r"height|width|^(h|w)$|image|pixel", 64),
         (r"wave|audio|speech|input_values", 16000),
-        (r"seq|token|length|len|time|steps|^(t|s|l)$", 16),
+        (r"seq|token|length|len|time|steps|^(t|s|l)$", 32),
     )
 )
 #: A free dimension whose name says nothing, by (rank, axis); the leading one is the batch.
@@ -109,7 +109,13 @@ def synthetic(
     def opener() -> Iterator[dict[str, Array]]:
         return map(feed, range(count))
 
-    return Samples(f"{count} synthetic inputs (seed {seed})", opener, count, None, specs)
+    sized = ", ".join(
+        f"{spec.name} {'x'.join(map(str, shapes[spec.name]))}"
+        for spec in specs
+        if any(isinstance(dim, str) for dim in spec.shape)
+    )
+    label = f"{count} synthetic inputs (seed {seed}{f'; {sized}' if sized else ''})"
+    return Samples(label, opener, count, None, specs)
 
 
 # ---------------------------------------------------------------------------------------------

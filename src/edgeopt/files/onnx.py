@@ -291,7 +291,8 @@ class _Walk:
                 name = self._text(start, end)
             elif wire == LENGTH and number == 2:
                 dtype, shape = self._type(start, end)
-        return InputSpec(name, dtype, shape)
+        dims = (InputSpec.unnamed(name, i) if dim == "?" else dim for i, dim in enumerate(shape))
+        return InputSpec(name, dtype, tuple(dims))
 
     def _type(self, lo: int, hi: int) -> tuple[str, tuple[int | str, ...]]:
         """TypeProto: a tensor's dtype and shape, or the kind of what is no tensor."""

@@ -257,7 +257,9 @@ def _spec(path: Path, value: Any) -> InputSpec:
         )
     shape = value.shape if value.shape is not None else []
     # The runtime gives None for a free dimension without a name; no two of those are the same.
-    dims = tuple(f"{value.name}_{i}" if dim is None else dim for i, dim in enumerate(shape))
+    dims = tuple(
+        InputSpec.unnamed(value.name, i) if dim is None else dim for i, dim in enumerate(shape)
+    )
     return InputSpec(value.name, dtype, dims)
 
 

@@ -12,7 +12,7 @@ from edgeopt.data.inputspec import parse_inputs
 from edgeopt.data.samples import Feed, Samples, load
 from edgeopt.data.split import split
 from edgeopt.data.synthetic import synthetic
-from edgeopt.errors import SourceError, UsageError
+from edgeopt.errors import InputsError, SourceError, UsageError
 from edgeopt.graphs.capture import Captured, capture
 
 __all__ = ["Prepared", "example_of", "has_graph", "narrowed", "prepare", "require_graph"]
@@ -140,13 +140,28 @@ def _narrow(spec: InputSpec, shape: Sequence[int | str]) -> InputSpec:
 
 
 def example_of(raw: Samples | None) -> dict[str, Array] | None:
-    """The first sample, where its arrays carry names; by position it is fitted after capture."""
-    if raw is None or raw.resolve is not None:
+    """The first sample: arrays by name, and ``#0``, ``#1``, ... by position.
+
+    A folder of ``.npy`` files may be read in both ways, and the model's own names decide: then
+    there are both.
+    """
+    if raw is None:
         return None
     first = next(iter(raw), None)
-    if first is None or any(name.startswith("#") for name in first):
-        return None
-    return first
+    if first is None or raw.resolve is None or not raw.stems:
+        return first
+    named = next(iter(raw.resolve(raw.stems)), None) if _one_length(raw) else None
+    return {**first, **(named or {})}
+
+
+def _one_length(raw: Samples) -> bool:
+    """Whether the files of a folder could each be an input, a row a sample."""
+    assert raw.resolve is not None
+    try:
+        raw.resolve(raw.stems)
+    except InputsError:
+        return False
+    return True
 
 
 def _sizes(captured: Captured) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.core import Change, InputSpec, Plan, Progress, Proof, file_sha256
 from edgeopt.graphs.coverage import Coverage, misplaced
+from edgeopt.graphs.hints import noise_inputs, random_nodes
 from edgeopt.graphs.saturation import saturating_products
 from edgeopt.measure.gate import judge
 from edgeopt.measure.pair import measure_pair
@@ -72,6 +73,7 @@ def prove_graph(
         changes=changes,
         misplaced=() if coverage is None else misplaced(coverage.tensors, changes),
         given=prepared.given,
+        noise=_noise(captured.model),
     )
     usage = ""
     if pair.failure is None:
@@ -121,6 +123,20 @@ def prove_graph(
 def _where(on: RemoteJobs | None) -> tuple[str, ...]:
     return (
         () if on is None else (f"fidelity, latency, load time and memory are those on {on.name}",)
+    )
+
+
+def _noise(model: Path) -> str:
+    """What draws at random in a graph, and what to do about it; empty where nothing does."""
+    drawing = random_nodes(model)
+    if not drawing:
+        return ""
+    more = f" and {len(drawing) - 1} more" if len(drawing) > 1 else ""
+    inputs = noise_inputs(model)
+    setting = f"set {', '.join(inputs)} to 0 in --data, or " if inputs else ""
+    return (
+        f"{drawing[0]}{more} of the source's graph draws at random: {setting}export it without"
+        " its random draws (evaluation mode, a fixed seed, or noise as an input)"
     )
 
 

@@ -42,7 +42,7 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def file_io(path: Path) -> tuple[tuple[InputSpec, ...], tuple[InputSpec, ...]]:
-    """Inputs and outputs as ONNX Runtime reports them; unnamed free dimensions become ``?``."""
+    """Inputs and outputs as ONNX Runtime reports them; see :meth:`InputSpec.unnamed`."""
     session = open_session(path)
 
     def specs(arguments: Sequence[onnxruntime.NodeArg]) -> tuple[InputSpec, ...]:
@@ -50,7 +50,10 @@ def file_io(path: Path) -> tuple[tuple[InputSpec, ...], tuple[InputSpec, ...]]:
             InputSpec(
                 a.name,
                 _DTYPES.get(a.type, a.type),
-                tuple(d if isinstance(d, (int, str)) else "?" for d in a.shape or ()),
+                tuple(
+                    d if isinstance(d, (int, str)) else InputSpec.unnamed(a.name, i)
+                    for i, d in enumerate(a.shape or ())
+                ),
             )
             for a in arguments
         )

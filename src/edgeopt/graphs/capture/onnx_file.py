@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import onnx
+
 from edgeopt.core import Array, InputSpec
+from edgeopt.data.fitting import ranked
 from edgeopt.errors import CaptureError, InputsError
 from edgeopt.graphs.capture.axes import Axis, Inputs, axis_for, feed
 from edgeopt.graphs.capture.check import file_io, run_onnx
@@ -39,6 +43,13 @@ def take(
             " plain ONNX Runtime runs"
         )
     specs, _ = io
+    for spec in specs:
+        if "(" in spec.dtype:
+            raise InputsError(
+                f"{path}: input {spec.name} takes {spec.dtype}, and numbers alone can be made up,"
+                " carried in --data and compared; give the part of the model behind it"
+            )
+    example = _with_model_rank(specs, example)
     _require_fit(specs, {name: array.shape for name, array in (example or {}).items()}, "--data")
     _require_fit(specs, {spec.name: spec.shape for spec in inputs}, "--input", known=True)
     sample = _sample(path, _sized(specs, inputs), example)
@@ -49,6 +60,21 @@ def take(
     target = workdir / "model.onnx"
     reached, notes = raise_opset(path, opset, [sample], target)
     return (target if target.exists() else path), reached, sample, notes
+
+
+def _with_model_rank(
+    specs: Sequence[InputSpec], example: Mapping[str, Array] | None
+) -> dict[str, Array]:
+    """The first sample as the model takes it: rows of a file have an axis more than some inputs."""
+    by_name = {spec.name: spec for spec in specs}
+    given = dict(example or {})
+    if not any(name in by_name for name in given):
+        places = {f"#{i}": spec.name for i, spec in enumerate(specs)}
+        given = {places.get(name, name): array for name, array in given.items()}
+    return {
+        name: ranked(array, by_name[name]) if name in by_name else array
+        for name, array in given.items()
+    }
 
 
 def _require_fit(
@@ -92,11 +118,49 @@ def _sized(specs: Sequence[InputSpec], inputs: Sequence[InputSpec]) -> tuple[Inp
     return tuple(sized)
 
 
+#: What the axes of a picture are called, where nothing calls them otherwise.
+_PICTURE = ("height", "width")
+
+
+def _usual_name(spec: InputSpec, position: int) -> str:
+    """A free dimension's name, or what one of that place is: a batch, a picture's sides, time."""
+    dim, rank = spec.shape[position], len(spec.shape)
+    if isinstance(dim, str) and dim != InputSpec.unnamed(spec.name, position):
+        return dim
+    if position == 0:
+        return "batch"
+    if rank in (4, 5) and position >= rank - 2:
+        return _PICTURE[position - (rank - 2)]
+    return "sequence" if position == 1 and rank in (2, 3) else f"axis{position}"
+
+
+#: Cells that a network's last feature map should have a side, and the largest picture made up.
+_CELLS, _LARGEST_PICTURE = 2, 1024
+
+
+def _least_picture(path: Path) -> int:
+    """The side at which strides leave more than one cell: a picture of one tells nothing."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    shrunk = dict.fromkeys((value.name for value in graph.input), 1)
+    for node in graph.node:
+        stride = max([shrunk.get(name, 1) for name in node.input], default=1)
+        if node.op_type in _STRIDED:
+            stride *= next((max(a.ints) for a in node.attribute if a.name == "strides"), 1)
+        shrunk.update(dict.fromkeys(node.output, stride))
+    most = max(shrunk.values(), default=1)
+    side = -(-most * _CELLS // 32) * 32
+    return min(side, _LARGEST_PICTURE)
+
+
+_STRIDED = frozenset({"Conv", "MaxPool", "AveragePool", "LpPool", "QLinearConv", "ConvInteger"})
+
+
 def _sample(
     path: Path, specs: tuple[InputSpec, ...], example: Mapping[str, Array] | None
 ) -> dict[str, Array]:
     """A feed that the file runs on: the example, else synthetic at the usual sizes."""
     complaint = ""
+    least = _least_picture(path)
     for candidate in range(6):
         axes: dict[str, Axis] = {}
         named: list[InputSpec] = []
@@ -104,9 +168,11 @@ def _sample(
             shape: list[int | str] = []
             for position, dim in enumerate(spec.shape):
                 if isinstance(dim, str) or dim <= 0:
-                    name = dim if isinstance(dim, str) and dim != "?" else f"axis{position}"
-                    name = "batch" if position == 0 and dim == "?" else name
-                    axes[name] = axis_for(name, candidate) or Axis(name, 2, 3)
+                    name = _usual_name(spec, position)
+                    axis = axis_for(name, candidate) or Axis(name, 2, 3)
+                    if name in _PICTURE:
+                        axis = replace(axis, first=max(axis.first, least))
+                    axes[name] = axis
                     shape.append(name)
                 else:
                     shape.append(dim)

@@ -51,8 +51,8 @@ def derive(
     on a feed. Raises InputsError with the line to add where none of them tells.
     """
     required, optional = argument_names(module)
-    given = dict(example or {})
     known = {*required, *optional}
+    given = _named(example or {}, required, optional)
     if known and set(required) <= set(given):
         # What the data holds besides is for others: labels, the second of a pair.
         given = {name: array for name, array in given.items() if name in known}
@@ -75,6 +75,20 @@ def derive(
         ordered = sorted(specs, key=lambda s: order.index(s.name)) if known else list(specs)
         return _free(ordered, given, vocabulary(module), works), ()
     return _guess(module, required, works)
+
+
+def _named(
+    example: Mapping[str, Array], required: Sequence[str], optional: Sequence[str]
+) -> dict[str, Array]:
+    """Arrays by the names of ``forward``'s arguments: their own, where they have all that it needs,
+    else by their position (``#0``, ``#1``, ...; what is behind the last argument is a label)."""
+    named = {name: array for name, array in example.items() if not name.startswith("#")}
+    placed = {name: array for name, array in example.items() if name.startswith("#")}
+    if not placed or (named and set(required) <= set(named)):
+        return named
+    order = [*required, *optional] or ["input"]
+    ranked = sorted(placed.items(), key=lambda item: int(item[0][1:]))
+    return {name: array for name, (_, array) in zip(order, ranked, strict=False)}
 
 
 def _dtype(array: Array) -> str:
