@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from edgeopt.data.synthetic import Hint
+from edgeopt.data.hint import Hint
 
 __all__ = ["input_hints"]
 

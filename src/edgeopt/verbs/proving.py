@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.core import Change, Plan, Progress, Proof, file_sha256
+from edgeopt.core import Change, Plan, Progress, Proof, file_sha256, shown_shape
 from edgeopt.graphs.saturation import saturating_products
 from edgeopt.measure.gate import judge
 from edgeopt.measure.pair import measure_pair
@@ -137,7 +137,7 @@ def saturation(products: int, there: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _spec(spec: Any) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+    return {"name": spec.name, "dtype": spec.dtype, "shape": shown_shape(spec.shape)}
 
 
 def _data(files: Sequence[Path], final: Path) -> dict[str, Any]:
