@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -119,16 +120,17 @@ def join_rows(
 def _fit_array(
     array: Array, spec: InputSpec, batch_axis: int | None, batch: int, where: str
 ) -> Array:
-    shape = _laid_out(array.shape, spec, batch_axis)
-    given = f"{array.dtype}[{', '.join(map(str, array.shape))}]"
+    shape = _laid_out(array.shape, spec, batch_axis, batch)
+    kind = "strings" if array.dtype.kind in "US" else str(array.dtype)
+    given = f"{kind}[{', '.join(map(str, array.shape))}]"
     if len(shape) != len(spec.shape):
         raise InputsError(
             f"{where}: input {spec.name} is given {given} with {array.ndim} axes, the model needs"
             f" {spec}{_how_to_save(spec, batch_axis)}"
         )
-    grouped = batch > 1 and shape[:1] == (1,)
+    grouped = batch > 1 and batch_axis is not None and shape[batch_axis] == 1
     for axis, (size, need) in enumerate(zip(shape, spec.shape, strict=True)):
-        if isinstance(need, int) and size != need and not (axis == 0 and grouped):
+        if isinstance(need, int) and size != need and not (axis == batch_axis and grouped):
             raise InputsError(
                 f"{where}: input {spec.name} is given {given}, size {size} on axis {axis} where the"
                 f" model needs {need} ({spec}){_how_to_save(spec, batch_axis)}"
@@ -136,7 +138,9 @@ def _fit_array(
     return np.ascontiguousarray(_cast(array, spec, where)).reshape(shape)
 
 
-def _laid_out(shape: tuple[int, ...], spec: InputSpec, batch_axis: int | None) -> tuple[int, ...]:
+def _laid_out(
+    shape: tuple[int, ...], spec: InputSpec, batch_axis: int | None, batch: int
+) -> tuple[int, ...]:
     """The shape that a sample's array takes for the model: its own, where nothing else fits.
 
     A row of a file has a leading axis of one in front of the input's own axes, which goes (an
@@ -144,6 +148,9 @@ def _laid_out(shape: tuple[int, ...], spec: InputSpec, batch_axis: int | None) -
     moves to where the model has it. Nothing but axes of one come and go, so values never move.
     """
     rank = len(spec.shape)
+    if batch > 1 and batch_axis is not None:  # one of those that make the batch
+        alone = (*spec.shape[:batch_axis], 1, *spec.shape[batch_axis + 1 :])
+        spec = replace(spec, shape=alone)
     if len(shape) == rank and _fits(shape, spec):
         return shape
     bare = shape[1:] if shape[:1] == (1,) else None

@@ -16,7 +16,7 @@ from edgeopt.data.synthetic import OTHER_BATCH, pinned, synthetic
 __all__ = ["Settled", "larger", "settle"]
 
 #: Feeds that are tried, and seconds that go into it; one is tried in any case.
-_ATTEMPTS, _SECONDS = 600, 30.0
+_ATTEMPTS, _SECONDS = 1500, 20.0
 
 #: None where the model runs on a feed, else its complaint.
 Runs = Callable[[Mapping[str, Array]], "str | None"]

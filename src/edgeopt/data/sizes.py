@@ -16,7 +16,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from edgeopt.core import InputSpec
 from edgeopt.data.hint import Hint
 
-__all__ = ["Choice", "batch_axes", "batch_symbols", "candidates", "sizes_of", "typical_sizes"]
+__all__ = [
+    "Choice",
+    "batch_axes",
+    "batch_symbols",
+    "candidates",
+    "is_sound",
+    "sizes_of",
+    "typical_sizes",
+]
 
 #: Sizes by symbol, and values by input name for integers that stand alone (a sample rate).
 Choice = tuple[dict[str, int], dict[str, int]]
@@ -39,6 +47,7 @@ _ROLES: Mapping[str, tuple[int, ...]] = {
         *(1024, 16, 8, 4, 1),
     ),
     "sound": (16000, 64000, 512, 4096, 2048, 1024, 256, 160000, 400, 320, 1280, 480, 1536),
+    "chunk": (512, 256, 1536, 1024, 768, 480, 320, 160, 16000, 4096, 2048),
     "sequence": (32, 64, 16, 128, 8, 256, 100, 512, 77, 4, 10, 50, 1000, 2, 1),
     "other": (32, 64, 16, 128, 8, 4, 100, 512, 256, 10, 224, 2, 1, 1000, 16000),
 }
@@ -58,22 +67,41 @@ def batch_axes(specs: Sequence[InputSpec]) -> dict[str, int | None]:
 
     The leading one where that is free. Where it is not, but another input's is (a recurrent
     state ``[layers, batch, width]`` beside ``x [batch, time]``), the axis of the same name, or,
-    without names, the first free one. Where no input's leading axis is free, a batch is what the
-    model insists on, in front.
+    without names, the first free one. Where all are fixed, the size that the model insists on is
+    the leading one that all others have, in front or inside.
     """
     leading = {s.shape[0] for s in specs if s.shape and isinstance(s.shape[0], str)}
+    insisted = None if leading else _insisted(specs)
     found: dict[str, int | None] = {}
     for spec in specs:
         if not spec.shape:
             found[spec.name] = None
-        elif isinstance(spec.shape[0], str) or not leading:
+        elif isinstance(spec.shape[0], str) or spec.shape[0] == insisted:
             found[spec.name] = 0
+        elif insisted is not None:
+            found[spec.name] = _inner(spec, insisted)
         else:
             found[spec.name] = _inner_batch(spec, leading)
     return found
 
 
-def _inner_batch(spec: InputSpec, leading: set[int | str]) -> int | None:
+def _insisted(specs: Sequence[InputSpec]) -> int | None:
+    """The batch of a model whose leading axes are all fixed; the first one's, if in doubt."""
+    sizes = [s.shape[0] for s in specs if s.shape and isinstance(s.shape[0], int)]
+    for size in sizes:
+        others = [s for s in specs if len(s.shape) > 1 and s.shape[0] != size]
+        if all(_inner(spec, size) is not None for spec in others):
+            return size
+    return next(iter(sizes), None)
+
+
+def _inner(spec: InputSpec, size: int) -> int | None:
+    if len(spec.shape) < 3:
+        return None
+    return next((axis for axis, dim in enumerate(spec.shape) if axis and dim == size), None)
+
+
+def _inner_batch(spec: InputSpec, leading: set[str]) -> int | None:
     free = [axis for axis, dim in enumerate(spec.shape) if isinstance(dim, str)]
     named = [axis for axis in free if spec.shape[axis] in leading]
     named += [axis for axis in free if _BATCH.search(str(spec.shape[axis]))]
@@ -114,7 +142,8 @@ def candidates(
     """Choices of sizes and values to try, the likeliest first, none twice.
 
     First all dimensions take their next size together (most that differ only by name are one
-    and the same: the sides of a picture, ids and their mask), then in every combination.
+    and the same: the sides of a picture, ids and their mask), with the likeliest values, then
+    with others, then in every combination.
     """
     known = dict(hints or {})
     given = dict(fixed or {})
@@ -127,8 +156,9 @@ def candidates(
     values = {name: found for name, found in values.items() if found}
     keys = [*lists, *(f"={name}" for name in values)]
     columns = [*lists.values(), *values.values()]
+    kinds = ["batch" if roles[s] == "batch" else "size" for s in lists] + ["value"] * len(values)
     seen: set[tuple[int, ...]] = set()
-    for places in itertools.chain(_together(columns), _combined(columns)):
+    for places in itertools.chain(_together(columns, kinds), _combined(columns, kinds)):
         picked = tuple(column[at] for column, at in zip(columns, places, strict=True))
         if picked in seen:
             continue
@@ -141,12 +171,26 @@ def candidates(
         yield sizes, {key[1:]: value for key, value in chosen.items() if key.startswith("=")}
 
 
-def _together(columns: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
-    for turn in range(max(map(len, columns), default=1)):
-        yield tuple(min(turn, len(column) - 1) for column in columns)
+#: How much sooner another size is tried than another value, or another batch.
+_STEPS = {"size": 1, "value": 6, "batch": 12}
 
 
-def _combined(columns: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
+def _together(columns: Sequence[Sequence[int]], kinds: Sequence[str]) -> Iterator[tuple[int, ...]]:
+    """Places where all sizes are as far down their lists, once for each place of the values."""
+
+    def longest(kind: str) -> int:
+        return max((len(c) for c, k in zip(columns, kinds, strict=True) if k == kind), default=1)
+
+    for value in range(longest("value")):
+        for size in range(longest("size")):
+            turn = {"value": value, "size": size, "batch": 0}
+            yield tuple(
+                min(turn[kind], len(column) - 1)
+                for column, kind in zip(columns, kinds, strict=True)
+            )
+
+
+def _combined(columns: Sequence[Sequence[int]], kinds: Sequence[str]) -> Iterator[tuple[int, ...]]:
     """Places in every combination, by how far down their lists they are together."""
     start = (0,) * len(columns)
     queue, queued = [(0, start)], {start}
@@ -157,7 +201,7 @@ def _combined(columns: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
             further = (*places[:i], at + 1, *places[i + 1 :])
             if at + 1 < len(columns[i]) and further not in queued:
                 queued.add(further)
-                heapq.heappush(queue, (rank + 1, further))
+                heapq.heappush(queue, (rank + _STEPS[kinds[i]], further))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -168,19 +212,43 @@ def _roles(specs: Sequence[InputSpec], hints: Mapping[str, Hint]) -> dict[str, s
     """The role of every symbol that is no sum of others; the first use that tells counts."""
     axes = batch_axes(specs)
     sums = set(_sums(specs))
+    sound = _sound(specs)
     found: dict[str, str] = {}
     for spec in specs:
         for axis, dim in enumerate(spec.shape):
             if isinstance(dim, str) and dim not in sums:
-                role = _role(spec, axis, dim, axes[spec.name], hints)
+                role = _role(spec, axis, dim, axes[spec.name])
+                if sound and role in ("other", "sequence", "sound") and axis == len(spec.shape) - 1:
+                    role = sound
                 if found.get(dim, "other") == "other":
                     found[dim] = role
     return found
 
 
-def _role(
-    spec: InputSpec, axis: int, symbol: str, batch: int | None, hints: Mapping[str, Hint]
-) -> str:
+def _sound(specs: Sequence[InputSpec]) -> str:
+    """The role of last axes in a model that asks for a rate: sound, in pieces where it remembers
+    what came before."""
+    if not any(_RATE.search(spec.name) and is_whole(spec) for spec in specs):
+        return ""
+    state = any(
+        batch != 0 and len(s.shape) > 1 for s in specs for batch in [batch_axes(specs)[s.name]]
+    )
+    return "chunk" if state else "sound"
+
+
+def is_sound(spec: InputSpec, specs: Sequence[InputSpec]) -> bool:
+    """Whether an input is a wave as microphones give it, from -1 to 1."""
+    named = _SOUND.search(spec.name) and spec.name != "input_values"
+    asked = _sound(specs) and batch_axes(specs)[spec.name] == 0
+    return spec.dtype.startswith("float") and 0 < len(spec.shape) <= 3 and bool(named or asked)
+
+
+def is_whole(spec: InputSpec) -> bool:
+    """Whether an input is of integers."""
+    return spec.dtype.startswith(("int", "uint"))
+
+
+def _role(spec: InputSpec, axis: int, symbol: str, batch: int | None) -> str:
     plain = symbol.startswith("?")
     text = "" if plain else symbol
     if _BATCH.search(text):
@@ -208,7 +276,11 @@ def _role(
 def _sizes(
     symbol: str, role: str, specs: Sequence[InputSpec], hints: Mapping[str, Hint]
 ) -> tuple[int, ...]:
-    stride = max((hints.get(s.name, Hint()).stride for s in specs if symbol in s.shape), default=1)
+    # Convolutions go along the last axes: one, or two of a picture.
+    along = 2 if role == "space" else 1
+    stride = max(
+        (hints.get(s.name, Hint()).stride for s in specs if symbol in s.shape[-along:]), default=1
+    )
     usual = _ROLES[role]
     if role == "space":
         first = max(_CELLS * stride, -(-_LEAST // stride) * stride)
@@ -221,7 +293,7 @@ def _sizes(
 
 def _values(spec: InputSpec, hint: Hint) -> tuple[int, ...]:
     """Values to try on an integer input of one element, the likeliest first."""
-    if not spec.dtype.startswith(("int", "uint")) or any(dim != 1 for dim in spec.shape):
+    if not is_whole(spec) or any(dim != 1 for dim in spec.shape):
         return ()
     rates = _RATES if _RATE.search(spec.name) else ()
     known = [rate for rate in rates if rate in hint.values]

@@ -13,7 +13,7 @@ from edgeopt.core import Array, InputSpec
 from edgeopt.data.fitting import plain_dtype
 from edgeopt.data.hint import Hint
 from edgeopt.data.samples import Samples
-from edgeopt.data.sizes import batch_symbols, typical_sizes
+from edgeopt.data.sizes import batch_symbols, is_sound, typical_sizes
 from edgeopt.errors import InputsError
 
 __all__ = ["OTHER_BATCH", "Hint", "concrete_shape", "pinned", "synthetic"]
@@ -22,6 +22,8 @@ __all__ = ["OTHER_BATCH", "Hint", "concrete_shape", "pinned", "synthetic"]
 #: one sample does to another in its batch is part of how the file answers.
 _BATCH_EVERY, OTHER_BATCH = 4, 3
 
+#: The deviation of speech, where full scale is one.
+_LOUDNESS = 0.1
 #: Inputs whose shapes a label gives.
 _SHOWN = 3
 #: Integers of which nothing is known stay small: most are indices into some table.
@@ -66,6 +68,9 @@ def synthetic(
     specs = tuple(inputs)
     known = dict(hints or {})
     for spec in specs:
+        if is_sound(spec, specs) and not known.get(spec.name, Hint()).std:
+            quiet = replace(known.get(spec.name, Hint()), mean=(0.0,), std=(_LOUDNESS,))
+            known[spec.name] = quiet
         if plain_dtype(spec.dtype) is None:
             raise InputsError(
                 f"input {spec.name} takes {spec.dtype}, for which no inputs can be made up; give"
@@ -75,13 +80,16 @@ def synthetic(
     together = {**alone, **dict.fromkeys(batch_symbols(specs), batch)} if batch else alone
     mixed = alone != together and count >= _BATCH_EVERY
 
+    steps = _steps(specs, alone)
+
     def feed(index: int) -> dict[str, Array]:
         made = {}
         chosen = together if mixed and index % _BATCH_EVERY == _BATCH_EVERY - 1 else alone
         tail = float(np.random.default_rng([seed, index]).random())
         for spec in specs:
             rng = np.random.default_rng([seed, index, zlib.crc32(spec.name.encode())])
-            draw = _Draw(_shape(spec, chosen), known.get(spec.name, Hint()), rng, index, tail)
+            hint = known.get(spec.name, Hint())
+            draw = _Draw(_shape(spec, chosen), hint, rng, index, tail, steps)
             made[spec.name] = np.asarray(_maker(spec, draw.hint)(draw)).astype(spec.dtype)
         return made
 
@@ -94,6 +102,16 @@ def synthetic(
     if mixed:
         label += f"; every {_BATCH_EVERY}th in a batch of {batch}"
     return Samples(label, opener, count, None, specs)
+
+
+def _steps(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> int:
+    """The size of the first sequence's free axis; 0 where there is none."""
+    batch = batch_symbols(specs)
+    for spec in specs:
+        free = [dim for dim in spec.shape if isinstance(dim, str) and dim not in batch]
+        if len(spec.shape) > 1 and free:
+            return sizes[free[-1]]
+    return 0
 
 
 def _chosen(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> str:
@@ -115,6 +133,8 @@ class _Draw:
     index: int
     #: Where in (0, 1) padding begins, the same for all inputs of a feed.
     tail: float = 0.5
+    #: The steps of the feed's sequences, where it has any.
+    length: int = 0
 
     @property
     def low(self) -> int:
@@ -155,6 +175,11 @@ def _mask(draw: _Draw) -> Array:
     return mask
 
 
+def _lengths(draw: _Draw) -> Array:
+    """How long the sequences are that another input holds."""
+    return np.full(draw.shape, max(draw.length, 1))
+
+
 def _segments(draw: _Draw) -> Array:
     """First segment 0, second 1, as token_type_ids have it."""
     length = draw.shape[-1] if draw.shape else 1
@@ -181,13 +206,14 @@ def _floats(draw: _Draw) -> Array:
     made = _smooth(draw)
     if not draw.hint.std:
         return made
-    return _by_channel(draw.hint.mean, draw.shape) + _by_channel(draw.hint.std, draw.shape) * made
+    std = _by_channel(draw.hint.std, draw.shape)
+    return np.asarray(_by_channel(draw.hint.mean, draw.shape) + std * made)
 
 
 def _by_channel(values: tuple[float, ...], shape: tuple[int, ...]) -> Array:
     """One number, or one a channel (axis 1; of two axes the last), ready to broadcast."""
-    if len(values) == 1 or len(shape) < 2:
-        return np.asarray(values[0])
+    if len(shape) < 2 or len(values) not in (1, shape[1]):
+        return np.asarray(np.mean(values))
     return np.asarray(values).reshape(-1, *(1,) * (len(shape) - 2))
 
 
@@ -206,6 +232,7 @@ def _smooth(draw: _Draw) -> Array:
 #: (input name, maker) for integers and booleans; the first that matches counts.
 _BY_NAME: tuple[tuple[re.Pattern[str], Callable[[_Draw], Array]], ...] = (
     (re.compile(r"mask", re.IGNORECASE), _mask),
+    (re.compile(r"(^|_)len(gth)?s?$|lengths", re.IGNORECASE), _lengths),
     (re.compile(r"token_type|segment", re.IGNORECASE), _segments),
     (re.compile(r"position", re.IGNORECASE), _positions),
 )

@@ -124,7 +124,7 @@ def _torch(
         inputs=inputs,
         example=example,
         opset=job["opset"],
-        bare=job["bare"],
+        bare=job.get("bare", False),
     )
 
     def source() -> Source:

@@ -52,17 +52,16 @@ def require_repeatable(
 def repeated(path: Path, feed: Mapping[str, Array]) -> tuple[str, ...]:
     """Notes on how alike a file's answers to one feed are, where they are not the same.
 
-    Sessions are fresh ones: what a seed in the file decides is the same in each. Raises
-    CaptureError where the answers have next to nothing in common.
+    What draws from a seed in the file draws the same in every fresh session, and can be held to
+    it. Raises CaptureError where the answers have next to nothing in common otherwise.
     """
     first, second = run_onnx(path, [feed, feed])
     found = agreement_db(first, second)
     if found >= FLOOR_DB:
         return ()
-    drawing = _drawing(path)
-    if agreement_db(first, run_onnx(path, [feed])[0]) >= FLOOR_DB:
-        named = f" ({drawing})" if drawing else ""
-        return (f"the source draws at random{named}, from a seed of its own",)
+    drawing, seeded = _drawing(path)
+    if seeded:
+        return (f"the source draws at random ({drawing}), from a seed of its own",)
     what = f"{drawing} draws at random" if drawing else "it is not deterministic"
     if found >= _LEAST_DB:
         return (f"the source's own answers differ from run to run ({_apart(found)}): {what}",)
@@ -88,18 +87,22 @@ def _remedy(feed: Mapping[str, Array]) -> str:
     return "export the model without it (eval mode, no sampling, no noise), or with a fixed seed"
 
 
-def _drawing(path: Path) -> str:
-    """The random operators of the file, its branches and functions, for a person."""
+def _drawing(path: Path) -> tuple[str, bool]:
+    """The random operators of the file, its branches and functions, for a person, and whether
+    there are some and all have a seed."""
     model = onnx.load(path, load_external_data=False)
     constants = {t.name: t for t in model.graph.initializer}
     found: dict[str, str] = {}
+    seeds: list[bool] = []
     for nodes in (model.graph.node, *(function.node for function in model.functions)):
         for node in _nodes(nodes):
             if node.op_type == "Constant" and node.output:
                 constants.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
             if node.op_type in _RANDOM or _trains(node, constants):
                 found.setdefault(node.op_type, node.name)
-    return ", ".join(op + (f" ({name})" if name else "") for op, name in found.items())
+                seeds.append(any(a.name == "seed" for a in node.attribute))
+    named = ", ".join(op + (f" ({name})" if name else "") for op, name in found.items())
+    return named, bool(seeds) and all(seeds)
 
 
 def _nodes(nodes: Sequence[Any]) -> Iterator[Any]:
