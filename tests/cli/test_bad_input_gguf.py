@@ -300,7 +300,7 @@ def test_what_was_there_stays_when_the_work_fails(folder: Path, here: Here) -> N
     """Even where the failure comes from the last tensor, after most of the file was written."""
     reweighed(lambda t: t["lm_head.weight"].__setitem__((-1, -1), np.nan))(folder / "model")
     (folder / "out.gguf").write_bytes(b"what was there")
-    (folder / "out.plan.json").write_bytes(b"its plan")
+    (folder / "out.gguf.plan.json").write_bytes(b"its plan")
     before = contents(folder)
     args = ["model", "--type", "Q8_0", "--prove", "none", "-o", "out.gguf"]
     assert_refused(here("quantize", *args, cwd=folder), 2, "NaN")

@@ -180,7 +180,17 @@ def test_a_speedup_too_small_to_speak_of_is_no_difference() -> None:
 
 def test_a_bare_proof_renders() -> None:
     bare = Proof("export", {}, {}, None, (), {}, (), "", (), {}, Verdict(()))
-    assert "PROVEN  every check passed." in text(bare)
+    assert "NOT CHECKED" in text(bare) and not bare.proven
+    checked = dataclasses.replace(
+        bare, verdict=Verdict((Check("structure", True, "it does", "it"),))
+    )
+    assert "PROVEN  every check passed." in text(checked)
+    assert "PROVEN on your samples (3 held out)  every" in text(
+        dataclasses.replace(
+            checked,
+            verdict=dataclasses.replace(checked.verdict, basis="on your samples (3 held out)"),
+        )
+    )
 
 
 def test_odd_figures() -> None:

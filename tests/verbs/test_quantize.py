@@ -168,9 +168,10 @@ def test_portable_files_hold_no_choice_of_this_machine(text: Path, bits: int) ->
 
 def test_default_name_and_the_plan_beside_it(text: Path) -> None:
     proof = quantize(text, prefer="size", force=True)
-    assert set(listing(text.parent)) == {"text.onnx", "text-int8.onnx", "text-int8.plan.json"}
+    made = {"text-int8.onnx", "text-int8.onnx.plan.json", "text-int8.plan.json"}
+    assert set(listing(text.parent)) == {"text.onnx", *made}
     assert Path(proof.artifact["path"]).name == "text-int8.onnx"
-    document = json.loads((text.parent / "text-int8.plan.json").read_text())
+    document = json.loads((text.parent / "text-int8.onnx.plan.json").read_text())
     assert proof.plan is not None
     assert Plan.from_json(document) == Plan.from_json(proof.plan.to_json())
     assert document["source_sha256"] == digest(text)
@@ -367,7 +368,7 @@ def test_a_failed_artifact_is_not_kept(text: Path) -> None:
 def test_a_failed_artifact_leaves_what_was_there(text: Path) -> None:
     out = text.with_name("text-int8.onnx")
     out.write_bytes(b"an earlier artifact")
-    out.with_name("text-int8.plan.json").write_bytes(b"its plan")
+    out.with_name("text-int8.onnx.plan.json").write_bytes(b"its plan")
     before = listing(text.parent)
     assert not quantize(text, min_sqnr=200.0, prefer="size").proven
     assert listing(text.parent) == before
@@ -378,7 +379,7 @@ def test_force_keeps_a_failed_artifact(text: Path) -> None:
     assert not proof.proven
     made = text.with_name("text-int8.onnx")
     assert run(made, ids=np.arange(8)[None])[0].shape == (1, 8, 64)
-    assert made.with_name("text-int8.plan.json").exists()
+    assert made.with_name("text-int8.onnx.plan.json").exists()
 
 
 def test_a_proven_artifact_replaces_an_older_one(text: Path) -> None:

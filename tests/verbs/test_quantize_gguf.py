@@ -44,7 +44,7 @@ def test_a_folder_becomes_a_proven_file(folder: Path, tmp_path: Path) -> None:
     assert int(proof.plan.choice("file_bytes")) == out.stat().st_size  # type: ignore[union-attr]
     assert proof.artifact["seconds"]["converting"] > 0
     assert {t.tensor_type.name for t in gguf.GGUFReader(out).tensors} == {"Q4_K", "Q6_K", "F32"}
-    assert (tmp_path / "a.plan.json").exists()
+    assert (tmp_path / "a.gguf.plan.json").exists()
     json.dumps(proof.to_json())
 
 
@@ -186,7 +186,7 @@ def test_same_plan_same_bytes(folder: Path, tmp_path: Path) -> None:
         )
     first = (tmp_path / "1.gguf").read_bytes()
     assert first == (tmp_path / "2.gguf").read_bytes()
-    kept = tmp_path / "1.plan.json"
+    kept = tmp_path / "1.gguf.plan.json"
     edgeopt.quantize(folder, tmp_path / "3.gguf", to="gguf", plan=kept, prove="none")
     assert first == (tmp_path / "3.gguf").read_bytes()
     for more in ({"type": "Q4_0"}, {"type": "Q5_K_S", "tensor_types": ["ffn_up=Q8_0"]}):

@@ -24,7 +24,9 @@ class Fidelity:
     over samples. ``top1``: share of positions (all but the last axis) with the same argmax, None
     where the last axis is no class axis. ``kl``: mean KL(softmax(ref) || softmax(got)) in nats,
     None likewise. ``finite``: no NaN or Inf appeared that the source did not have. ``constant``:
-    the source's output did not change from sample to sample, nor within one.
+    the source's output did not change from sample to sample, nor within one. ``rows``: positions
+    that ``top1`` is a share of. ``lowest_db`` and ``highest_db``: SQNR of the sample that is
+    furthest off, and of the one that is closest; None where a sample has none.
     """
 
     output: str
@@ -36,6 +38,9 @@ class Fidelity:
     finite: bool
     constant: bool
     samples: int
+    rows: int = 0
+    lowest_db: float | None = None
+    highest_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,22 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Proven when every check passed. ``unproven`` names what could not be checked, and why."""
+    """Proven when there were checks, and every one passed. ``unproven`` names what could not be
+    checked, and why; ``basis`` what the verdict stands on, in the words of a headline.
+    """
 
     checks: tuple[Check, ...]
     unproven: tuple[str, ...] = ()
+    basis: str = ""
 
     @property
     def proven(self) -> bool:
-        return all(c.passed for c in self.checks)
+        return bool(self.checks) and not self.failed
+
+    @property
+    def failed(self) -> bool:
+        """Whether a check did not pass; nothing has failed where nothing was checked."""
+        return not all(c.passed for c in self.checks)
 
 
 PROOF_VERSION = 1

@@ -9,14 +9,16 @@ minus those bytes over the float bytes of the source after folding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-__all__ = ["Coverage", "float_bytes", "read_coverage", "read_half"]
+from edgeopt.core import Change
+
+__all__ = ["Coverage", "float_bytes", "misplaced", "read_coverage", "read_half"]
 
 _FLOATS = {
     onnx.TensorProto.FLOAT: 4,
@@ -70,7 +72,8 @@ class Coverage:
     """Bytes of float weights in the source, those kept in float by the artifact, and their names.
 
     ``codes`` counts the tensors that hold the others: integers for quantized weights, or what
-    ``stored`` says.
+    ``stored`` says. ``bits`` are weights (elements) by how they are stored, ``4``, ``8`` or
+    ``float``, the most bits first; ``tensors`` are (bits, elements) of each tensor of codes.
     """
 
     source_bytes: int
@@ -78,6 +81,8 @@ class Coverage:
     kept: tuple[tuple[str, int], ...]
     codes: int
     stored: str = "quantized"
+    bits: Mapping[str, int] = field(default_factory=dict)
+    tensors: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def share(self) -> float:
@@ -94,6 +99,7 @@ class Coverage:
             "kept": [{"tensor": n, "nbytes": b} for n, b in self.kept],
             "quantized_tensors": self.codes,
             "stored": self.stored,
+            "bits": dict(self.bits),
         }
 
 
@@ -142,7 +148,112 @@ def read_coverage(artifact: Path, source_bytes: int) -> Coverage:
         ((name, size) for name, size in floats.items() if name not in scales),
         key=lambda item: (-item[1], item[0]),
     )
-    return Coverage(source_bytes, sum(size for _, size in kept), tuple(kept), len(codes))
+    stored = _stored_codes(graphs, tensors)
+    elements = {t.name: math.prod(t.dims) for t in tensors}
+    bits = {"float": sum(elements[name] for name, _ in kept)}
+    for width, count in stored.values():
+        bits[str(width)] = bits.get(str(width), 0) + count
+    return Coverage(
+        source_bytes,
+        sum(size for _, size in kept),
+        tuple(kept),
+        len(codes),
+        bits=dict(sorted((k, n) for k, n in bits.items() if n)),
+        tensors=stored,
+    )
+
+
+#: Operator -> the inputs that are zero points.
+_ZERO_SLOTS: Mapping[str, frozenset[int]] = {
+    "DequantizeLinear": frozenset({2}),
+    "QuantizeLinear": frozenset({2}),
+    "MatMulNBits": frozenset({3, 4}),
+    "GatherBlockQuantized": frozenset({3}),
+    "MatMulInteger": frozenset({2, 3}),
+    "ConvInteger": frozenset({2, 3}),
+    "QLinearConv": frozenset({2, 5, 7}),
+    "QLinearMatMul": frozenset({2, 5, 7}),
+    "QGemm": frozenset({2, 5, 8}),
+}
+
+#: Operator -> the input whose bytes hold several codes, as many as its attribute ``bits`` says.
+_PACKED_SLOTS: Mapping[str, int] = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
+_WIDTHS = {
+    onnx.TensorProto.INT8: 8,
+    onnx.TensorProto.UINT8: 8,
+    onnx.TensorProto.INT4: 4,
+    onnx.TensorProto.UINT4: 4,
+}
+
+
+def _stored_codes(graphs: list[Any], tensors: list[Any]) -> dict[str, tuple[int, int]]:
+    """(bits, elements) of every initializer that holds codes of weights, by what reads it.
+
+    A byte that is masked or shifted before it is a number holds two codes.
+    """
+    origin = {t.name: t.name for t in tensors if t.data_type in _CODES}
+    zeros: set[str] = set()
+    widths: dict[str, int] = {}
+    for graph in graphs:
+        for node in graph.node:
+            for slot, name in enumerate(node.input):
+                root = origin.get(name)
+                if root is None:
+                    continue
+                if slot in _ZERO_SLOTS.get(node.op_type, ()):
+                    zeros.add(root)
+                if node.op_type == "Sub" and slot == 1:
+                    zeros.add(root)
+                if _PACKED_SLOTS.get(node.op_type) == slot:
+                    widths[root] = next((a.i for a in node.attribute if a.name == "bits"), 4)
+                if node.op_type in ("BitwiseAnd", "BitShift") and slot == 0:
+                    widths[root] = 4
+            if node.op_type in ("Cast", "Gather", "Reshape", "Transpose") and node.input:
+                root = origin.get(node.input[0])
+                if root is not None:
+                    origin[node.output[0]] = root
+    found = {}
+    for tensor in tensors:
+        count = math.prod(tensor.dims)
+        if tensor.data_type not in _WIDTHS or tensor.name in zeros or count < 2:
+            continue
+        width = widths.get(tensor.name, _WIDTHS[tensor.data_type])
+        found[tensor.name] = width, count * _WIDTHS[tensor.data_type] // width
+    return found
+
+
+def misplaced(stored: Mapping[str, tuple[int, int]], changes: Sequence[Change]) -> tuple[str, ...]:
+    """Tensors of which the file does not hold what was said of them, each with what it holds.
+
+    ``stored`` is :attr:`Coverage.tensors`. Codes stand under their tensor's name and an ending.
+    """
+    wanted = {
+        c.decision.tensor: (c.decision.affine.bits, math.prod(c.decision.shape))
+        for c in changes
+        if c.decision.affine is not None
+    }
+    found: dict[str, dict[int, int]] = {}
+    for name, (width, count) in stored.items():
+        owner = _owner(name, wanted)
+        if owner is not None:
+            held = found.setdefault(owner, {})
+            held[width] = held.get(width, 0) + count
+    wrong = []
+    for tensor, (bits, count) in wanted.items():
+        held = found.get(tensor, {})
+        if set(held) == {bits} and held[bits] >= count:
+            continue
+        shown = ", ".join(f"{n} weights in {b} bits" for b, n in sorted(held.items()))
+        wrong.append(f"{tensor}: {shown or 'no codes'}, said to be {count} in {bits}")
+    return tuple(wrong)
+
+
+def _owner(name: str, tensors: Mapping[str, Any]) -> str | None:
+    """The longest tensor's name that this one goes on from, behind a dot or a slash."""
+    for end in range(len(name), 0, -1):
+        if (end == len(name) or name[end] in "./") and name[:end] in tensors:
+            return name[:end]
+    return None
 
 
 def read_half(artifact: Path, source_bytes: int) -> Coverage:
@@ -152,7 +263,11 @@ def read_half(artifact: Path, source_bytes: int) -> Coverage:
     wide = [(t.name, _nbytes(t)) for t in tensors if _FLOATS[t.data_type] > 2]
     kept = tuple(sorted(wide, key=lambda item: (-item[1], item[0])))
     halves = len(tensors) - len(wide)
-    return Coverage(source_bytes, sum(size for _, size in kept), kept, halves, "in float16")
+    bits: dict[str, int] = {}
+    for tensor in tensors:
+        name = f"float{8 * _FLOATS[tensor.data_type]}"
+        bits[name] = bits.get(name, 0) + math.prod(tensor.dims)
+    return Coverage(source_bytes, sum(size for _, size in kept), kept, halves, "in float16", bits)
 
 
 def _scales(graphs: list[onnx.GraphProto], codes: set[str], floats: set[str]) -> set[str]:

@@ -9,7 +9,7 @@ one. What comes out computes the same function with standard operators.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +87,16 @@ def set_constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.V
 
 def fold(model: ir.Model) -> ir.Model:
     """Fold in place, and give the model back. The output names and order do not change."""
-    for step in (
+    steps: tuple[Callable[[ir.Model], object], ...] = (
         common.InlinePass(),
         common.RemoveInitializersFromInputsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),
-        common.IdentityEliminationPass(),
+        _drop_identities,
         common.ClearMetadataAndDocStringPass(),
         common.ShapeInferencePass(),
-    ):
+    )
+    for step in steps:
         step(model)
     _drop_training_nodes(model.graph)
     _fold_constants(model)
@@ -104,6 +105,24 @@ def fold(model: ir.Model) -> ir.Model:
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)
     return model
+
+
+def _drop_identities(model: ir.Model) -> None:
+    """Readers of an Identity read what it reads, in branches too.
+
+    One that gives a graph's output stays: the output must be a value of that graph, and of that
+    place among its outputs. onnx-ir's own pass puts the outer value there, which a branch of an If
+    cannot return, and one value where two outputs were.
+    """
+    for node in list(model.graph.all_nodes()):
+        if node.op_type != "Identity" or node.domain not in ("", "ai.onnx"):
+            continue
+        (source,), (copy,) = node.inputs, node.outputs
+        if source is None or copy.is_graph_output():
+            continue
+        copy.replace_all_uses_with(source)
+        assert node.graph is not None
+        node.graph.remove(node, safe=True)
 
 
 def _merge_equal(graph: ir.Graph) -> None:

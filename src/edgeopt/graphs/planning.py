@@ -169,6 +169,8 @@ def _decide_one(recipe: Recipe, site: Site) -> Decision:
         scale = recipe.scale if bits == 4 else "float32"
         block = recipe.table_block if site.kind == "table" else recipe.block
         scheme = form.scheme(site, bits, block, recipe.symmetric, scale)
+        if scheme.scale == "float16":
+            scheme = dataclasses.replace(scheme, scale=site.narrowest_scale(bits))
         nbytes = scheme_bytes(site, scheme)
         if nbytes + _NODE_BYTES >= site.nbytes:
             return _keep(site, f"{bits}-bit codes and the nodes to unpack them are no smaller")

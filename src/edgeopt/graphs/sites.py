@@ -19,7 +19,7 @@ Columns are where blocks run. Vectors and tensors under :data:`MIN_ELEMENTS` are
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from edgeopt.files.onnx import QUANTIZED_OPS
 from edgeopt.graphs.fold import constant_array
+from edgeopt.numerics.affine import narrowest_scale
 
 __all__ = ["MIN_ELEMENTS", "Site", "Use", "find_sites", "float_initializers", "quantized_ops"]
 
@@ -79,6 +80,7 @@ class Site:
     kind: str
     by_column: bool
     uses: tuple[Use, ...]
+    _scales: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -113,6 +115,12 @@ class Site:
         if self.kind == "conv":
             columns = math.prod(shape[1:])
         return math.prod(shape) // columns if columns else 0, columns
+
+    def narrowest_scale(self, bits: int) -> str:
+        """The narrowest dtype that holds the scales of this tensor's rows."""
+        if bits not in self._scales:
+            self._scales[bits] = narrowest_scale(self.matrix(), bits)
+        return self._scales[bits]
 
     def matrix(self) -> NDArray[np.float32]:
         """The tensor as float32 ``[rows, columns]``."""
@@ -162,8 +170,27 @@ def find_sites(graph: ir.Graph) -> tuple[list[Site], list[tuple[ir.Value, str]]]
         elif not value.uses():
             left.append((value, "used by no node"))
         else:
-            sites.append(_site(value))
+            site = _site(value)
+            if site.kind in ("table", "other") and _is_mask(value):
+                left.append((value, "a mask: infinities, or numbers far beyond all others in it"))
+            else:
+                sites.append(site)
     return sites, left
+
+
+#: A number this large, and this many times the median, is there to win against all others.
+_MASKING = 1e4
+
+
+def _is_mask(value: ir.Value) -> bool:
+    """Whether it holds infinities, or what stands for them: one scale cannot hold both."""
+    array = constant_array(value)
+    assert array is not None
+    sizes = np.abs(np.asarray(array, np.float32))
+    peak = sizes.max()
+    if not np.isfinite(peak):
+        return True
+    return bool(peak >= _MASKING and peak >= _MASKING * np.median(sizes))
 
 
 def _is_recurrent_bias(value: ir.Value) -> bool:

@@ -31,11 +31,12 @@ _DISTRIBUTION = 1e-3
 class FidelityMeter:
     """Accumulates :class:`~edgeopt.core.Fidelity` of one output, sample by sample.
 
-    Integer and boolean outputs are compared by the share of equal elements, reported as ``top1``;
-    their ``sqnr_db`` is NaN unless they are identical (then inf): a class number has no noise
-    power. ``top1`` and ``kl`` of a float output are taken along its last axis where that can be
-    an axis of classes: rank 2 or 3 and at least two entries (the last axis of a feature map or an
-    image is its width).
+    Integer and boolean outputs, and float ones of nothing but 0 and 1, are compared by the share
+    of equal elements (of one-hot rows: of equal rows), reported as ``top1``; their ``sqnr_db`` is
+    NaN unless they are identical (then inf): a class number has no noise power. ``top1`` and
+    ``kl`` of other float outputs are taken along the last axis where that can be an axis of
+    classes: rank 2 or 3 and at least two entries (the last axis of a feature map or an image is
+    its width).
     """
 
     def __init__(self, output: str) -> None:
@@ -54,6 +55,9 @@ class FidelityMeter:
         self._low = math.inf
         self._high = -math.inf
         self._is_float = True
+        self._binary = True
+        #: SQNR (dB) of every sample of a float output, in order.
+        self.sample_db: list[float] = []
         #: Whether the source itself gave NaN or Inf somewhere.
         self.source_not_finite = False
 
@@ -80,6 +84,7 @@ class FidelityMeter:
                 self._finite = False
             self._equal += int(np.count_nonzero((ref == new) | (np.isnan(ref) & np.isnan(new))))
             both = ref_ok & new_ok
+            self._binary = self._binary and bool(((ref == 0) | (ref == 1)).all())
             if ref_ok.any():
                 self._low = min(self._low, float(ref[ref_ok].min()))
                 self._high = max(self._high, float(ref[ref_ok].max()))
@@ -97,6 +102,8 @@ class FidelityMeter:
             dot += float(np.sum(ref * new))
         self._signal += signal
         self._noise += noise
+        if self._is_float:
+            self.sample_db.append(_sqnr_db(signal, noise))
         self._cosines += _cosine(dot, signal, power)
         return None
 
@@ -119,7 +126,13 @@ class FidelityMeter:
 
     def result(self) -> Fidelity:
         identical = self._equal == self._elements
-        if self._is_float:
+        if self._is_float and self._binary and self._high == 1.0:
+            # One-hot rows and masks: an answer is right or wrong, and has no noise power.
+            sqnr = math.inf if identical else math.nan
+            equal = self._equal / self._elements if self._elements else None
+            top1 = self._same_top / self._rows if self._rows else equal
+            kl = None
+        elif self._is_float:
             sqnr = _sqnr_db(self._signal, self._noise)
             top1 = self._same_top / self._rows if self._rows else None
             kl = self._kl / self._rows if self._rows else None
@@ -137,6 +150,9 @@ class FidelityMeter:
             finite=self._finite,
             constant=self._constant(),
             samples=self._samples,
+            rows=self._rows,
+            lowest_db=None if math.isnan(sqnr) else min(self.sample_db, default=None),
+            highest_db=None if math.isnan(sqnr) else max(self.sample_db, default=None),
         )
 
     def _constant(self) -> bool:

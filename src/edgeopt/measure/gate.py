@@ -7,18 +7,33 @@ fails, what to try. What could not be checked is listed as unproven, never passe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgeopt.core import Check, Fidelity, Verdict, format_bytes
+from edgeopt.core import Change, Check, Fidelity, Verdict, format_bytes
 from edgeopt.errors import UsageError
-from edgeopt.measure.pair import SLOWER, PairResult
+from edgeopt.measure.pair import SLOWER, Mates, PairResult, Repeats
 
-__all__ = ["AGREEMENT", "FLOORS", "judge"]
+__all__ = ["AGREEMENT", "FEW_ROWS", "FLOORS", "SAME_ANSWERS", "TENSOR_FLOORS", "basis", "judge"]
 
 #: The least SQNR (dB) of the worst output, by bits; None for pairs that nobody quantized here
 #: (export, verify); 16 is float16. At 20 dB the error is a tenth of the signal's amplitude.
 FLOORS: Mapping[int | None, float] = {16: 40.0, 8: 20.0, 4: 8.0, None: 30.0}
+
+#: The least SQNR (dB) of a single tensor against the source's, by its bits: what is under it says
+#: other numbers, however little an output may show of it on the inputs at hand.
+TENSOR_FLOORS: Mapping[int, float] = {8: 20.0, 7: 20.0, 6: 15.0, 5: 10.0, 4: 6.0, 3: 3.0, 2: 1.0}
+
+#: Where an output is a classification: the least share of samples whose answer stays the same, and
+#: how many may change whatever their number.
+SAME_ANSWERS, _MAY_CHANGE = 0.9, 1
+
+#: Outputs whose largest element is no answer: what counts is where they point.
+DIRECTION = re.compile("embed|hidden|feature|pool")
+
+#: With fewer samples than this a figure comes with its spread over them.
+FEW_ROWS = 16
 
 #: The least share of equal elements of an integer output (class numbers, masks), by bits.
 AGREEMENT: Mapping[int | None, float] = {16: 0.99, 8: 0.9, 4: 0.5, None: 0.99}
@@ -36,6 +51,10 @@ def judge(
     coverage: Mapping[str, Any],
     sizes: tuple[int, int],
     quantized: bool,
+    changes: Sequence[Change] = (),
+    misplaced: Sequence[str] = (),
+    given: bool = False,
+    noise: str = "",
 ) -> Verdict:
     """Judge a measured pair.
 
@@ -43,26 +62,134 @@ def judge(
     ``memory`` leaves speed unasked. ``coverage["share"]`` is the share (0 to 1) of the bytes of
     float weights that are quantized. ``sizes`` are file bytes (source, artifact). ``quantized``:
     the artifact is meant to be a quantized (or float16), smaller one; otherwise coverage and size
-    are not asked for.
+    are not asked for. ``changes`` are what is said to have happened to each tensor, ``misplaced``
+    where the file holds something else. ``given``: the samples are the user's, not made up; then
+    an output that is a classification must keep its answers, too. ``noise``: what draws at random
+    in the source, and what to set, should its answers differ from run to run.
     """
     if min_sqnr is not None and not math.isfinite(min_sqnr):
         raise UsageError(f"--min-sqnr {min_sqnr}: not a number of decibels, such as 20")
     checks: list[Check] = []
     if quantized:
         checks += [_something_done(coverage, bits), _smaller(*sizes, bits)]
+    if changes:
+        checks += [_as_planned(misplaced), *_tensors(changes)]
     checks.append(_loads(pair))
     unproven = list(pair.unproven)
     if pair.failure is not None:
         unproven.append("fidelity and speed: the artifact does not run")
         return Verdict(tuple(checks), tuple(unproven))
-    checks += _fidelity(pair.fidelity, bits, min_sqnr)
+    floor = _of(FLOORS, bits) if min_sqnr is None else min_sqnr
+    if pair.repeats is not None and pair.repeats.db < floor:
+        checks.append(_varies(pair.repeats, floor, noise))
+    checks += _fidelity(pair.fidelity, bits, min_sqnr, given)
+    if given and min_sqnr is None:
+        checks += [c for c in [same_answers(pair.fidelity, _more(bits, given))] if c is not None]
+    if pair.mates is not None:
+        checks.append(_mates(pair.mates, floor))
     unproven += [f"output {f.output}: constant in the source" for f in pair.fidelity if f.constant]
-    speed = _speed(pair, prefer, bits)
+    speed = _speed(pair, prefer, bits, given)
     if speed is None:
         unproven.append("speed: no latency was measured")
     else:
         checks.append(speed)
-    return Verdict(tuple(checks), tuple(unproven))
+    return Verdict(tuple(checks), tuple(unproven), basis(given, pair.samples))
+
+
+def basis(given: bool, samples: int) -> str:
+    """What a verdict stands on, for its headline."""
+    if given:
+        return f"on your samples ({samples} held out)"
+    return "on made-up inputs: give --data to know"
+
+
+def same_answers(fidelity: Sequence[Fidelity], advice: str) -> Check | None:
+    """The share of samples whose answer stays the same, of the output where it is least; None
+    where no output is a classification (see :class:`~edgeopt.core.Fidelity`, ``top1``)."""
+    classes = [
+        f
+        for f in fidelity
+        if f.top1 is not None and f.rows and not f.constant and not DIRECTION.search(f.output)
+    ]
+    if not classes:
+        return None
+    worst = min(classes, key=lambda f: f.top1 or 0.0)
+    share = worst.top1 or 0.0
+    changed = round((1 - share) * worst.rows)
+    return Check(
+        name="same answers",
+        passed=share >= SAME_ANSWERS or changed <= _MAY_CHANGE,
+        found=f"{share:.1%} of {worst.rows} ({worst.output})",
+        limit=f"{SAME_ANSWERS:.0%} or more",
+        advice=advice,
+    )
+
+
+def _varies(repeats: Repeats, floor: float, noise: str) -> Check:
+    return Check(
+        name="source repeats itself",
+        passed=False,
+        found=f"its own answers to one input differ from run to run, {_db(repeats.db)}"
+        f" ({repeats.output})",
+        limit=f"{floor:g} dB or more, or nothing can be compared with it",
+        advice=noise or "export the model in evaluation mode, with its random draws left out",
+    )
+
+
+def _as_planned(misplaced: Sequence[str]) -> Check:
+    more = f" and {len(misplaced) - 1} more" if len(misplaced) > 1 else ""
+    return Check(
+        name="file as planned",
+        passed=not misplaced,
+        found=f"{misplaced[0]}{more}" if misplaced else "every tensor, read back from the file",
+        limit="each tensor in the bits that the plan says",
+        advice="this is a fault of edgeopt's; please report it with the model",
+    )
+
+
+def _tensors(changes: Sequence[Change]) -> Iterator[Check]:
+    known = [
+        (change.sqnr_db - TENSOR_FLOORS[change.decision.affine.bits], change)
+        for change in changes
+        if change.sqnr_db is not None and change.decision.affine is not None
+    ]
+    if not known:
+        return
+    over, worst = min(known, key=lambda pair: pair[0])
+    assert worst.sqnr_db is not None and worst.decision.affine is not None
+    bits = worst.decision.affine.bits
+    yield Check(
+        name="each tensor",
+        passed=over >= 0,
+        found=f"{_db(worst.sqnr_db)} ({worst.decision.tensor}, {bits} bits)",
+        limit=f"{TENSOR_FLOORS[bits]:g} dB or more at {bits} bits",
+        advice="use --bits 8" if bits < 8 else "its values do not fit 8 bits; leave it in float",
+    )
+
+
+def _mates(mates: Mates, floor: float) -> Check:
+    return Check(
+        name="rows in a batch",
+        passed=mates.beside_db >= floor or mates.alone_db < floor,
+        found=f"{_db(mates.beside_db)} beside others ({mates.output}), {_db(mates.alone_db)} alone",
+        limit=f"{floor:g} dB or more, as alone",
+        advice="rows share one scale: run rows of such different sizes one at a time, and keep the"
+        " file with --force",
+    )
+
+
+def _more(bits: int | None, given: bool) -> str:
+    """What to try for closer answers, and was not tried already."""
+    samples = [] if given else ["--data your_samples.npz"]
+    if bits == 16:
+        return "leave out --half, or lower --min-sqnr knowingly"
+    if bits == 4:
+        return "use " + " or ".join(["--bits 8", "a smaller --block-size (32)", *samples])
+    if bits == 8 and samples:
+        return f"use {samples[0]} (real samples calibrate better), or lower --min-sqnr knowingly"
+    if bits == 8:
+        return "keep it in float16 (edgeopt export --half), or lower --min-sqnr knowingly"
+    return "lower --min-sqnr knowingly, or look for the output that differs"
 
 
 def _something_done(coverage: Mapping[str, Any], bits: int | None) -> Check:
@@ -88,7 +215,7 @@ def _smaller(before: int, after: int, bits: int | None) -> Check:
         advice={
             16: "leave out --half, or go lower with edgeopt quantize",
             4: "use a larger --block-size",
-        }.get(bits or 0, "use --bits 4 or a larger --block-size"),
+        }.get(bits or 0, "use --bits 4"),
     )
 
 
@@ -103,7 +230,7 @@ def _loads(pair: PairResult) -> Check:
 
 
 def _fidelity(
-    outputs: tuple[Fidelity, ...], bits: int | None, min_sqnr: float | None
+    outputs: tuple[Fidelity, ...], bits: int | None, min_sqnr: float | None, given: bool
 ) -> Iterator[Check]:
     varying = [f for f in outputs if not f.constant]
     yield Check(
@@ -111,7 +238,9 @@ def _fidelity(
         passed=bool(varying),
         found=_constant(outputs),
         limit="not constant, or nothing can be proven",
-        advice="give inputs that the model was made for: --data your_samples.npz",
+        advice="give other inputs: these samples all get one answer"
+        if given
+        else "give inputs that the model was made for: --data your_samples.npz",
     )
     broken = [f.output for f in outputs if not f.finite]
     yield Check(
@@ -119,24 +248,18 @@ def _fidelity(
         passed=not broken,
         found=f"NaN or Inf in {', '.join(broken)}" if broken else "no NaN or Inf",
         limit="none that the source does not have",
-        advice="use --bits 8, or leave out --half",
+        advice={16: "leave out --half", 8: "leave it in float"}.get(bits or 0, "use --bits 8"),
     )
     numbers = [f for f in varying if not math.isnan(f.sqnr_db)]
     classes = [f for f in varying if math.isnan(f.sqnr_db)]
-    more_bits = "--bits 8, a smaller --block-size (32)" if bits == 4 else "a smaller --block-size"
-    samples = "--data your_samples.npz"
-    advice = {
-        16: "leave out --half, or lower --min-sqnr knowingly",
-        4: f"use {more_bits}, or {samples}",
-        8: f"use {samples} (real samples calibrate better), or lower --min-sqnr knowingly",
-    }.get(bits or 0, "lower --min-sqnr knowingly, or look for the output that differs")
+    advice = _more(bits, given)
     if numbers:
         worst = min(numbers, key=lambda f: f.sqnr_db)
         floor = _of(FLOORS, bits) if min_sqnr is None else min_sqnr
         yield Check(
             name="fidelity",
             passed=worst.sqnr_db >= floor,
-            found=f"{_db(worst.sqnr_db)} ({worst.output})",
+            found=f"{_db(worst.sqnr_db)} ({worst.output}{_spread(worst)})",
             limit=f"{floor:g} dB or more",
             advice=advice,
         )
@@ -150,6 +273,14 @@ def _fidelity(
             limit=f"{least:.0%} or more",
             advice=advice,
         )
+
+
+def _spread(worst: Fidelity) -> str:
+    """Few samples say little of others: from the worst of them to the best."""
+    low, high = worst.lowest_db, worst.highest_db
+    if worst.samples >= FEW_ROWS or low is None or high is None or worst.samples < 2:
+        return ""
+    return f"; {_db(low)} to {_db(high)} by sample"
 
 
 def _constant(outputs: tuple[Fidelity, ...]) -> str:
@@ -167,7 +298,7 @@ def _of(table: Mapping[int | None, float], bits: int | None) -> float:
     return table[bits] if bits in table else table[None]
 
 
-def _speed(pair: PairResult, prefer: str, bits: int | None) -> Check | None:
+def _speed(pair: PairResult, prefer: str, bits: int | None, given: bool) -> Check | None:
     ratio = pair.ratio
     if ratio is None:
         return None
@@ -178,6 +309,11 @@ def _speed(pair: PairResult, prefer: str, bits: int | None) -> Check | None:
         passed=not (asked and pair.slower),
         found=found,
         limit=f"at most {SLOWER:.2f}" if asked else f"not asked (--prefer {prefer})",
-        advice="use --prefer size if speed does not matter"
-        + (", --data your_samples.npz, or --bits 8" if bits in (8, 4) else ""),
+        advice=" or ".join(
+            [
+                "use --prefer size if speed does not matter",
+                *(["--data your_samples.npz"] if bits in (8, 4) and not given else []),
+                *(["--bits 8"] if bits == 4 else []),
+            ]
+        ),
     )

@@ -73,6 +73,11 @@ def pair(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> di
         names = match_outputs(source.outputs, artifact.outputs, job["output_map"])
         meters = {name: FidelityMeter(name) for name in names}
         _compare(source, artifact, meters, names, feeds, folder, voice)
+    mates, repeats = None, None
+    if job["compare"]:
+        repeats = _repeats(source, names, feeds, folder, voice)
+    if job["compare"] and job.get("batch"):
+        mates = _beside_others(job["batch"], source, artifact, meters, names, feeds, folder, voice)
     first = feeds.load(folder, 0)
     seconds = float(job["seconds"])
     blocks = interleave(
@@ -87,6 +92,8 @@ def pair(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> di
     return {
         "fidelity": [dataclasses.asdict(meter.result()) for meter in meters.values()],
         "source_not_finite": [n for n, meter in meters.items() if meter.source_not_finite],
+        "mates": mates,
+        "repeats": repeats,
         "renamed": {a: b for a, b in names.items() if a != b},
         "latency": {"source": blocks.values[0], "artifact": blocks.values[1]},
         "runs": {"source": blocks.runs[0], "artifact": blocks.runs[1]},
@@ -217,6 +224,98 @@ def _compare(
             if problem:
                 raise SourceError(problem)
         voice.progress("comparing", (index + 1) / feeds.count)
+
+
+def _repeats(
+    source: Session, names: Mapping[str, str], feeds: Feeds, folder: Path, voice: Voice
+) -> dict[str, Any] | None:
+    """How close (dB) the source's answers to one sample are from run to run, by its worst output:
+    ``output`` and ``db``; None where it has no float output."""
+    if not feeds.count:
+        return None
+    voice.busy("source", f"running {source.path}")
+    feed = source.fit(feeds.load(folder, 0))
+    first, second = source.run(feed), source.run(feed)
+    found = []
+    for name in names:
+        meter = FidelityMeter(name)
+        if meter.add(np.asarray(first[name]), np.asarray(second[name])) is not None:
+            return {"output": name, "db": -math.inf}  # not even of one size
+        if not math.isnan(db := meter.result().sqnr_db):
+            found.append((db, name))
+    return None if not found else dict(zip(("db", "output"), min(found), strict=True))
+
+
+#: Rows of a batch that is put together from single samples.
+_BATCH = 8
+
+
+def _beside_others(
+    inputs: Sequence[str],
+    source: Session,
+    artifact: Session,
+    meters: Mapping[str, FidelityMeter],
+    names: Mapping[str, str],
+    feeds: Feeds,
+    folder: Path,
+    voice: Voice,
+) -> dict[str, Any] | None:
+    """Samples in one batch against the same samples alone: what their neighbours do to them.
+
+    ``inputs`` have a batch as their first axis. Dynamic quantization takes one scale for a whole
+    batch, so that a large row costs a small one its bits. Returns the sample that lost most, as
+    ``rows``, ``output``, ``alone_db`` and ``beside_db``; None where there is no such batch.
+    """
+    alike = _alike_samples(inputs, feeds, folder)
+    if len(alike) < 2:
+        return None
+    samples = [feeds.load(folder, index) for index in alike]
+    batch = {
+        name: np.concatenate([sample[name] for sample in samples]) if name in inputs else array
+        for name, array in samples[0].items()
+    }
+    try:
+        voice.busy("source", f"running {source.path}")
+        expected = source.run(source.fit(batch))
+        voice.busy("artifact", f"running {artifact.path}")
+        got = artifact.run(artifact.fit(batch))
+    except EdgeoptError:
+        return None  # a size that this graph does not take
+    worst: dict[str, Any] | None = None
+    for name, meter in meters.items():
+        rows = [np.asarray(answers) for answers in (expected[name], got[names[name]])]
+        size = len(rows[0]) if rows[0].ndim else 0
+        if rows[0].shape != rows[1].shape or size == 0 or size % len(alike) or not meter.sample_db:
+            continue
+        step = size // len(alike)
+        for place, index in enumerate(alike):
+            part = slice(place * step, (place + 1) * step)
+            beside = FidelityMeter(name)
+            beside.add(rows[0][part], rows[1][part])
+            alone_db, beside_db = meter.sample_db[index], beside.result().sqnr_db
+            lost = alone_db - beside_db
+            if math.isnan(lost) or (worst is not None and lost <= worst["lost"]):
+                continue
+            worst = {"output": name, "alone_db": alone_db, "beside_db": beside_db, "lost": lost}
+    return None if worst is None else {**worst, "rows": len(alike)}
+
+
+def _alike_samples(inputs: Sequence[str], feeds: Feeds, folder: Path) -> list[int]:
+    """The first samples that fit into one batch: equal sizes, and all other inputs the same."""
+    first = feeds.load(folder, 0) if feeds.count else {}
+    found = []
+    for index in range(feeds.count):
+        sample = feeds.load(folder, index)
+        if all(
+            array.shape == first[name].shape and array.ndim > 0
+            if name in inputs
+            else np.array_equal(array, first[name])
+            for name, array in sample.items()
+        ):
+            found.append(index)
+        if len(found) == _BATCH:
+            break
+    return found
 
 
 # ---------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from edgeopt.numerics.statistics import (
     slower_than,
 )
 
-__all__ = ["SLOWER", "PairResult", "measure_pair"]
+__all__ = ["SLOWER", "Mates", "PairResult", "Repeats", "measure_pair"]
 
 #: An artifact is slower when its time exceeds the source's by more than this, beyond noise.
 SLOWER = 1.05
@@ -39,6 +39,25 @@ _MEMORY_RUNS = 3
 
 Subject: TypeAlias = Literal["source", "artifact"]
 _SUBJECTS: tuple[Subject, Subject] = ("source", "artifact")
+
+
+@dataclass(frozen=True)
+class Mates:
+    """The sample that lost most (dB) from being one of ``rows`` in a batch, by one output."""
+
+    rows: int
+    output: str
+    alone_db: float
+    beside_db: float
+    lost: float
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """How close the source's own answers to one sample are from run to run."""
+
+    output: str
+    db: float
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,8 @@ class PairResult:
     files: tuple[Path, ...] = ()
     unproven: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    mates: Mates | None = None
+    repeats: Repeats | None = None
 
     @property
     def ratio(self) -> Interval | None:
@@ -86,6 +107,7 @@ def measure_pair(
     threads: int = 1,
     seconds: float = 2.0,
     output_map: Mapping[str, str] | None = None,
+    batch: Sequence[str] = (),
     on: Elsewhere | None = None,
     progress: Progress | None = None,
 ) -> PairResult:
@@ -95,7 +117,8 @@ def measure_pair(
     ``seconds`` is the time given to interleaved latency blocks, less once the ratio is known to
     1%. The first feed is what latency, load and memory are measured with; fidelity takes them
     all, one at a time. ``output_map`` names the artifact's output for each of the source's where
-    the names differ; ``on`` is another machine to measure on. Measurements: ``file`` (B),
+    the names differ; ``batch`` are inputs whose first axis is a batch, of which one is put together
+    from several samples; ``on`` is another machine to measure on. Measurements: ``file`` (B),
     ``latency`` and ``load`` (s), ``memory`` (B, the peak above the process before loading),
     ``memory_heap`` and ``memory_mapped`` (B, what of it remains at the end, by kind).
 
@@ -117,6 +140,7 @@ def measure_pair(
         "threads": threads,
         "seconds": seconds,
         "output_map": dict(output_map) if output_map else None,
+        "batch": list(batch),
         "compare": True,
     }
     with workplace(feeds, on) as place:
@@ -156,6 +180,8 @@ def measure_pair(
         files=files["artifact"],
         unproven=tuple(unproven),
         notes=tuple(notes),
+        repeats=None if first.get("repeats") is None else Repeats(**first["repeats"]),
+        mates=None if first.get("mates") is None else Mates(**first["mates"]),
     )
 
 

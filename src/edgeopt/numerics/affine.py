@@ -29,6 +29,7 @@ __all__ = [
     "check_finite",
     "dequantize",
     "encode",
+    "narrowest_scale",
     "noise_power",
     "ratio_db",
     "sqnr_db",
@@ -48,6 +49,8 @@ _TINY = np.float32(np.finfo(np.float32).tiny)
 _LARGEST = np.float32(np.finfo(np.float32).max) * np.float32(0.99)
 _FLOAT16_STEP = np.float32(2.0**-24)
 _FLOAT16_MAX = np.float32(65504.0)
+#: Above this, rounding to float16's smallest step is under a hundredth of the scale.
+_FLOAT16_FINE = 64 * _FLOAT16_STEP
 
 #: Elements worked on at a time: a few float32 temporaries of this size stay in a core's cache.
 _CHUNK = 1 << 16
@@ -136,6 +139,19 @@ def stored_scale(scale: Floats, dtype: str) -> Floats:
         rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
         size = np.minimum(rounded & np.uint32(0xFFFF0000), np.uint32(0x7F7F0000)).view(np.float32)
     return np.asarray(sign * size, dtype=np.float32)
+
+
+def narrowest_scale(rows: NDArray[Any], bits: int) -> str:
+    """float16 where it holds the scale of every row of ``rows`` to a part in a hundred, else
+    float32: weights of 1e-9 have scales that float16 makes zero, and those of 1e9 infinity.
+
+    ``rows`` [rows, columns] as :func:`encode` takes them, symmetric or not. A row of zeros needs no
+    scale. What is not finite is for :func:`encode` to say.
+    """
+    peaks = np.abs(rows).max(axis=1, initial=0).astype(np.float64)
+    steps = peaks[np.isfinite(peaks) & (peaks > 0)] / ((1 << bits) - 1)
+    held = not steps.size or (steps.min() >= _FLOAT16_FINE and 2 * steps.max() <= _FLOAT16_MAX)
+    return "float16" if held else "float32"
 
 
 def encode(

@@ -95,11 +95,12 @@ def export(
     from edgeopt.graphs.coverage import read_half
     from edgeopt.graphs.external import data_path
     from edgeopt.graphs.half import halve
-    from edgeopt.verbs.graph_base import fold_base
+    from edgeopt.verbs.graph_base import fold_base, require_float
     from edgeopt.verbs.graph_build import write_model
     from edgeopt.verbs.output import artifact_path, metadata_of, scratch, write_proven
     from edgeopt.verbs.proving import prove_graph
 
+    require_float(opened)
     path = artifact_path(opened, out, "fp16" if half else "fp32", ".onnx")
     if progress is not None:
         progress("reading", None)
@@ -116,7 +117,7 @@ def export(
             progress=progress,
         )
         graph = _at_opset(prepared, opset, workdir)
-        base = fold_base(opened.path, graph, workdir, progress)
+        base = fold_base(opened, graph, workdir, progress)
 
         def make(temporary: Path) -> Proof:
             made = base.load()
@@ -125,7 +126,7 @@ def export(
                 raise SourceError(_nothing(opened.path, changes))
             metadata = metadata_of(sha256, None, options_of(half, opset))
             write_model(made, temporary, metadata, over)
-            coverage = read_half(temporary, base.float_bytes).to_json() if half else {}
+            coverage = read_half(temporary, base.float_bytes) if half else None
             return prove_graph(
                 "export",
                 prepared,

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.core import Progress
+from edgeopt.core import Progress, Source
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.graphs.fold import constant_array, fold, load_model
+from edgeopt.graphs.identity import Identity, identify, read_identity
 from edgeopt.graphs.sites import Site, find_sites, float_initializers, quantized_ops
 from edgeopt.graphs.tune import can_tune
 from edgeopt.verbs.graph_source import Prepared
@@ -24,9 +25,11 @@ __all__ = [
     "Base",
     "fold_base",
     "fold_float",
+    "identity_of",
     "needs_unsigned",
     "open_base",
     "require_finite",
+    "require_float",
 ]
 
 
@@ -92,32 +95,46 @@ class Base:
 
 def open_base(prepared: Prepared, workdir: Path, progress: Progress | None = None) -> Base:
     """Fold the captured graph, and refuse what cannot be quantized (SourceError)."""
-    base = fold_base(prepared.source.path, prepared.captured.model, workdir, progress)
+    base = fold_base(prepared.source, prepared.captured.model, workdir, progress)
     if not base.sites and not base.left:
         raise SourceError(f"{prepared.source.path}: no float weights; nothing to quantize")
     return base
 
 
 def fold_base(
-    source: Path, captured: Path, workdir: Path, progress: Progress | None = None
+    source: Source, captured: Path, workdir: Path, progress: Progress | None = None
 ) -> Base:
     """Fold a captured graph; SourceError if it is quantized already, or has broken weights.
 
-    ``source`` is named in errors.
+    ``source`` is named in errors; what an ONNX source says of itself is kept.
     """
     if progress is not None:
         progress("folding", None)
-    model = fold_float(load_model(captured), source)
+    model = fold_float(load_model(captured), source.path)
+    identify(model, identity_of(source))
     path = workdir / "base.onnx"
     ir.save(model, path, external_data="base.onnx.data")
     del model
     gc.collect()
     mapped = ir.load(path)
     sites, left = find_sites(mapped.graph)
-    require_finite(source, mapped.graph)
+    require_finite(source.path, mapped.graph)
     total = sum(site.nbytes for site in sites)
     total += sum(v.const_value.nbytes for v, _ in left if v.const_value is not None)
     return Base(path, tuple(sites), tuple(left), total, can_tune(mapped.graph))
+
+
+def identity_of(source: Source) -> Identity:
+    """What the source says of itself; nothing where it is no ONNX file."""
+    return read_identity(source.path) if source.kind == "onnx" else Identity()
+
+
+def require_float(source: Source) -> None:
+    """SourceError where the source's description shows that it is quantized already."""
+    already = source.details.get("quantized_ops") if source.kind == "onnx" else None
+    if already:
+        found = ", ".join(f"{n} {op}" for op, n in sorted(already.items()))
+        raise SourceError(f"{source.path}: already quantized ({found}); give the float model")
 
 
 def fold_float(model: ir.Model, source: Path) -> ir.Model:
@@ -130,12 +147,17 @@ def fold_float(model: ir.Model, source: Path) -> ir.Model:
 
 
 def require_finite(source: Path, graph: ir.Graph) -> None:
-    """SourceError where a weight is NaN or infinite."""
+    """SourceError where a weight is NaN, or infinite and summed over."""
     for value in float_initializers(graph):
         _require_finite(source, value)
 
 
+#: Operators whose weights are multiplied and summed: an infinity there is no mask.
+_SUMMED = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"})
+
+
 def _require_finite(path: Path, value: ir.Value) -> None:
+    masks = any(node.op_type in _SUMMED for node, _ in value.uses())
     array = constant_array(value)
     if array is None:
         return
@@ -145,8 +167,8 @@ def _require_finite(path: Path, value: ir.Value) -> None:
         if np.isfinite(part).all():
             continue
         nan = bool(np.isnan(part).any())
-        if not nan and flat.size < 64:
-            return  # the minus infinity of a mask is no weight
+        if not nan and not masks:
+            continue  # a mask's, which stay as they are
         raise SourceError(
             f"{path}: {value.name} holds {'NaN' if nan else 'Inf'}; a model with broken weights"
             " cannot be proven, repair it first"

@@ -79,9 +79,9 @@ def rewrite(
 
 
 def sign(model: ir.Model, metadata: Mapping[str, str] | None) -> None:
-    """Put edgeopt's name and the artifact's metadata in place of whatever the source said."""
-    model.producer_name, model.producer_version = "edgeopt", ""
-    model.metadata_props.clear()
+    """Add edgeopt's metadata to what the source said of itself, and its name where it had none."""
+    if not model.producer_name:
+        model.producer_name, model.producer_version = "edgeopt", ""
     model.metadata_props.update(metadata or {})
 
 
@@ -109,7 +109,7 @@ def place_static(base: Base, plan: Plan) -> tuple[ir.Model, tuple[Change, ...]]:
     if missing:
         raise UsageError(f"the plan has no range for {missing[0]}; make it anew")
     packed = static.decode_weights(prepared, wanted)
-    placed, decisions = static.place(
+    placed = static.place(
         prepared,
         selection,
         ranges,
@@ -117,21 +117,20 @@ def place_static(base: Base, plan: Plan) -> tuple[ir.Model, tuple[Change, ...]]:
         reduce_range=plan.choice("weight_range", "8 bits") == "7 bits",
     )
     floats = {t.name: t for t in prepared.graph.initializer}
-    codes = {t.name: t for t in placed.graph.initializer}
+    codes = {t.name: t for t in placed.model.graph.initializer}
+    model = ir.from_proto(placed.model)
+    four_bit_errors = static.store_packed(model, packed, placed.codes)
     changes = []
-    for decision in decisions:
+    for decision in placed.decisions:
         if decision.affine is None:
             continue
         before = 4 * math.prod(decision.shape)
-        stored = wanted.get(decision.tensor)
-        if stored is not None and stored.affine is not None and stored.affine.bits == 4:
-            error = packed.errors.get(decision.tensor)
-            changes.append(Change(stored, before, stored.nbytes, error))
+        if decision.tensor in four_bit_errors:
+            stored = wanted[decision.tensor]
+            changes.append(Change(stored, before, stored.nbytes, four_bit_errors[decision.tensor]))
         else:
             error = _weight_error(decision.tensor, floats, codes, decision.affine.axis)
             changes.append(Change(decision, before, decision.nbytes, error))
-    model = ir.from_proto(placed)
-    static.store_packed(model, packed)
     return model, tuple(changes)
 
 

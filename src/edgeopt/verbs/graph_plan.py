@@ -263,6 +263,13 @@ def _choose(
     if len(names) == 1:
         why["kernel"] = "; ".join(dropped) or "the only one that comes near the floor"
         return names[0]
+    if asked.prefer == "size":
+        # Whatever the clock says: what was asked for is bytes.
+        name = min(names, key=lambda n: planner.nbytes(plans[n]))
+        others = ", ".join(f"{n} takes {planner.nbytes(plans[n]):,} B" for n in names if n != name)
+        found = f"the smallest, {planner.nbytes(plans[name]):,} B ({others})"
+        why["kernel"] = "; ".join([found, *dropped])
+        return name
     timings["kernel"], failures = planner.time({name: plans[name] for name in names})
     running = [name for name in names if name in timings["kernel"]]
     if not running or _FLOAT not in timings["kernel"]:

@@ -41,6 +41,11 @@ class Prepared:
     proof: tuple[Feed, ...]
     label: str
 
+    @property
+    def given(self) -> bool:
+        """Whether the inputs are the user's own, not made up."""
+        return self.calibration is not None
+
 
 def has_graph(source: Source, model: str | None) -> bool:
     """Whether the source carries code, or was given some: a bare state dict has none."""

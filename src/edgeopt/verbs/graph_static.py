@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
+from onnx import numpy_helper
 
 from edgeopt.core import Choice, Plan
 from edgeopt.graphs import static
@@ -66,7 +67,7 @@ def static_plans(planner: _Planner, recipe: Recipe, residual: str) -> dict[str, 
                 "ranges": {k: [float(lo), float(hi)] for k, (lo, hi) in sorted(ranges.items())},
             },
         )
-        plans[name] = _with_the_rest(planner, plan, recipe)
+        plans[name] = _with_the_rest(planner, prepared, plan, recipe)
     return plans
 
 
@@ -76,12 +77,16 @@ def _why(weight_range: str) -> str:
     return "this CPU multiplies 8 bits without saturating"
 
 
-def _with_the_rest(planner: _Planner, plan: Plan, recipe: Recipe) -> Plan:
+def _with_the_rest(planner: _Planner, prepared: Any, plan: Plan, recipe: Recipe) -> Plan:
     """Decisions: what got Q/DQ pairs, then every float tensor that these leave over."""
     model, changes = place_static(planner.base, plan)
     decisions = [change.decision for change in changes]
     if planner.asked.bits == 4:
-        decisions = [static.four_bit_decision(d, recipe.block) for d in decisions]
+        weights = {t.name: t for t in prepared.graph.initializer}
+        decisions = [
+            static.four_bit_decision(d, recipe.block, numpy_helper.to_array(weights[d.tensor]))
+            for d in decisions
+        ]
     sites, left = find_sites(model.graph)
     known = {site.name for site in planner.base.sites}
     known |= {value.name for value, _ in planner.base.left}

@@ -154,10 +154,20 @@ def _causes(evidence: Evidence) -> tuple[Cause, ...]:
 
 def _notes(source: Source, attribution: Attribution, seen: Scan) -> list[str]:
     notes = []
-    bad = [attribution.tensors[i].name for i, facts in seen.facts.items() if facts.not_finite]
-    if bad:
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        notes.append(f"NaN or infinite values in {bad[0]}{more}: no quantizer can help that")
+    names = {i: attribution.tensors[i].name for i in seen.facts}
+    for found, which in (
+        (
+            "NaN in {}: no quantizer can help that",
+            [names[i] for i, facts in seen.facts.items() if facts.nan],
+        ),
+        (
+            "infinite values in {}: a mask's stay as they are; weights with them are broken",
+            [names[i] for i, facts in seen.facts.items() if facts.not_finite > facts.nan],
+        ),
+    ):
+        if which:
+            more = f" and {len(which) - 1} more" if len(which) > 1 else ""
+            notes.append(found.format(f"{which[0]}{more}"))
     key = source.details.get("checkpoint_key")
     if key:
         notes.append(f"the model is taken from the key {key!r} of the checkpoint")

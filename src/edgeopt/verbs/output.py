@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -20,11 +21,27 @@ __all__ = [
     "default_path",
     "external_over",
     "metadata_of",
+    "not_kept",
     "plan_path",
+    "require_suffix",
     "scratch",
     "write_proven",
 ]
 
+
+#: Formats by the ends of their files' names.
+_FORMATS: Mapping[str, str] = {
+    ".onnx": "ONNX",
+    ".ort": "an ONNX Runtime file",
+    ".safetensors": "safetensors",
+    ".gguf": "GGUF",
+    **dict.fromkeys((".pt", ".pt2", ".pth", ".ckpt", ".bin"), "a torch file"),
+    **dict.fromkeys((".npz", ".npy"), "numpy arrays"),
+    ".json": "JSON",
+    ".tflite": "LiteRT",
+    ".mlmodel": "Core ML",
+    **dict.fromkeys((".h5", ".keras"), "Keras"),
+}
 
 #: What can go wrong with a temporary file that is not the program's fault.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES})
@@ -49,13 +66,30 @@ class _NotProven(Exception):
     """Leaves the writing block, so that the temporary files are removed."""
 
 
-def artifact_path(source: Source, out: str | Path | None, tag: str, suffix: str) -> Path:
+def artifact_path(
+    source: Source, out: str | Path | None, tag: str, suffix: str, *, instead: str = ""
+) -> Path:
     """``out``, or a name beside the source: ``model.pt`` -> ``model-int8.onnx``.
 
-    Raises OutputError where it cannot be written, before any work is done.
+    Raises, before any work is done, OutputError where it cannot be written, and UsageError where
+    its suffix is another format's; ``instead`` says how to get that format.
     """
     asked = default_path(source, tag, suffix) if out is None else out
+    require_suffix(asked, suffix, instead)
     return checked_output(asked, [source.path, *source.files])
+
+
+def require_suffix(out: str | Path, suffix: str, instead: str = "") -> None:
+    """UsageError where a name ends as files of another format than ``suffix``'s do."""
+    found = Path(out).suffix.lower()
+    written, named = (_FORMATS.get(end) for end in (suffix, found))
+    if named is None or named == written:
+        return
+    more = f", or {instead}" if instead else ""
+    raise UsageError(
+        f"{out}: ends as {named} does, and what is written is {written}; name it"
+        f" {Path(out).with_suffix(suffix).name}{more}"
+    )
 
 
 def default_path(source: Source, tag: str, suffix: str) -> Path:
@@ -81,8 +115,11 @@ def external_over(asked: str | int) -> int | None:
 
 
 def plan_path(artifact: Path) -> Path:
-    """The plan's file beside an artifact: ``model-int8.onnx`` -> ``model-int8.plan.json``."""
-    return artifact.with_name(f"{artifact.name.removesuffix(artifact.suffix)}.plan.json")
+    """The plan's file beside an artifact: ``model-int8.onnx`` -> ``model-int8.onnx.plan.json``.
+
+    Under the whole name: ``model.onnx`` and ``model.gguf`` in one folder each keep their own.
+    """
+    return artifact.with_name(f"{artifact.name}.plan.json")
 
 
 def metadata_of(
@@ -132,8 +169,24 @@ def write_proven(
                 temporary[-2].write_text(text + "\n", encoding="utf-8")
                 artifact = {**proof.artifact, "plan": str(targets[-2])}
                 proof = dataclasses.replace(proof, artifact=artifact)
-            if not proof.proven and not force:
+            if proof.verdict.failed and not force:
                 raise _NotProven
     except _NotProven:
         assert proof is not None
+        return not_kept(proof)
+    if plan is not None:
+        _link_short_name(plan_path(out), out)
     return proof
+
+
+def _link_short_name(plan: Path, artifact: Path) -> None:
+    """``model.plan.json``, as plans were called before, where nothing has that name yet."""
+    short = artifact.with_name(f"{artifact.name.removesuffix(artifact.suffix)}.plan.json")
+    with contextlib.suppress(OSError):  # taken, or a file system without links
+        short.symlink_to(plan.name)
+
+
+def not_kept(proof: Proof) -> Proof:
+    """The proof without what needs the file: how to use it, and where its plan is."""
+    artifact = {key: value for key, value in proof.artifact.items() if key != "plan"}
+    return dataclasses.replace(proof, usage="", artifact={**artifact, "kept": False})

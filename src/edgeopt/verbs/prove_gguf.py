@@ -277,6 +277,8 @@ def assemble(
     """The proof that the parts come to. ``start``: when proving began, on the performance clock."""
     found = {key: value for part in parts for key, value in part.found.items()}
     checks = tuple(check for part in parts for check in part.checks)
+    if verb == "quantize" and plan is not None and checks and facts.after:
+        checks = (*checks, *_something_done(plan, facts))
     ran = any(check.name == "runs" and check.passed for check in checks)
     embeds = not any(one["tokens"] for one in found.get("generated", ()))
     made = facts.reference or Reference(written)
@@ -309,6 +311,30 @@ def assemble(
         usage=gguf_usage(final, embedder=embeds) if ran else "",
         notes=tuple(notes),
     )
+
+
+def _something_done(plan: Plan, facts: Facts) -> tuple[Check, ...]:
+    """A copy is no quantized model, however well it answers."""
+    done = [d for d in plan.decisions if d.method != "copy" and not d.kept]
+    before, after = (sum(w.nbytes for w in tensors) for tensors in (facts.before, facts.after))
+    quantized = Check(
+        "something quantized",
+        bool(done),
+        f"{len(done)} of {len(plan.decisions)} tensors"
+        if done
+        else "already quantized: every tensor is kept as it is",
+        "more than none",
+        "nothing is to be done; for other types give the file in 16 bits, or --type with"
+        " --allow-requantize",
+    )
+    smaller = Check(
+        "file smaller",
+        after < before,
+        f"{format_bytes(after)} of weights from {format_bytes(before)}",
+        "fewer bytes than the source",
+        "choose a --type of fewer bits",
+    )
+    return quantized, smaller
 
 
 def _changes(plan: Plan | None, facts: Facts) -> tuple[Change, ...]:
@@ -354,10 +380,14 @@ def _coverage(weights: Sequence[Weight]) -> dict[str, Any]:
     blocks = [weight for weight in weights if type_name(weight) not in PLAIN_TYPES]
     if not total:
         return {}
+    by_kind: dict[str, int] = {}
+    for weight in weights:
+        by_kind[type_name(weight)] = by_kind.get(type_name(weight), 0) + weight.size
     return {
         "of": "of the weights",
         "share": sum(weight.size for weight in blocks) / total,
         "quantized_tensors": len(blocks),
+        "bits": by_kind,
     }
 
 

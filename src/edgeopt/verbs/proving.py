@@ -34,7 +34,7 @@ def prove_graph(
     min_sqnr: float | None,
     prefer: str,
     threads: int,
-    coverage: Mapping[str, Any],
+    coverage: Coverage | None,
     quantized: bool,
     source_sha256: str,
     plan: Plan | None = None,
@@ -55,6 +55,7 @@ def prove_graph(
         prepared.proof,
         threads=threads,
         seconds=_SECONDS,
+        batch=_batch_inputs(captured.inputs),
         on=on,
         progress=progress,
     )
@@ -64,9 +65,13 @@ def prove_graph(
         bits=bits,
         min_sqnr=min_sqnr,
         prefer=prefer,
-        coverage=coverage,
+        coverage={} if coverage is None else coverage.to_json(),
         sizes=(source.nbytes, nbytes),
         quantized=quantized,
+        changes=changes,
+        misplaced=() if coverage is None else misplaced(coverage.tensors, changes),
+        given=prepared.given,
+        noise=_noise(captured.model),
     )
     usage = ""
     if pair.failure is None:
@@ -96,7 +101,7 @@ def prove_graph(
         },
         plan=plan,
         changes=tuple(changes),
-        coverage=dict(coverage),
+        coverage={} if coverage is None else coverage.to_json(),
         fidelity=pair.fidelity,
         samples=prepared.label,
         measurements=pair.measurements,
@@ -117,6 +122,29 @@ def _where(on: RemoteJobs | None) -> tuple[str, ...]:
     return (
         () if on is None else (f"fidelity, latency, load time and memory are those on {on.name}",)
     )
+
+
+def _noise(model: Path) -> str:
+    """What draws at random in a graph, and what to do about it; empty where nothing does."""
+    drawing = random_nodes(model)
+    if not drawing:
+        return ""
+    more = f" and {len(drawing) - 1} more" if len(drawing) > 1 else ""
+    inputs = noise_inputs(model)
+    setting = f"set {', '.join(inputs)} to 0 in --data, or " if inputs else ""
+    return (
+        f"{drawing[0]}{more} of the source's graph draws at random: {setting}export it without"
+        " its random draws (evaluation mode, a fixed seed, or noise as an input)"
+    )
+
+
+def _batch_inputs(inputs: Sequence[InputSpec]) -> tuple[str, ...]:
+    """The inputs whose first axis is a free dimension that is theirs alone: a batch."""
+    leading = {spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], str)}
+    others = {dim for spec in inputs for dim in spec.shape[1:]}
+    if len(leading) != 1 or leading & others:
+        return ()
+    return tuple(spec.name for spec in inputs if spec.shape and spec.shape[0] in leading)
 
 
 def saturation(products: int, there: Mapping[str, Any]) -> tuple[str, ...]:

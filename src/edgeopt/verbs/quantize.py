@@ -11,7 +11,7 @@ from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.open import open_source
 from edgeopt.verbs.elsewhere import connected
 from edgeopt.verbs.gguf_options import GgufOptions, refuse_graph_options, wants_gguf
-from edgeopt.verbs.graph_base import Asked, Base, open_base
+from edgeopt.verbs.graph_base import Asked, Base, open_base, require_float
 from edgeopt.verbs.graph_build import build
 from edgeopt.verbs.graph_plan import make_graph_plan
 from edgeopt.verbs.graph_source import Prepared, has_graph, prepare, require_graph
@@ -167,7 +167,7 @@ def quantize(
                 progress=progress,
             )
             cache.clear()
-            coverage = read_coverage(temporary, base.float_bytes).to_json()
+            coverage = read_coverage(temporary, base.float_bytes)
             return prove_graph(
                 "quantize",
                 prepared,
@@ -285,6 +285,7 @@ def _ready(
 ) -> tuple[Prepared, Base, str]:
     if progress is not None:
         progress("reading", None)
+    require_float(source)
     sha256 = source.sha256()
     if plan is not None:
         require_sound(plan, sha256, source)

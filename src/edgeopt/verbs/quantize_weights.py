@@ -57,7 +57,13 @@ def quantize_weights(
     from edgeopt.verbs.verify import verify_weights
 
     bits = asked.bits if plan is None else plan.options.get("bits", asked.bits)
-    path = artifact_path(source, out, f"int{bits}", ".safetensors")
+    path = artifact_path(
+        source,
+        out,
+        f"int{bits}",
+        ".safetensors",
+        instead="give the code with --model package.module:callable for an ONNX file",
+    )
     if progress is not None:
         progress("reading", None)
     sha256 = source.sha256()

@@ -7,13 +7,13 @@ That they are fewer, load, run and stay finite is asked of every result.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgeopt.core import Check, Fidelity, Quality
 from edgeopt.core import format_bytes as bytes_text
+from edgeopt.measure.gate import same_answers
 from edgeopt.measure.pair import PairResult
 
 if TYPE_CHECKING:
@@ -25,10 +25,7 @@ __all__ = ["judged"]
 #: (perplexity), this share of it.
 _MAY_DROP = 0.01
 
-#: Outputs whose largest element is no answer: what counts is where they point.
-_DIRECTION = re.compile("embed|hidden|feature|pool")
-
-#: The share of classes, or the cosine of outputs, that must be the same where nothing is asked.
+#: The cosine of outputs that must be the same where nothing is asked, and none is an answer.
 _SAME = 0.9
 
 
@@ -149,24 +146,18 @@ def _kept_up(quality: Mapping[str, tuple[Quality, Quality]], asked: Asked) -> li
 
 def _alike(fidelity: Sequence[Fidelity]) -> Check | None:
     """Where nothing else is asked: most answers are still the same."""
-    classes = [
-        f
-        for f in fidelity
-        if f.top1 is not None and not f.constant and not _DIRECTION.search(f.output)
-    ]
-    if classes:
-        worst = min(classes, key=lambda f: f.top1 or 0.0)
-        found, passed = f"{worst.top1 or 0:.1%} of answers", (worst.top1 or 0.0) >= _SAME
-    else:
-        others = [f for f in fidelity if not f.constant and not math.isnan(f.cosine)]
-        if not others:
-            return None
-        worst = min(others, key=lambda f: f.cosine)
-        found, passed = f"cosine {worst.cosine:.3f}", worst.cosine >= _SAME
+    advice = "a lower --ratio, --recover DATA, or --metric with labelled --data"
+    answers = same_answers(fidelity, advice)
+    if answers is not None:
+        return answers
+    others = [f for f in fidelity if not f.constant and not math.isnan(f.cosine)]
+    if not others:
+        return None
+    worst = min(others, key=lambda f: f.cosine)
     return Check(
         "answers alike",
-        passed,
-        f"{found} ({worst.output})",
+        worst.cosine >= _SAME,
+        f"cosine {worst.cosine:.3f} ({worst.output})",
         f"{_SAME:g} or more; --metric or --min-sqnr ask for something else",
-        "a lower --ratio, --recover DATA, or --metric with labelled --data",
+        advice,
     )

@@ -13,7 +13,7 @@ from edgeopt.core import Progress, Proof, Source, Storage, Weight
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.atomic import checked_folder, checked_output, writing_folder, writing_group
 from edgeopt.verbs.graph_source import Prepared
-from edgeopt.verbs.output import default_path
+from edgeopt.verbs.output import default_path, not_kept
 from edgeopt.verbs.shrink_prove import Asked, Shrunk, prove_shrunk
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def keep_proven(
                 _require(proof, force)
     except _NotProven:
         assert proof is not None
-        proof = dataclasses.replace(proof, usage="")  # there is no file to use
+        proof = not_kept(proof)
     return proof
 
 
@@ -175,7 +175,7 @@ class _NotProven(Exception):
 
 
 def _require(proof: Proof, force: bool) -> None:
-    if not proof.proven and not force:
+    if proof.verdict.failed and not force:
         raise _NotProven
 
 

@@ -106,7 +106,7 @@ def verify(
         )
         prepared = narrowed(prepared, made.inputs, data)
         read = read_half if bits == 16 else read_coverage
-        coverage = read(made.path, float_bytes(prepared.captured.model)).to_json()
+        coverage = read(made.path, float_bytes(prepared.captured.model))
         return prove_graph(
             "verify",
             prepared,
@@ -116,7 +116,7 @@ def verify(
             min_sqnr=min_sqnr,
             prefer=prefer,
             threads=threads,
-            coverage=coverage if bits is not None else {},
+            coverage=coverage if bits is not None else None,
             quantized=bits is not None,
             source_sha256=sha256,
             notes=_other_source(origin.get("source_sha256"), sha256),

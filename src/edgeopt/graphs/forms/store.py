@@ -152,9 +152,16 @@ def _steps(codes: Codes, scheme: Affine, scale: NDArray[np.float32]) -> NDArray[
     return relative.astype(scheme.scale).astype(np.float32)
 
 
-def int8_codes(codes: Codes, scheme: Affine) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """What :func:`int8_view` becomes at load: codes [rows, columns] and the scale of each row."""
-    scale = row_scale(codes, scheme)
+def int8_codes(
+    codes: Codes, scheme: Affine, scale: NDArray[np.float32] | None = None
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """What :func:`int8_view` becomes at load: codes [rows, columns] and the scale of each row.
+
+    ``scale`` [rows]: what an int8 step is worth, where a kernel asks for another than the largest
+    weight over 127 (7 bits, or a large bias).
+    """
+    if scale is None:
+        scale = row_scale(codes, scheme)
     if _is_direct(codes, scheme):
         return codes.q.astype(np.int8), scale
     columns = codes.q.shape[1]
@@ -197,11 +204,13 @@ def int8_chain(
     by_column: bool,
     unsigned: bool,
     shape: tuple[int, ...],
+    scale: NDArray[np.float32] | None = None,
 ) -> ir.Value:
     """int8 codes made at load from 4-bit ones, in ``shape``: what :func:`int8_codes` computes."""
     rows, columns = codes.q.shape
     layout = _Layout(rows, columns, codes.scale.shape[1], by_column)
-    scale = row_scale(codes, scheme)
+    if scale is None:
+        scale = row_scale(codes, scheme)
     value = _unpacked(b, name, codes, scheme, layout, _steps(codes, scheme, scale))
     value = b.at_load("Round", [value], name=f"{name}.rounded")
     if unsigned:

@@ -8,7 +8,8 @@ finds then into the same integer kernels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from edgeopt.core import Affine, Codes, Decision
 from edgeopt.graphs.forms import store
 from edgeopt.graphs.forms.build import Builder
 from edgeopt.graphs.transform import encode_site
-from edgeopt.numerics.affine import dequantize, sqnr_db
+from edgeopt.numerics.affine import dequantize, narrowest_scale, sqnr_db
 
 __all__ = ["Packed", "decode_weights", "four_bit_decision", "store_packed"]
 
@@ -34,17 +35,25 @@ class Packed:
 
     def __init__(self) -> None:
         self.codes: dict[str, tuple[Codes, Affine, tuple[int, ...]]] = {}
-        self.errors: dict[str, float] = {}
+        self.weights: dict[str, NDArray[np.float32]] = {}
 
 
-def four_bit_decision(decision: Decision, block: int) -> Decision:
-    """The same tensor in 4-bit blocks, where that is smaller and the tensor large enough."""
+def four_bit_decision(
+    decision: Decision, block: int, weight: NDArray[Any] | None = None
+) -> Decision:
+    """The same tensor in 4-bit blocks, where that is smaller and the tensor large enough.
+
+    ``weight``: its values, which say what its scales fit into.
+    """
     scheme, shape = decision.affine, decision.shape
     if scheme is None or scheme.block == -1 or len(shape) < 2 or np.prod(shape) < MIN_ELEMENTS:
         return decision
     rows, columns = _matrix_shape(shape, scheme.axis)
     size = store.block_for(columns, block)
-    packed = Affine(4, size, False, scheme.axis, "float16")
+    scale = "float16"
+    if weight is not None:
+        scale = narrowest_scale(_matrix(weight, scheme.axis), 4)
+    packed = Affine(4, size, False, scheme.axis, scale)
     nbytes = replace(packed, axis=-1).nbytes((rows, columns)) + 9 * rows
     if nbytes >= decision.nbytes:
         return decision
@@ -81,37 +90,44 @@ def decode_weights(prepared: Any, decisions: Mapping[str, Decision]) -> Packed:
         weight = numpy_helper.to_array(tensor)
         matrix = _matrix(weight, scheme.axis)
         codes = encode_site(matrix, decision.method, scheme)
-        q, scale = store.int8_codes(codes, scheme)
-        values = q.astype(np.float32) * scale[:, None]
-        packed.errors[tensor.name] = sqnr_db(
-            matrix, dequantize(codes, scheme.block, matrix.shape[1])
-        )
+        values = dequantize(codes, scheme.block, matrix.shape[1])
         packed.codes[tensor.name] = (codes, scheme, weight.shape)
+        packed.weights[tensor.name] = matrix
         decoded = _tensor(values, weight.shape, scheme.axis)
         tensor.CopyFrom(numpy_helper.from_array(decoded.astype(weight.dtype), tensor.name))
     return packed
 
 
-def store_packed(model: ir.Model, packed: Packed) -> tuple[str, ...]:
-    """Swap the placed int8 weights for their 4-bit chains, in place; the names that were swapped.
+def store_packed(
+    model: ir.Model, packed: Packed, placed: Mapping[str, Sequence[tuple[str, str]]]
+) -> dict[str, float]:
+    """Swap the placed int8 weights for their 4-bit chains, in place: SQNR (dB) by name.
 
-    A weight whose placed codes are not the chain's (its scale was raised for a large bias) keeps
-    its 8 bits: the file must compute what was placed.
+    ``placed`` names the codes and the scales that :func:`~edgeopt.graphs.static.place.place` gave
+    each weight. The chain expands to those scales, whatever they are made for: 7 bits, where pairs
+    of products saturate, or a bias that needs a coarser step.
     """
     builder = Builder(model)
-    done = []
+    errors: dict[str, float] = {}
     for name, (codes, scheme, shape) in packed.codes.items():
-        value = model.graph.initializers.get(f"{name}/q")
-        if value is None or value.const_value is None:
-            continue
-        expected, _ = store.int8_codes(codes, scheme)
-        if not np.array_equal(value.const_value.numpy(), _tensor(expected, shape, scheme.axis)):
-            continue
         by_column = scheme.axis == 0 and len(shape) == 2
-        chain = store.int8_chain(
-            builder, name, codes, scheme, by_column=by_column, unsigned=False, shape=shape
-        )
-        value.replace_all_uses_with(chain)
-        builder.drop(value)
-        done.append(name)
-    return tuple(done)
+        for stored, scales in placed[name]:
+            value, scale = (model.graph.initializers[part] for part in (stored, scales))
+            assert scale.const_value is not None
+            row_scale = np.asarray(scale.const_value.numpy(), np.float32)
+            q, _ = store.int8_codes(codes, scheme, row_scale)
+            error = sqnr_db(packed.weights[name], q.astype(np.float32) * row_scale[:, None])
+            errors[name] = min(error, errors.get(name, math.inf))
+            chain = store.int8_chain(
+                builder,
+                name,
+                codes,
+                scheme,
+                by_column=by_column,
+                unsigned=False,
+                shape=shape,
+                scale=row_scale,
+            )
+            value.replace_all_uses_with(chain)
+            builder.drop(value)
+    return errors

@@ -33,14 +33,16 @@ class StaticResult:
 
     def again(self, *, signed: bool, reduce_range: bool = False) -> StaticResult:
         """Other codes from the same ranges: nothing is run again."""
-        model, decisions = place(
+        placed = place(
             self.prepared,
             self.selection,
             self.ranges,
             signed=signed,
             reduce_range=reduce_range,
         )
-        return StaticResult(model, decisions, self.selection, self.ranges, self.prepared)
+        return StaticResult(
+            placed.model, placed.decisions, self.selection, self.ranges, self.prepared
+        )
 
 
 def quantize_static(
@@ -71,5 +73,5 @@ def quantize_static(
     ranges: Mapping[str, Range] = {}
     if selection.ranges:
         ranges = calibrate(prepared, selection.ranges, feeds, method, threads, progress)
-    placed, decisions = place(prepared, selection, ranges, signed=signed, reduce_range=reduce_range)
-    return StaticResult(placed, decisions, selection, ranges, prepared)
+    placed = place(prepared, selection, ranges, signed=signed, reduce_range=reduce_range)
+    return StaticResult(placed.model, placed.decisions, selection, ranges, prepared)

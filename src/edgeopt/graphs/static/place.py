@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,22 @@ from edgeopt.graphs.static.params import (
 from edgeopt.graphs.static.rules import RULES, Rule
 from edgeopt.graphs.static.select import Selection, data_inputs
 
-__all__ = ["place"]
+__all__ = ["Placed", "place"]
 
 Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A new model with Q/DQ pairs, and one decision for each float constant of the old one.
+
+    ``codes``: for each weight, (name of its int8 codes, name of their scales), once for each scale
+    that a product asked for.
+    """
+
+    model: Any = field(repr=False)
+    decisions: tuple[Decision, ...]
+    codes: Mapping[str, tuple[tuple[str, str], ...]]
 
 
 def place(
@@ -34,8 +47,8 @@ def place(
     *,
     signed: bool = False,
     reduce_range: bool = False,
-) -> tuple[Any, tuple[Decision, ...]]:
-    """(a new model with Q/DQ pairs, one decision for each float constant of ``model``).
+) -> Placed:
+    """A new model with Q/DQ pairs, and one decision for each float constant of ``model``.
 
     Activations become uint8 (int8 when ``signed``), asymmetric, one scale a tensor; weights int8,
     symmetric, one scale an output channel; biases int32 at the product of the two. With
@@ -77,9 +90,10 @@ class _Placer:
         self.nodes: list[Node] = []
         self.added: list[Any] = []
         self.codes: dict[tuple[str, str], tuple[str, Array]] = {}
+        self.named: dict[str, list[tuple[str, str]]] = {}
         self.decisions: dict[str, Decision] = {}
 
-    def run(self) -> tuple[Any, tuple[Decision, ...]]:
+    def run(self) -> Placed:
         graph = self.graph
         for name in graph.inputs:
             if name in self.params:
@@ -100,7 +114,8 @@ class _Placer:
             for name in original.output:
                 if name in self.params:
                     self._pair(name, self.raw.get(name, name))
-        return self._model(), self._all_decisions()
+        named = {name: tuple(parts) for name, parts in self.named.items()}
+        return Placed(self._model(), self._all_decisions(), named)
 
     def _parameters(self, ranges: Mapping[str, Range]) -> dict[str, Activation]:
         params = {name: activation(*ranges[name], self.signed) for name in self.selection.ranges}
@@ -194,6 +209,7 @@ class _Placer:
             output = self.graph.fresh(f"{name}/dq")
             self._node("DequantizeLinear", inputs, output, axis=axis)
             self.codes[key] = output, scale
+            self.named.setdefault(name, []).append((inputs[0], inputs[1]))
         return self.codes[key]
 
     def _operand(self, name: str, values: Array) -> str:
@@ -241,11 +257,14 @@ class _Placer:
         model.ir_version = source.ir_version
         model.producer_name, model.producer_version = source.producer_name, source.producer_version
         model.opset_import.extend(source.opset_import)
+        model.domain, model.model_version = source.domain, source.model_version
+        model.doc_string = source.doc_string
         model.metadata_props.extend(source.metadata_props)
         model.functions.extend(source.functions)
         graph = model.graph
         graph.name = source.graph.name
         graph.doc_string = source.graph.doc_string
+        graph.metadata_props.extend(source.graph.metadata_props)
         graph.input.extend(source.graph.input)
         graph.output.extend(source.graph.output)
         graph.node.extend(self.nodes)

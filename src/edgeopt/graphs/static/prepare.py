@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 
 from edgeopt.core import Array
 from edgeopt.errors import SourceError
+from edgeopt.graphs.capture.opset import converted_model
 from edgeopt.graphs.static.graph import Graph, Node, attribute, rename_reads
 from edgeopt.graphs.static.rules import RULES
 from edgeopt.graphs.static.strided import remove_strided_copies
@@ -44,7 +45,7 @@ def _modern(model: Any) -> Any:
     if opset >= MIN_OPSET:
         return model
     try:
-        return onnx.version_converter.convert_version(model, 17)
+        return converted_model(model, 17)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SourceError(

@@ -104,12 +104,22 @@ class _Selector:
             why = rule.refuse(self.graph, node) if rule.refuse else None
             if why is None and all(n in self.graph.constants for n in data_inputs(rule, node)):
                 why = "it is constant"
+            if why is None and not self._finite_constants(node, rule):
+                why = "its constant holds infinities"
         if {node.name, *node.input} & self.exclude - {""}:
             why = "left in float as asked"
         if why is not None:
             self.refused[i] = why
             return None
         return rule
+
+    def _finite_constants(self, node: Node, rule: Rule) -> bool:
+        """A mask's infinities have no code."""
+        return all(
+            bool(np.isfinite(self.graph.array(name)).all())
+            for name in data_inputs(rule, node)
+            if name in self.graph.constants and self.graph.is_float(name)
+        )
 
     def _weight_problem(self, node: Node, rule: Rule) -> str | None:
         assert rule.weight is not None

@@ -102,25 +102,33 @@ def rewritten_sizes(source: Source) -> Iterator[tuple[str, int]]:
 def _openers(source: Source) -> tuple[Callable[[], ir.Model], Callable[[], ir.Model]]:
     """(the folded graph as export has it, as quantize has it), each a fresh one at every call."""
     import onnx
-    import onnx.version_converter
     import onnx_ir as ir
 
+    from edgeopt.graphs.capture.opset import converted_model
     from edgeopt.graphs.fold import load_model
+    from edgeopt.graphs.identity import identify
     from edgeopt.runtimes.reasons import attempt
-    from edgeopt.verbs.graph_base import fold_float
+    from edgeopt.verbs.graph_base import fold_float, identity_of
+
+    identity = identity_of(source)
+
+    def folded(model: ir.Model) -> ir.Model:
+        fold_float(model, source.path)
+        identify(model, identity)
+        return model
 
     def as_given() -> ir.Model:
-        return fold_float(load_model(source.path), source.path)
+        return folded(load_model(source.path))
 
     opset = max((source.details["opset"].get(domain, 1) for domain in ("", "ai.onnx")), default=1)
     if opset >= _QUANTIZE_OPSET:
         return as_given, as_given
     whole = onnx.load(source.path)
     # As in capture: where the converter fails, the file keeps its opset.
-    converted, _ = attempt(lambda: onnx.version_converter.convert_version(whole, _QUANTIZE_OPSET))
+    converted, _ = attempt(lambda: converted_model(whole, _QUANTIZE_OPSET))
 
     def raised() -> ir.Model:
-        return fold_float(ir.from_proto(converted or whole), source.path)
+        return folded(ir.from_proto(converted or whole))
 
     return as_given, raised
 

@@ -44,6 +44,7 @@ class Facts:
     lowest: str
     zeros: int = 0
     not_finite: int = 0
+    nan: int = 0
     empty: int = 0
     trailing: int = 0
 
@@ -164,13 +165,14 @@ _NARROWER: Mapping[str, tuple[tuple[str, _Fits], ...]] = {
 
 def _facts(weight: Weight, limit: int | None) -> Facts:
     narrower = list(_NARROWER[weight.dtype])
-    elements = zeros = not_finite = empty = trailing = 0
+    elements = zeros = not_finite = nan = empty = trailing = 0
     for piece in _pieces(weight, limit):
         values = piece.astype(np.float32) if weight.dtype == "bfloat16" else piece
         narrower = [(name, fits) for name, fits in narrower if fits(values)]
         elements += values.size
         zeros += values.size - int(np.count_nonzero(values))
         not_finite += values.size - int(np.count_nonzero(np.isfinite(values)))
+        nan += int(np.count_nonzero(np.isnan(values)))
         if len(weight.shape) > 1 and values.shape[1] > 1:
             same = np.all(values == values[:, :1], axis=1)
             empty += int(np.count_nonzero(same))
@@ -182,6 +184,7 @@ def _facts(weight: Weight, limit: int | None) -> Facts:
         lowest=narrower[0][0] if narrower and zeros < elements else weight.dtype,
         zeros=zeros,
         not_finite=not_finite,
+        nan=nan,
         empty=empty,
         trailing=trailing if elements == weight.size else 0,
     )
