@@ -111,12 +111,6 @@ class InputSpec:
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, shown_shape(self.shape)))}]"
 
-    @staticmethod
-    def unnamed(name: str, axis: int) -> str:
-        """What a free dimension is called that the model leaves without a name. No two are the
-        same: that two inputs have one says nothing of their sizes."""
-        return f"{name}_{axis}"
-
 
 @dataclass(frozen=True)
 class Source:

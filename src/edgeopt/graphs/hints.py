@@ -15,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 from edgeopt.data.hint import Hint
 from edgeopt.graphs.ranges import all_nodes, coarsest, compared_with, statistics
 
-__all__ = ["input_hints", "noise_inputs", "random_nodes"]
+__all__ = ["input_hints"]
 
 _INTEGERS = frozenset(
     {
@@ -95,49 +95,6 @@ def input_hints(model: Path | Any) -> dict[str, Hint]:
         if hint != Hint():
             hints.setdefault(value.name, hint)
     return hints
-
-
-#: Operators that draw at random, also where nobody trains.
-_RANDOM = frozenset(
-    {
-        "Bernoulli",
-        "Multinomial",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-    }
-)
-
-
-def random_nodes(model: Path) -> tuple[str, ...]:
-    """Operators of a graph, its branches and functions that draw at random, with their names;
-    a Dropout counts where it is told to train."""
-    proto = onnx.load(str(model), load_external_data=False)
-    found: list[str] = []
-
-    def look(nodes: Any) -> None:
-        for node in nodes:
-            training = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]
-            if node.op_type in _RANDOM or training:
-                found.append(f"{node.op_type} {node.name}".strip())
-            for attribute in node.attribute:
-                if attribute.type == onnx.AttributeProto.GRAPH:
-                    look(attribute.g.node)
-
-    look(proto.graph.node)
-    for function in proto.functions:
-        look(function.node)
-    return tuple(found)
-
-
-def noise_inputs(model: Path) -> tuple[str, ...]:
-    """Inputs that are named for how much is drawn at random."""
-    proto = onnx.load(str(model), load_external_data=False)
-    return tuple(v.name for v in proto.graph.input if _NOISE.search(v.name))
-
-
-_NOISE = re.compile(r"noise|temperature|sigma|random|scales?$", re.IGNORECASE)
 
 
 def _bounds(

@@ -189,7 +189,7 @@ def test_noise_that_an_input_turns_off_is_no_reason(tmp_path, work):
     assert "differ from run to run" in note
     (tmp_path / "room").rename(tmp_path / "then")
     loud = {**feed, "noise_scale": np.ones(1, "f4")}
-    with pytest.raises(CaptureError, match="give --data with noise_scale at values that turn it"):
+    with pytest.raises(CaptureError, match="set noise_scale in --data so that nothing is drawn"):
         work(path, example=loud)
 
 

@@ -57,6 +57,12 @@ def take(
             " plain ONNX Runtime runs"
         )
     specs, _ = io
+    for spec in specs:
+        if "(" in spec.dtype:  # a sequence, a map
+            raise InputsError(
+                f"{path}: input {spec.name} takes {spec.dtype}, which no array holds; give the part"
+                " of the model behind it"
+            )
     fixed = {spec.name: spec.shape for spec in inputs}
     _require_fit(specs, fixed)
     sized = _sized(specs, inputs)
@@ -118,43 +124,6 @@ def _sized(specs: Sequence[InputSpec], inputs: Sequence[InputSpec]) -> tuple[Inp
         )
         sized.append(InputSpec(spec.name, spec.dtype, dims))
     return tuple(sized)
-
-
-#: What the axes of a picture are called, where nothing calls them otherwise.
-_PICTURE = ("height", "width")
-
-
-def _usual_name(spec: InputSpec, position: int) -> str:
-    """A free dimension's name, or what one of that place is: a batch, a picture's sides, time."""
-    dim, rank = spec.shape[position], len(spec.shape)
-    if isinstance(dim, str) and dim != InputSpec.unnamed(spec.name, position):
-        return dim
-    if position == 0:
-        return "batch"
-    if rank in (4, 5) and position >= rank - 2:
-        return _PICTURE[position - (rank - 2)]
-    return "sequence" if position == 1 and rank in (2, 3) else f"axis{position}"
-
-
-#: Cells that a network's last feature map should have a side, and the largest picture made up.
-_CELLS, _LARGEST_PICTURE = 2, 1024
-
-
-def _least_picture(path: Path) -> int:
-    """The side at which strides leave more than one cell: a picture of one tells nothing."""
-    graph = onnx.load(str(path), load_external_data=False).graph
-    shrunk = dict.fromkeys((value.name for value in graph.input), 1)
-    for node in graph.node:
-        stride = max([shrunk.get(name, 1) for name in node.input], default=1)
-        if node.op_type in _STRIDED:
-            stride *= next((max(a.ints) for a in node.attribute if a.name == "strides"), 1)
-        shrunk.update(dict.fromkeys(node.output, stride))
-    most = max(shrunk.values(), default=1)
-    side = -(-most * _CELLS // 32) * 32
-    return min(side, _LARGEST_PICTURE)
-
-
-_STRIDED = frozenset({"Conv", "MaxPool", "AveragePool", "LpPool", "QLinearConv", "ConvInteger"})
 
 
 def _sample(

@@ -62,7 +62,6 @@ def derive(
         with contextlib.suppress(InputsError):
             return derive(module, specs, batched, works)
     known = {*required, *optional}
-    given = _named(example or {}, required, optional)
     if known and set(required) <= set(given):
         # What the data holds besides is for others: labels, the second of a pair.
         given = {name: array for name, array in given.items() if name in known}
