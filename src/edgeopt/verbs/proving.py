@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.core import Change, InputSpec, Plan, Progress, Proof, file_sha256
+from edgeopt.core import Change, InputSpec, Plan, Progress, Proof, file_sha256, shown_shape
 from edgeopt.graphs.coverage import Coverage, misplaced
-from edgeopt.graphs.hints import noise_inputs, random_nodes
+from edgeopt.graphs.draws import draws
 from edgeopt.graphs.saturation import saturating_products
 from edgeopt.measure.gate import judge
 from edgeopt.measure.pair import measure_pair
@@ -128,16 +128,10 @@ def _where(on: RemoteJobs | None) -> tuple[str, ...]:
 
 def _noise(model: Path) -> str:
     """What draws at random in a graph, and what to do about it; empty where nothing does."""
-    drawing = random_nodes(model)
-    if not drawing:
+    drawn = draws(model)
+    if not drawn.nodes:
         return ""
-    more = f" and {len(drawing) - 1} more" if len(drawing) > 1 else ""
-    inputs = noise_inputs(model)
-    setting = f"set {', '.join(inputs)} to 0 in --data, or " if inputs else ""
-    return (
-        f"{drawing[0]}{more} of the source's graph draws at random: {setting}export it without"
-        " its random draws (evaluation mode, a fixed seed, or noise as an input)"
-    )
+    return f"{', '.join(drawn.nodes)} of the source draws at random: {drawn.remedy}"
 
 
 def _batch_inputs(inputs: Sequence[InputSpec]) -> tuple[str, ...]:
@@ -167,7 +161,7 @@ def saturation(products: int, there: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _spec(spec: Any) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+    return {"name": spec.name, "dtype": spec.dtype, "shape": shown_shape(spec.shape)}
 
 
 def _data(files: Sequence[Path], final: Path) -> dict[str, Any]:
