@@ -77,17 +77,19 @@ def of_answers(
     data: str | None,
     metrics: Sequence[Metric] = (),
     hints: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
     progress: Progress | None = None,
 ) -> Likeness:
     """The first artifact's answers against all the others', on ``data`` or made-up ``inputs``.
 
-    ``metrics`` are taken of every artifact, and need ``data``. An artifact that gives no answers
-    (it does not load, its runtime dies) is named as unavailable and the others are compared all
-    the same. Raises InputsError where the data cannot be used.
+    ``sizes`` are those of made-up inputs' free dimensions. ``metrics`` are taken of every artifact,
+    and need ``data``. An artifact that gives no answers (it does not load, its runtime dies) is
+    named as unavailable and the others are compared all the same. Raises InputsError where the
+    data cannot be used.
     """
     found = Likeness()
     if data is None:
-        made = synthetic(inputs, hints, count=_SYNTHETIC, seed=0)
+        made = synthetic(inputs, hints, count=_SYNTHETIC, seed=0, sizes=sizes)
         samples = Labelled(made.label, lambda: iter(made), {})
     else:
         samples = read_labelled(data, inputs)
