@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -53,9 +52,6 @@ def _terminated(signum: int, frame: object) -> NoReturn:
 def main() -> NoReturn:
     """The ``edgeopt`` command."""
     signal.signal(signal.SIGTERM, _terminated)
-    # Code that --model and --data name is looked for in the current folder, as `python -m` does.
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
     try:
         cli.main(prog_name="edgeopt", standalone_mode=False)
         sys.stdout.flush()

@@ -12,7 +12,7 @@ from edgeopt.core import Source
 from edgeopt.errors import UsageError
 
 if TYPE_CHECKING:
-    from typing_extensions import NotRequired
+    from typing import NotRequired
 
 __all__ = ["Depth", "GgufKeywords", "GgufOptions", "refuse_graph_options", "wants_gguf"]
 
