@@ -62,32 +62,29 @@ class RowMatcher:
         """Both with the rows that belong together, in one order. What is no set, or has no rows
         that could be paired, stays as it is."""
         sides = dict(expected), dict(got)
-        axis = _row_axis(expected, got, self.loose)
-        if axis is None:
-            return sides
-        names = [
-            name
-            for name, array in expected.items()
-            if _belongs(array, got[name], axis) and (name in self.loose or _grew(array, got[name]))
-        ]
-        groups: dict[tuple[int, int], list[str]] = {}
-        for name in names:
+        axes = _row_axes(expected, got, self.loose)
+        groups: dict[tuple[int, int, int], list[str]] = {}
+        for name, axis in axes.items():
             self._seen.setdefault(name)
-            size = expected[name].shape[axis], got[name].shape[axis]
+            batch = expected[name].shape[0] if axis else 1
+            size = expected[name].shape[axis], got[name].shape[axis], batch
             groups.setdefault(size, []).append(name)
-        for group in groups.values():
-            for side, arrays in zip(sides, self._group(group, axis, *sides), strict=True):
+        for (_, _, batch), group in groups.items():
+            of = {name: axes[name] for name in group}
+            for side, arrays in zip(sides, self._group(of, batch, *sides), strict=True):
                 side.update(arrays)
         return sides
 
     def _group(
-        self, names: Sequence[str], axis: int, expected: Arrays, got: Arrays
+        self, axes: Mapping[str, int], batch: int, expected: Arrays, got: Arrays
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Outputs with one row for the same thing each, paired; batches one after the other."""
+        names = list(axes)
         parts: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-        for place in range(expected[names[0]].shape[0] if axis else 1):
+        for place in range(batch):
             ours, theirs = (
-                {n: each[n][place] if axis else each[n] for n in names} for each in (expected, got)
+                {n: each[n][place] if axis else each[n] for n, axis in axes.items()}
+                for each in (expected, got)
             )
             count, other = len(ours[names[0]]), len(theirs[names[0]])
             pairs = _paired(ours, theirs, count, other)
@@ -114,37 +111,44 @@ class RowMatcher:
 # which rows
 
 
-def _row_axis(expected: Arrays, got: Arrays, loose: frozenset[str]) -> int | None:
-    """The axis that rows lie along: where sizes differ, else the first after a batch of one."""
+def _row_axes(expected: Arrays, got: Arrays, loose: frozenset[str]) -> dict[str, int]:
+    """The axis that rows lie along, of every output that is a set: where sizes differ, else the
+    first, or the second behind a batch."""
+    found: dict[str, int] = {}
+    alike: list[str] = []
     for name, array in expected.items():
         other = got[name]
-        if array.shape == other.shape or array.ndim != other.ndim:
-            continue
-        differing = [i for i in range(array.ndim) if array.shape[i] != other.shape[i]]
-        if len(differing) != 1 or not _belongs(array, other, differing[0]):
-            continue
-        # [1, 10] and [1, 7] are other classes, unless the graph says that it is a set.
-        if differing[0] == 0 or (differing[0] == 1 and (array.ndim > 2 or name in loose)):
-            return differing[0]
-    sets = [a for n, a in expected.items() if n in loose and a.ndim and a.shape == got[n].shape]
-    if not sets:
+        if array.shape != other.shape:
+            axis = _grown_along(array, other, name in loose)
+            if axis is not None:
+                found[name] = axis
+        elif name in loose and array.ndim and array.dtype.kind in "biuf":
+            alike.append(name)
+    # Labels [n] beside boxes [n, 4] and scores [1, n]; or all behind a batch, [b, n] and [b, n, 4].
+    flat = {len(expected[name]) for name in alike if expected[name].ndim == 1}
+    flat |= {expected[name].shape[axis] for name, axis in found.items()}
+    leading = {expected[name].shape[0] for name in alike}
+    for name in alike:
+        shape = expected[name].shape
+        if len(shape) == 1 or (flat and shape[0] in flat and shape[0] != 1):
+            found[name] = 0
+        elif flat:
+            found[name] = 1 if shape[0] == 1 and shape[1] in flat else 0
+        else:
+            found[name] = 0 if len(leading) > 1 or (len(alike) == 1 and shape[0] != 1) else 1
+    return found
+
+
+def _grown_along(array: NDArray[Any], other: NDArray[Any], loose: bool) -> int | None:
+    """The one axis along which two outputs have another number of rows."""
+    if array.ndim != other.ndim:
         return None
-    # Labels [n] beside boxes [n, 4]; or all behind a batch: [batch, n] and [batch, n, 4].
-    flat = any(a.ndim == 1 for a in sets) or len({a.shape[0] for a in sets}) > 1
-    deep = max(sets, key=lambda a: a.ndim)
-    return 0 if flat or (deep.ndim == 2 and len(sets) == 1 and deep.shape[0] != 1) else 1
-
-
-def _belongs(array: NDArray[Any], other: NDArray[Any], axis: int) -> bool:
-    """Whether two outputs of numbers differ in nothing but the rows along an axis."""
-    if array.ndim <= axis or array.ndim != other.ndim or array.dtype.kind not in "biuf":
-        return False
-    ours, theirs = array.shape, other.shape
-    return ours[axis + 1 :] == theirs[axis + 1 :] and ours[:axis] == theirs[:axis]
-
-
-def _grew(array: NDArray[Any], other: NDArray[Any]) -> bool:
-    return array.shape != other.shape
+    differing = [i for i in range(array.ndim) if array.shape[i] != other.shape[i]]
+    if len(differing) != 1 or array.dtype.kind not in "biuf":
+        return None
+    # [1, 10] and [1, 7] are other classes, unless the graph says that it is a set.
+    known = differing[0] == 0 or (differing[0] == 1 and (array.ndim > 2 or loose))
+    return differing[0] if known else None
 
 
 def _paired(ours: Arrays, theirs: Arrays, count: int, other: int) -> Pairs:
