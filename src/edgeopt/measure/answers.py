@@ -6,7 +6,7 @@ with it, and artifacts of different runtimes can be compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from edgeopt.errors import OutputError, SourceError
 from edgeopt.measure.bench_worker import case_from_json, case_to_json
 from edgeopt.measure.fidelity import FidelityMeter
 from edgeopt.measure.jobs import match_outputs
+from edgeopt.measure.matching import RowCount, RowMatcher
 from edgeopt.measure.process import Feeds, Workplace
 from edgeopt.runtimes.engine import Answering, Case, make_engine
 
@@ -81,18 +82,24 @@ def take_answers(
     return Answers(folder, tuple(outcome.result["outputs"]), place.feeds.count)
 
 
-def compare_answers(base: Answers, other: Answers) -> tuple[Fidelity, ...]:
+def compare_answers(
+    base: Answers, other: Answers, loose: Sequence[str] = ()
+) -> tuple[tuple[Fidelity, ...], RowCount | None]:
     """Fidelity of every output of ``base`` in ``other``; outputs are matched by name, else by
-    position. SourceError where an output has no counterpart or another shape."""
+    position, and rows of those that are sets (``loose``, or of another number) by their values:
+    how many were found again. SourceError where an output has no counterpart or another shape."""
     names = match_outputs(_specs(base), _specs(other), None)
-    meters = {name: FidelityMeter(name) for name in names}
+    loosely = frozenset(loose)
+    meters = {name: FidelityMeter(name, classes=name not in loosely) for name in names}
+    matcher = RowMatcher(loosely)
     for index in range(base.count):
-        expected, got = base.load(index), other.load(index)
+        expected, answered = base.load(index), other.load(index)
+        ours, theirs = matcher.pair(expected, {name: answered[names[name]] for name in names})
         for name, meter in meters.items():
-            problem = meter.add(expected[name], got[names[name]])
+            problem = meter.add(ours[name], theirs[name])
             if problem:
                 raise SourceError(problem)
-    return tuple(meter.result() for meter in meters.values())
+    return tuple(meter.result() for meter in meters.values()), matcher.result()
 
 
 def _specs(answers: Answers) -> tuple[InputSpec, ...]:

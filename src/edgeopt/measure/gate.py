@@ -84,6 +84,7 @@ def judge(
     apart = any(f.sqnr_db < floor for f in pair.fidelity)
     if pair.repeats is not None and pair.repeats.db < floor and apart:
         checks.append(_varies(pair.repeats, floor, noise))
+    checks += _same_sets(pair, bits, _more(bits, given))
     checks += _fidelity(pair.fidelity, bits, min_sqnr, given)
     if given and min_sqnr is None:
         checks += [c for c in [same_answers(pair.fidelity, _more(bits, given))] if c is not None]
@@ -135,6 +136,32 @@ def _varies(repeats: Repeats, floor: float, noise: str) -> Check:
         f" ({repeats.output})",
         limit=f"{floor:g} dB or more, or nothing can be compared with it",
         advice=noise or "export the model in evaluation mode, with its random draws left out",
+    )
+
+
+def _same_sets(pair: PairResult, bits: int | None, advice: str) -> Iterator[Check]:
+    """Outputs that are sets of rows (boxes, say): how many rows are found again; and outputs
+    whose shapes differ otherwise."""
+    if pair.shapes:
+        yield Check(
+            name="same shapes",
+            passed=False,
+            found="; ".join(pair.shapes),
+            limit="every output in the source's shape",
+            advice=advice,
+        )
+    rows = pair.rows
+    if rows is None:
+        return
+    least = _of(AGREEMENT, bits)
+    changed = max(rows.source, rows.artifact) - rows.matched
+    yield Check(
+        name="same rows",
+        passed=rows.share >= least or changed <= _MAY_CHANGE,
+        found=f"{rows.matched} of {rows.source} rows found again, {rows.artifact - rows.matched} "
+        f"others in the artifact ({', '.join(rows.outputs)})",
+        limit=f"{least:.0%} or more",
+        advice=advice,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.core import Change, InputSpec, Plan, Progress, Proof, file_sha256, shown_shape
 from edgeopt.graphs.coverage import Coverage, misplaced
 from edgeopt.graphs.draws import draws
+from edgeopt.graphs.loose import loose_outputs
 from edgeopt.graphs.saturation import saturating_products
 from edgeopt.measure.gate import judge
 from edgeopt.measure.pair import measure_pair
@@ -58,6 +59,7 @@ def prove_graph(
         threads=threads,
         seconds=_SECONDS,
         batch=_batch_inputs(captured.inputs),
+        loose=loose_outputs(captured.model),
         on=on,
         progress=progress,
     )
