@@ -1,8 +1,8 @@
 """The command line: parse, call one verb, print. No logic.
 
 Exit codes: 0 done and proven; 2 bad usage or input; 3 the proof failed, or a worker did; 4 what
-``--fail-if`` asked about did happen; 130 interrupted; 141 the reader of a pipe left. An error is one line on stderr. With
-``--json`` the document is all that stdout gets.
+``--fail-if`` asked about did happen; 130 interrupted; 141 the reader of a pipe left.
+An error is one line on stderr. With ``--json`` the document is all that stdout gets.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def _ready_streams() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))
+            null = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - stays open
+            setattr(sys, name, null)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
