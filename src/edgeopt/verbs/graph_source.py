@@ -14,7 +14,7 @@ from edgeopt.data.samples import Feed, Samples, load
 from edgeopt.data.sizes import batch_symbols, sizes_of
 from edgeopt.data.split import split
 from edgeopt.data.synthetic import OTHER_BATCH, pinned, synthetic
-from edgeopt.errors import SourceError, UsageError
+from edgeopt.errors import InputsError, SourceError, UsageError
 from edgeopt.graphs.capture import Captured, capture
 
 __all__ = ["Prepared", "example_of", "has_graph", "narrowed", "prepare", "require_graph"]
