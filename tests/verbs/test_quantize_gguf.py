@@ -301,21 +301,19 @@ def test_pytorch_model_bin_is_a_source_too(folder: Path, tmp_path: Path, zipped:
 
 
 @pytest.mark.parametrize(
-    ("name", "tokens", "expected"),
+    ("name", "phi3", "expected"),
     [
-        ("my-phi3", ["<s>", "</s>", "<unk>", "<|endoftext|>"], "my-phi3"),
-        ("mine", ["<s>", "</s>", "<unk>", "<|endoftext|>"], "Phi-3 mine"),
-        ("tiny-phi-3", ["a", "b"], "tiny-phi"),
+        ("my-phi3", True, "my-phi3"),
+        ("mine", True, "Phi-3 mine"),
+        ("tiny-phi-3", False, "tiny-phi"),
+        ("llama-from-Phi3", False, "llama-from-phi"),
     ],
 )
-def test_phi3_s_name_fits_its_tokens(name: str, tokens: list[str], expected: str) -> None:
-    """llama.cpp takes the name as a sign of what tokens there are."""
-    from edgeopt.files.gguf_write import array
+def test_the_name_decides_whether_spaces_are_taken(name: str, phi3: bool, expected: str) -> None:
+    """llama.cpp takes "phi3" in the name of any model as a sign of what its tokens are."""
     from edgeopt.llm.read import _name
 
-    fields = {"tokenizer.ggml.tokens": array("string", tokens)}
-    assert _name(Path(name), "phi3", fields) == expected
-    assert _name(Path(name), "llama", fields) == name
+    assert _name(Path(name), phi3) == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

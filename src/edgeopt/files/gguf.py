@@ -8,7 +8,9 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgeopt.core import Source, Weight
 from edgeopt.core.ggml import PLAIN_TYPES
+from edgeopt.errors import FormatError, SourceError
 from edgeopt.files.gguf_header import (
     MAGIC,
     Header,
@@ -49,7 +52,81 @@ def describe(path: Path) -> Source:
       strings (a chat template) as their length. :func:`read_header` gives all values.
     - ``types``: tensors by type; ``split``: None, or (number, count) of a model in several files
     - ``quantized``: whether any tensor has a block type
+
+    A model in several files is described whole, whichever of them ``path`` is: a part is never
+    taken for all of it. SourceError where one is missing, or is another model's.
     """
+    first = _describe_file(path)
+    number_and_count = first.details["split"]
+    if number_and_count is None:
+        return first
+    parts = [_describe_file(file) for file in _parts_of(path, *number_and_count)]
+    for number, part in enumerate(parts):
+        said, architecture = part.details["split"], part.details["architecture"]
+        if said != (number, len(parts)) or architecture not in (
+            None,
+            parts[0].details["architecture"],
+        ):
+            raise SourceError(
+                f"{part.path}: is no part {number + 1} of {len(parts)} of {path.name}"
+            )
+    names = [weight.name for part in parts for weight in part.weights]
+    if len(set(names)) != len(names):
+        raise FormatError(path, "a tensor is in two of its parts")
+    types: dict[str, int] = {}
+    for part in parts:
+        for name, count in part.details["types"].items():
+            types[name] = types.get(name, 0) + count
+    return replace(
+        parts[0],
+        path=path,
+        files=tuple(part.path for part in parts),
+        nbytes=sum(part.nbytes for part in parts),
+        weights=tuple(weight for part in parts for weight in part.weights),
+        details={
+            **parts[0].details,
+            "types": types,
+            "split": number_and_count,
+            "quantized": any(part.details["quantized"] for part in parts),
+        },
+    )
+
+
+#: How llama.cpp's gguf-split names the parts, counted from one.
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_MOST_PARTS = 1000
+
+
+def _parts_of(path: Path, number: Any, count: Any) -> list[Path]:
+    """The files of all parts, in order. SourceError where one is not there."""
+    named = _PART.fullmatch(path.name)
+    if not (
+        type(number) is int
+        and type(count) is int
+        and 0 <= number < count <= _MOST_PARTS
+        and named is not None
+        and int(named["count"]) == count
+        and int(named["number"]) == number + 1
+    ):
+        raise SourceError(
+            f"{path}: is one of several parts of a model and is not called as one"
+            " (NAME-00001-of-00003.gguf); give its parts their names back"
+        )
+    files = [
+        path.with_name(f"{named['stem']}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)
+    ]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise SourceError(
+            f"{path}: is part {number + 1} of {count} of a model, and {missing[0]}{more} is not"
+            " beside it; all parts are needed"
+        )
+    return files
+
+
+def _describe_file(path: Path) -> Source:
+    """One file, as it is."""
     file = FileBytes(path)
     header = header_of(file)
     weights = tuple(
@@ -80,7 +157,7 @@ def describe(path: Path) -> Source:
             "header_bytes": header.data_offset,
             "metadata": {key: _shown(value) for key, value in header.metadata.items()},
             "types": types,
-            "split": (header.metadata.get("split.no"), parts) if parts != 1 else None,
+            "split": (header.metadata.get("split.no", 0), parts) if parts != 1 else None,
             "quantized": any(name not in PLAIN_TYPES for name in types),
         },
     )

@@ -59,18 +59,37 @@ class Entry:
         return means.reshape(-1)
 
 
+#: Tables that are looked up, or left out of a matrix by default; and the names in a note.
+_LOOKED_UP = frozenset({"token_embd.weight", "output.weight", "position_embd.weight"})
+_SHOWN = 4
+
+
 @dataclass(frozen=True)
 class Fitted:
     """An importance matrix as a model's tensors take it.
 
     ``values``: tensor -> float32 ``[columns]``, or ``[experts, columns]`` for stacked experts.
     ``without``: matrices of the model that there is no data for. ``unused``: names of the matrix
-    that the model does not have.
+    that the model does not have. ``silent``: matrices whose importances are all zeros, which
+    weigh nothing.
     """
 
     values: Mapping[str, NDArray[np.float32]]
     without: tuple[str, ...]
     unused: tuple[str, ...]
+    silent: tuple[str, ...] = ()
+
+    def note(self) -> str | None:
+        """What it does not cover, for the proof; None where it covers all but the token table."""
+        lacking = [name for name in self.without if name not in _LOOKED_UP]
+        if not lacking and not self.silent:
+            return None
+        said = [str(self)]
+        for names, what in ((lacking, "none for"), (self.silent, "all zeros, so none, for")):
+            if names:
+                more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+                said.append(f"{what} {', '.join(names[:_SHOWN])}{more}")
+        return "; ".join(said)
 
     def __str__(self) -> str:
         total = len(self.values) + len(self.without)
@@ -137,7 +156,8 @@ class Imatrix:
                 f"{self.path}: none of its {len(self.entries)} tensors ({example!r}, ...) is in "
                 "the model; was it made for another one?"
             )
-        return Fitted(found, tuple(without), unused)
+        silent = tuple(name for name, values in found.items() if not values.any())
+        return Fitted(found, tuple(without), unused, silent)
 
 
 def read_imatrix(path: Path) -> Imatrix:

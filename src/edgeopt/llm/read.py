@@ -18,14 +18,24 @@ from edgeopt.files.gguf_write import Field, fields_of, string
 from edgeopt.files.reading import as_named, read_json
 from edgeopt.files.text import one_line
 from edgeopt.llm.families import family_of
+from edgeopt.llm.families.pooling import pooling_fields
 from edgeopt.llm.model import LanguageModel
 from edgeopt.llm.tokenizers import read_tokenizer
+from edgeopt.llm.tokenizers.notes import phi3_spaces, token_notes
 from edgeopt.numerics.ggml import decode, decodes
 
 __all__ = ["read_model"]
 
-#: Metadata that describes the types of the tensors: written anew with them.
-_OF_TYPES = frozenset({"general.file_type", "general.quantization_version"})
+#: Metadata that describes the types of the tensors, written anew with them, or a file's part.
+_OF_FILES = frozenset(
+    {
+        "general.file_type",
+        "general.quantization_version",
+        "split.no",
+        "split.count",
+        "split.tensors.count",
+    }
+)
 
 
 def read_model(source: Source, *, pre_tokenizer: str | None = None) -> LanguageModel:
@@ -62,14 +72,22 @@ def _from_folder(source: Source, pre_tokenizer: str | None) -> LanguageModel:
     tensors = family.tensors(config, source)
     vocabulary = next((t.shape[0] for t in tensors if t.name == "token_embd.weight"), 0)
     tokenizer = read_tokenizer(folder, config, family.name, vocabulary, pre=pre_tokenizer)
+    spaces = phi3_spaces(folder, tokenizer)
+    phi3 = spaces if spaces is not None else family.name == "phi3"
     metadata = {
         "general.architecture": string(family.name),
         "general.type": string("model"),
-        "general.name": string(_name(source.path, family.name, tokenizer)),
+        "general.name": string(_name(source.path, phi3)),
         **family.metadata(config, folder),
     }
-    notes = family.notes(config, source)
-    return LanguageModel(family.name, {**metadata, **tokenizer}, tensors, notes)
+    metadata.update(pooling_fields(family.name, folder, metadata))
+    notes = [*family.notes(config, source), *token_notes(folder, config, tokenizer, phi3)]
+    if (folder / _ADAPTER).is_file():
+        notes.append(
+            f"{_ADAPTER} lies beside the weights: the adapter is left out; merge it first"
+            " (peft: merge_and_unload, then save_pretrained) if it belongs to the model"
+        )
+    return LanguageModel(family.name, {**metadata, **tokenizer}, tensors, tuple(notes))
 
 
 def _require_floats(source: Source, config: Mapping[str, Any]) -> None:
@@ -83,23 +101,21 @@ def _require_floats(source: Source, config: Mapping[str, Any]) -> None:
         )
 
 
-#: llama.cpp strips spaces after Phi-3's special tokens if the model's name says Phi-3, and then
-#: requires these.
+#: llama.cpp strips spaces after special tokens if the model's name says Phi-3, whatever model it
+#: is, and then ends the process where Phi-3's own tokens are missing.
 _PHI3 = re.compile("phi-?3", re.IGNORECASE)
-_PHI3_TOKENS = frozenset({"<s>", "</s>", "<unk>", "<|endoftext|>"})
+_ADAPTER = "adapter_config.json"
 
 
-def _name(path: Path, architecture: str, tokenizer: Mapping[str, Field]) -> str:
-    """A name for people: the folder's own, as what the configuration remembers is often a path."""
+def _name(path: Path, phi3: bool) -> str:
+    """A name for people: the folder's own, as what the configuration remembers is often a path.
+
+    ``phi3``: whether llama.cpp's rule for Phi-3 is to apply; the name decides.
+    """
     name = as_named(path).name
-    if architecture == "phi3":
-        tokens = tokenizer.get("tokenizer.ggml.tokens")
-        special = tokens is not None and set(tokens.value) >= _PHI3_TOKENS
-        if special and not _PHI3.search(name):
-            return f"Phi-3 {name}"
-        if not special:
-            return _PHI3.sub("phi", name)
-    return name
+    if phi3:
+        return name if _PHI3.search(name) else f"Phi-3 {name}"
+    return _PHI3.sub("phi", name)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -107,20 +123,15 @@ def _name(path: Path, architecture: str, tokenizer: Mapping[str, Field]) -> str:
 
 
 def _from_gguf(source: Source) -> LanguageModel:
-    header = read_header(source.path)
+    header = read_header(source.files[0])
     architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise SourceError(f"{source.path}: has no general.architecture; is it a model?")
-    if source.details.get("split"):
-        raise SourceError(
-            f"{source.path}: is one of several parts of a model; join them with "
-            "llama-gguf-split --merge first"
-        )
     try:
         fields = fields_of(header)
     except ValueError as error:
         raise SourceError(f"{source.path}: {one_line(str(error), 200)}") from error
-    metadata: dict[str, Field] = {k: v for k, v in fields.items() if k not in _OF_TYPES}
+    metadata: dict[str, Field] = {k: v for k, v in fields.items() if k not in _OF_FILES}
     return LanguageModel(architecture, metadata, tuple(_decoded(w) for w in source.weights))
 
 

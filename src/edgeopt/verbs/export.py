@@ -11,7 +11,7 @@ from edgeopt.core import Change, Progress, Proof, Source
 from edgeopt.errors import CaptureError, SourceError, UsageError
 from edgeopt.files.open import open_source
 from edgeopt.verbs.applies import require_meaning
-from edgeopt.verbs.gguf_options import GgufOptions, wants_gguf
+from edgeopt.verbs.gguf_options import GgufOptions, lacks_cache, wants_gguf
 from edgeopt.verbs.graph_source import Prepared, prepare, require_graph
 from edgeopt.verbs.output import external_over
 
@@ -149,7 +149,7 @@ def export(
                 quantized=half,
                 source_sha256=sha256,
                 changes=changes,
-                notes=(_HALF,) if half else (),
+                notes=(*((_HALF,) if half else ()), *lacks_cache(opened)),
                 progress=progress,
             )
 

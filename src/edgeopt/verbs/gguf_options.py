@@ -14,7 +14,7 @@ from edgeopt.errors import UsageError
 if TYPE_CHECKING:
     from typing import NotRequired
 
-__all__ = ["Depth", "GgufKeywords", "GgufOptions", "wants_gguf"]
+__all__ = ["Depth", "GgufKeywords", "GgufOptions", "lacks_cache", "wants_gguf"]
 
 Depth = Literal["none", "quick", "full"]
 
@@ -99,7 +99,8 @@ def wants_gguf(
     source: Source, to: str | None, out: str | Path | None, options: GgufOptions
 ) -> bool:
     """Whether GGUF is asked for: by format, by the output's name, by an option that only GGUF has,
-    or because the source is GGUF. UsageError where an option is for GGUF and the format is not."""
+    because the source is GGUF, or a folder of a language model that nothing else is asked of.
+    UsageError where an option is for GGUF and the format is not."""
     if to not in (None, "gguf"):
         if options.given():
             raise UsageError(f"{options.given()[0]} is for --to gguf, not for --to {to}")
@@ -107,4 +108,30 @@ def wants_gguf(
     named = out is not None and Path(out).suffix.lower() == ".gguf"
     if to == "gguf" and not named and out is not None and Path(out).suffix.lower() in _OTHERS:
         raise UsageError(f"-o {out}: the name is not one of a GGUF file; end it in .gguf")
-    return to == "gguf" or named or source.kind == "gguf" or bool(options.given())
+    if to == "gguf" or named or source.kind == "gguf" or options.given():
+        return True
+    other = out is not None and Path(out).suffix.lower() in _OTHERS
+    return to is None and not other and generates(source) and has_family(source)
+
+
+def generates(source: Source) -> bool:
+    """Whether the source is a folder of a model that writes text, a token after the other."""
+    named = source.details.get("architecture") if source.kind == "hf-folder" else None
+    return isinstance(named, str) and named.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def has_family(source: Source) -> bool:
+    """Whether a GGUF file can be made of the folder's architecture."""
+    from edgeopt.llm.families import families
+
+    return any(source.details.get("architecture") in family.architectures for family in families())
+
+
+def lacks_cache(source: Source) -> tuple[str, ...]:
+    """What an ONNX file of a model that writes text lacks, as a note."""
+    if not generates(source):
+        return ()
+    return (
+        "this ONNX file has no cache of keys and values: to write text, every new token reads the"
+        " whole text again; --to gguf makes a file with one, for llama.cpp",
+    )

@@ -46,7 +46,8 @@ _LINES_A_CHUNK = 8
 def is_embedder(model: LanguageModel) -> bool:
     """Whether the model gives embeddings of texts and no next token."""
     causal = model.metadata.get(f"{model.architecture}.attention.causal")
-    return causal is not None and not causal.value
+    pooling = model.metadata.get(f"{model.architecture}.pooling_type")
+    return (causal is not None and not causal.value) or (pooling is not None and pooling.value > 0)
 
 
 def missing_llama(purpose: str) -> str | None:

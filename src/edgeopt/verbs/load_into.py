@@ -77,17 +77,21 @@ def load_into(
         raise UsageError(f"load_into takes a torch.nn.Module, got {type(module).__name__}")
     weights = load_weights(path)
     found = _by_module_name(weights, prefix, names or {})
+    _tie(module)
     groups = _tied(module)
     missing = tuple(
         name for group in groups for name in group if not any(n in found for n in group)
     )
     known = {name for group in groups for name in group}
     unexpected = tuple(found[name] for name in found if name not in known)
-    empty = _empty_buffers(module)
+    made = _made_buffers(module)
+    empty = tuple(name for name in _empty_buffers(module) if name not in made)
     if strict:
         _require_all(weights, missing, unexpected, empty)
     chosen = [_choose(weights, module, group, found) for group in groups]
     # All is checked: from here on the module changes.
+    for name, tensor in made.items():
+        _assign(module, [name], tensor)
     for group, stored in zip(groups, chosen, strict=True):
         if stored is not None:
             _assign(module, group, tensor_over(weights.writable(stored)))
@@ -120,6 +124,46 @@ def _tied(module: Any) -> list[tuple[str, ...]]:
     for name, tensor in module.state_dict(keep_vars=True).items():
         groups.setdefault(id(tensor), []).append(name)
     return [tuple(group) for group in groups.values()]
+
+
+def _tie(module: Any) -> None:
+    """Tie what a model of transformers ties: on the meta device nothing is, although the file has
+    such a parameter under one name only."""
+    config, tie = getattr(module, "config", None), getattr(module, "tie_weights", None)
+    if config is not None and callable(tie):
+        tie()
+
+
+def _made_buffers(module: Any) -> dict[str, Any]:
+    """Buffers that no file has and a module of transformers computes from its configuration: the
+    inverse frequencies of rotary positions."""
+    made: dict[str, Any] = {}
+    empty = set(_empty_buffers(module))
+    for path, part in module.named_modules():
+        config = getattr(part, "config", None)
+        names = [name for name, _ in part.named_buffers(recurse=False)]
+        wanted = [n for n in names if f"{path}.{n}".lstrip(".") in empty]
+        if config is None or not wanted:
+            continue
+        fresh = _built_again(type(part), config)
+        buffers = {} if fresh is None else dict(fresh.named_buffers(recurse=False))
+        for name in wanted:
+            tensor = buffers.get(name)
+            old = part.get_buffer(name)
+            if tensor is not None and not tensor.is_meta and tensor.shape == old.shape:
+                made[f"{path}.{name}".lstrip(".")] = tensor.to(old.dtype)
+    return made
+
+
+def _built_again(kind: Any, config: Any) -> Any:
+    """The same small module on the CPU; None where it is not made of its configuration alone."""
+    import torch
+
+    with torch.device("cpu"):
+        try:
+            return kind(config)
+        except Exception:  # noqa: BLE001 - another's constructor; what is not built stays empty
+            return None
 
 
 def _empty_buffers(module: Any) -> tuple[str, ...]:

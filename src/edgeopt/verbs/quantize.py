@@ -11,7 +11,7 @@ from edgeopt.errors import SourceError
 from edgeopt.files.open import open_source
 from edgeopt.verbs.applies import require_meaning
 from edgeopt.verbs.elsewhere import connected
-from edgeopt.verbs.gguf_options import GgufOptions, wants_gguf
+from edgeopt.verbs.gguf_options import GgufOptions, lacks_cache, wants_gguf
 from edgeopt.verbs.graph_base import Asked, Base, open_base, require_float
 from edgeopt.verbs.graph_build import build
 from edgeopt.verbs.graph_plan import make_graph_plan
@@ -184,6 +184,7 @@ def quantize(
                 source_sha256=sha256,
                 plan=made,
                 changes=changes,
+                notes=lacks_cache(opened),
                 on=elsewhere,
                 progress=progress,
             )

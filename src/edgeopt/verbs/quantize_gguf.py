@@ -69,6 +69,8 @@ def make_gguf(
         progress("opening", None)
     model = read_model(source, pre_tokenizer=options.pre_tokenizer)
     importance = _importance(options)
+    if importance is not None and (note := importance.fitted(model.tensors).note()) is not None:
+        model = dataclasses.replace(model, notes=(*model.notes, note))
     if plan is None:
         made, layout = _planned(source, model, options, bits, importance)
     else:

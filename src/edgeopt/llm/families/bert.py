@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.core import Source, Weight
-from edgeopt.errors import SourceError
 from edgeopt.files.gguf_write import Field, boolean, f32, u32
-from edgeopt.files.hf_folder import sentence_transformers
 from edgeopt.llm.families.config import Config, Dim
+from edgeopt.llm.families.pooling import pooling_of
 from edgeopt.llm.families.tensors import Spec, collect, per_block
 
 __all__ = ["FAMILY", "Bert"]
@@ -26,9 +25,6 @@ _DEFAULTS: Mapping[str, Any] = {
     "type_vocab_size": 2,
     "position_embedding_type": "absolute",
 }
-
-#: How sentence-transformers pools -> GGUF's number.
-_POOLING = {"mean": 1, "cls": 2, "lasttoken": 3}
 
 _HEADS = r"(pooler|cls)\..*"
 
@@ -58,7 +54,7 @@ class Bert:
             "attention.layer_norm_epsilon": f32(read.number("layer_norm_eps")),
             "attention.causal": boolean(False),
         }
-        pooling = _pooling(folder)
+        pooling = pooling_of(folder)
         if pooling is not None:
             fields["pooling_type"] = u32(pooling)
         return {
@@ -100,7 +96,7 @@ class Bert:
         notes = []
         if left:
             notes.append(f"left behind, as GGUF's bert ends at the embedding: {', '.join(left)}")
-        if _pooling(source.path) is None:
+        if pooling_of(source.path) is None:
             notes.append("no modules.json says how to pool: choose it where the file is run")
         return tuple(notes)
 
@@ -120,27 +116,6 @@ def _canonical(name: str) -> str:
         if bare.endswith(f"LayerNorm{old}"):
             bare = bare.removesuffix(old) + new
     return bare
-
-
-def _pooling(folder: Path) -> int | None:
-    """GGUF's number for what sentence-transformers' list beside the model says; None: no list."""
-    for root in (folder, folder.parent):
-        if not (root / "modules.json").is_file():
-            continue
-        modules = sentence_transformers(root)
-        if root / modules.transformer != folder and root != folder:
-            continue
-        if modules.heads:
-            raise SourceError(
-                f"{root}: a dense layer ({modules.heads[0]}) follows the pooling; GGUF's bert has "
-                "no place for it"
-            )
-        if modules.pooling not in _POOLING:
-            raise SourceError(
-                f"{root}: pools by {modules.pooling}; llama.cpp pools by {', '.join(_POOLING)}"
-            )
-        return _POOLING[modules.pooling]
-    return None
 
 
 def _config(config: Mapping[str, Any], folder: Path) -> Config:

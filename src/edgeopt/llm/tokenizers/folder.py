@@ -41,6 +41,9 @@ class AddedToken:
     special: bool
     #: The file that says so, for messages.
     path: Path
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
 
 
 class TokenizerFolder:
@@ -72,6 +75,11 @@ class TokenizerFolder:
     def config(self) -> dict[str, Any]:
         """``tokenizer_config.json``."""
         return self._object("tokenizer_config.json")
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """``generation_config.json``."""
+        return self._object("generation_config.json")
 
     @cached_property
     def special_tokens(self) -> dict[str, Any]:
@@ -141,7 +149,8 @@ def _added(number: int, entry: Any, path: Path, field: str) -> AddedToken:
     text = fields.get("content")
     if not isinstance(text, str):
         raise FormatError(path, f"content is {_kind(text)}, a string was expected", field=field)
-    return AddedToken(number, text, fields.get("special") is True, path)
+    flags = (fields.get(name) is True for name in ("lstrip", "rstrip", "single_word"))
+    return AddedToken(number, text, fields.get("special") is True, path, *flags)
 
 
 def token_text(value: Any) -> str | None:

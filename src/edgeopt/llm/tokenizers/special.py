@@ -15,6 +15,7 @@ from edgeopt.errors import SourceError
 from edgeopt.files.gguf_write import Field, boolean, u32
 from edgeopt.files.text import one_line
 from edgeopt.llm.tokenizers.folder import TokenizerFolder, listed, mapped, token_text
+from edgeopt.llm.tokenizers.notes import KNOWN_ENDS, end_ids
 from edgeopt.llm.tokenizers.vocabulary import Vocabulary
 
 __all__ = ["special_fields"]
@@ -77,6 +78,7 @@ def special_fields(
         flag = files.config.get(f"add_{role}_token")
         special.flags[role] = flag if isinstance(flag, bool) else default
     _apply(_template(files), special, vocabulary)
+    _add_ends(special, end_ids(files, config), vocabulary)
     # BERT's names for the two ends
     for role, other in (("bos", "cls"), ("eos", "sep")):
         if role not in special.ids and other in special.ids:
@@ -89,6 +91,21 @@ def special_fields(
     for role, flag in special.flags.items():
         fields[f"tokenizer.ggml.add_{role}_token"] = boolean(flag and role in special.ids)
     return fields
+
+
+def _add_ends(special: _Special, ends: list[int], vocabulary: Vocabulary) -> None:
+    """The other tokens that end an answer, where llama.cpp has room for them: those that it knows
+    by their text need none."""
+    taken = {special.ids.get(role) for role in ("eos", "eot", "eom")}
+    for number in ends:
+        if number in taken or not 0 <= number < vocabulary.n_vocab:
+            continue
+        if vocabulary.texts[number] in KNOWN_ENDS:
+            continue
+        free = next((role for role in ("eos", "eot", "eom") if role not in special.ids), None)
+        if free is None:
+            return
+        special.ids[free] = number
 
 
 def _named(role: str, files: TokenizerFolder, vocabulary: Vocabulary) -> int | None:
