@@ -68,6 +68,8 @@ class FidelityMeter:
                 f"output {self.output} has shape {list(reference.shape)} in the source "
                 f"and {list(got.shape)} in the artifact"
             )
+        if reference.dtype.kind in "OSU" and got.dtype.kind in "OSU":
+            reference, got = _codes(reference, got)
         if not (_is_number(reference) and _is_number(got)):
             return f"output {self.output} is {reference.dtype} and {got.dtype}, not numbers"
         self._samples += 1
@@ -172,6 +174,14 @@ def _is_float(array: NDArray[Any]) -> bool:
 
 def _is_number(array: NDArray[Any]) -> bool:
     return array.dtype.kind in "biuf" or _is_float(array)
+
+
+def _codes(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Both with a number for every text: texts are the same or not, as labels by number are."""
+    texts = np.concatenate([a.reshape(-1), b.reshape(-1)]).astype(str)
+    _, codes = np.unique(texts, return_inverse=True)
+    codes = codes.reshape(-1)
+    return codes[: a.size].reshape(a.shape), codes[a.size :].reshape(b.shape)
 
 
 def _chunks(

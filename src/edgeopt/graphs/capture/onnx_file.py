@@ -10,6 +10,7 @@ from edgeopt.core import Array, InputSpec
 from edgeopt.errors import CaptureError, InputsError
 from edgeopt.graphs.capture.axes import Axis, Inputs, axis_for, feed
 from edgeopt.graphs.capture.check import file_io, run_onnx
+from edgeopt.graphs.capture.declared import plain_file
 from edgeopt.graphs.capture.opset import opset_of, raise_opset
 from edgeopt.runtimes.reasons import attempt, one_line
 
@@ -38,7 +39,9 @@ def take(
             f"{path}: onnxruntime cannot load it: {reason.rstrip('.')}; give a model that"
             " plain ONNX Runtime runs"
         )
-    specs, _ = io
+    specs, outputs = io
+    _require_tensors(path, (*specs, *outputs))
+    path = plain_file(path, workdir)
     _require_fit(specs, {name: array.shape for name, array in (example or {}).items()}, "--data")
     _require_fit(specs, {spec.name: spec.shape for spec in inputs}, "--input", known=True)
     sample = _sample(path, _sized(specs, inputs), example)
@@ -49,6 +52,16 @@ def take(
     target = workdir / "model.onnx"
     reached, notes = raise_opset(path, opset, [sample], target)
     return (target if target.exists() else path), reached, sample, notes
+
+
+def _require_tensors(path: Path, values: Sequence[InputSpec]) -> None:
+    """CaptureError for what is no tensor: a sequence, a map, an optional value."""
+    for value in values:
+        if "(" in value.dtype and not value.dtype.startswith("tensor("):
+            raise CaptureError(
+                f"{path}: {value.name} is {value.dtype}, not a tensor, and edgeopt compares tensors"
+                " only; give a model without it (for a classifier of sklearn: zipmap=False)"
+            )
 
 
 def _require_fit(

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from edgeopt.core import Array
 from edgeopt.errors import SourceError
-from edgeopt.graphs.capture.opset import converted_model
+from edgeopt.graphs.capture.converting import converted_model
 from edgeopt.graphs.static.graph import Graph, Node, attribute, rename_reads
 from edgeopt.graphs.static.rules import RULES
 from edgeopt.graphs.static.strided import remove_strided_copies
