@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeopt.core import InputSpec
+from edgeopt.core import InputSpec, symbolic
+from edgeopt.data.fitting import join_rows
 from edgeopt.data.samples import Samples, load
 from edgeopt.data.split import split
 from edgeopt.errors import InputsError
@@ -228,6 +229,102 @@ def test_fixed_batch_gathers_rows_and_drops_the_rest(tmp_path):
         load(str(tmp_path / "d.npz")).fit([InputSpec("x", "float32", (9, 3, 4))])
 
 
+STATE = [InputSpec("x", "float32", ("batch", 5)), InputSpec("h", "float32", (2, "batch", 4))]
+
+
+@pytest.mark.parametrize("shape", [(6, 2, 1, 4), (6, 2, 4)], ids=["with its batch axis", "without"])
+def test_rows_of_a_state_whose_batch_is_not_in_front(tmp_path, shape):
+    x, h = RNG.standard_normal((6, 5)), RNG.standard_normal(shape)
+    np.savez(tmp_path / "d.npz", x=x, h=h)
+    feeds = list(load(str(tmp_path / "d.npz")).fit(STATE))
+    assert [f["h"].shape for f in feeds] == [(2, 1, 4)] * 6
+    for feed, row in zip(feeds, h, strict=True):
+        np.testing.assert_array_equal(feed["h"][:, 0], row.reshape(2, 4).astype(np.float32))
+    joined = join_rows(feeds[:3], STATE, "d.npz")
+    assert joined["x"].shape == (3, 5)
+    np.testing.assert_array_equal(joined["h"], h[:3].reshape(3, 2, 4).swapaxes(0, 1).astype("f4"))
+
+
+@pytest.mark.parametrize("free", [True, False], ids=["free batch", "fixed batch of two"])
+def test_a_state_is_batched_along_its_own_axis(free):
+    batch = "n" if free else 2
+    specs = [InputSpec("x", "float32", (batch, 5)), InputSpec("h", "float32", (3, batch, 4))]
+    x, h = RNG.standard_normal((4, 1, 5)), RNG.standard_normal((4, 1, 3, 1, 4))
+    rows = [{"x": x[i], "h": h[i]} for i in range(4)]
+    feeds = list(Samples("rows", lambda: iter(rows), 4).fit(specs))
+    size = 1 if free else 2
+    assert len(feeds) == 4 // size
+    assert feeds[0]["h"].shape == (3, size, 4)
+    np.testing.assert_array_equal(feeds[0]["h"][:, size - 1], h[size - 1, 0, :, 0].astype("f4"))
+
+
+def test_rows_of_inputs_without_a_batch(tmp_path):
+    specs = [
+        InputSpec("ids", "int64", ("n", "t")),
+        InputSpec("scales", "float32", (3,)),
+        InputSpec("sr", "int64", ()),
+    ]
+    scales = np.tile(np.float32([0, 1, 0.8]), (4, 1))
+    np.savez(tmp_path / "d.npz", ids=np.ones((4, 7), int), scales=scales, sr=np.full(4, 8000))
+    feeds = list(load(str(tmp_path / "d.npz")).fit(specs))
+    assert [(f["ids"].shape, f["scales"].shape, f["sr"].shape) for f in feeds] == [
+        ((1, 7), (3,), ())
+    ] * 4
+    assert int(feeds[3]["sr"]) == 8000
+    assert join_rows(feeds, specs, "d")["scales"].shape == (3,)
+    feeds[1]["scales"] = np.float32([5, 1, 0.8])
+    with pytest.raises(InputsError, match=r"scales: float32\[3\] has one value for a whole batch"):
+        join_rows(feeds, specs, "d")
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ((6, 3, 4), r"save it as \[rows, 2, 1, 4\]"),
+        ((6, 2, 1, 5), r"size 5 on axis 3|needs 4"),
+        ((6, 4), r"save it as \[rows, 2, 1, 4\]"),
+    ],
+)
+def test_layouts_that_fit_no_way_say_how_to_save_them(tmp_path, shape, says):
+    np.savez(tmp_path / "d.npz", x=np.ones((6, 5)), h=np.ones(shape))
+    with pytest.raises(InputsError, match=says):
+        list(load(str(tmp_path / "d.npz")).fit(STATE))
+
+
+def test_dimensions_without_a_name_need_not_agree():
+    image = InputSpec(
+        "x", "float32", tuple(symbolic(d, "x", i) for i, d in enumerate((None, 3, None)))
+    )
+    assert next(iter(make({"x": np.ones((1, 3, 9), np.float32)}).fit([image])))["x"].shape == (
+        1,
+        3,
+        9,
+    )
+
+
+@pytest.mark.parametrize("dtype", ["str", "string"])
+def test_strings_are_carried(tmp_path, dtype):
+    text = InputSpec("text", dtype, ("n",))
+    np.savez(tmp_path / "d.npz", text=np.array(["ab", "cde"]))
+    feeds = list(load(str(tmp_path / "d.npz")).fit([text]))
+    assert [f["text"].tolist() for f in feeds] == [["ab"], ["cde"]]
+    with pytest.raises(InputsError, match="input text is given int64, the model needs strings"):
+        make({"text": np.ones(1, np.int64)}).fit([text])
+
+
+def test_first_samples_tell_shapes_by_name_and_by_position(tmp_path):
+    np.save(tmp_path / "x.npy", ROWS)
+    assert {n: a.shape for n, a in load(str(tmp_path / "x.npy")).example().items()} == {
+        "#0": (1, 3, 4)
+    }
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    np.save(folder / "x.npy", ROWS)
+    found = load(str(folder))
+    assert found.bare
+    assert {n: a.shape for n, a in found.example().items()} == {"#0": (8, 3, 4), "x": (1, 3, 4)}
+
+
 def npy_bytes(array, **kwargs) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array, **kwargs)
@@ -245,7 +342,7 @@ def test_files_that_cannot_serve(tmp_path):
     good = npy_bytes(ROWS)
     cases = {
         "objects.npy": (npy_bytes(objects), "never unpickled"),
-        "text.npy": (npy_bytes(np.array(["a"])), "numbers or booleans"),
+        "text.npy": (npy_bytes(np.array(["a"])), "is given strings"),
         "scalar.npy": (npy_bytes(np.float32(1)), "leading sample axis"),
         "cut.npy": (good[:-5], "cannot be read"),
         "noise.npy": (b"hello there", "neither .npz nor .npy"),

@@ -25,7 +25,9 @@ def test_the_same_arguments_give_the_same_numbers():
     assert not np.array_equal(one[0]["input_ids"], one[1]["input_ids"])
     other = next(iter(synthetic(BERT, hints, seed=1)))
     assert not np.array_equal(one[0]["input_ids"], other["input_ids"])
-    assert synthetic(BERT).label == "8 synthetic inputs (seed 0)"
+    label = "8 synthetic inputs (seed 0): input_ids [1, 32], attention_mask [1, 32]"
+    assert synthetic(BERT).label == f"{label}, token_type_ids [1, 32], ..."
+    assert synthetic([InputSpec("x", "float32", (1, 4))]).label == "8 synthetic inputs (seed 0)"
 
 
 def test_text_inputs_are_plausible():
@@ -41,7 +43,7 @@ def test_text_inputs_are_plausible():
     assert all(f["token_type_ids"].max() == 0 for f in feeds)
     assert feeds[0]["position_ids"].tolist() == [[0, 1, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3]]
     free = next(iter(synthetic(BERT)))
-    assert free["token_type_ids"].tolist() == [[0] * 8 + [1] * 8]
+    assert free["token_type_ids"].tolist() == [[0] * 16 + [1] * 16]
 
 
 def test_images_are_smooth_and_of_unit_variance():
@@ -81,8 +83,8 @@ def test_other_kinds():
         (InputSpec("pixel_values", "float32", ("batch", 3, "height", "width")), (1, 3, 64, 64)),
         (InputSpec("x", "float32", ("s0", 1, "s1", "s2")), (1, 1, 64, 64)),
         (InputSpec("input_values", "float32", ("b", "sequence_length")), (1, 16000)),
-        (InputSpec("x", "float32", ("b", "c")), (1, 16)),
-        (InputSpec("input_ids", "int64", ("batch_size", "sequence_length")), (1, 16)),
+        (InputSpec("x", "float32", ("b", "c")), (1, 32)),
+        (InputSpec("input_ids", "int64", ("batch_size", "sequence_length")), (1, 32)),
         (InputSpec("h", "float32", (2, "batch", 8)), (2, 1, 8)),
         (InputSpec("x", "float32", ()), ()),
     ],

@@ -30,7 +30,16 @@ from edgeopt.core.results import (
     Unavailable,
 )
 from edgeopt.core.schemes import Affine, Codes, Scheme, Sparse
-from edgeopt.core.source import InputSpec, Source, Storage, Weight, file_sha256
+from edgeopt.core.source import (
+    InputSpec,
+    Source,
+    Storage,
+    Weight,
+    file_sha256,
+    shown_shape,
+    symbolic,
+    unnamed,
+)
 
 __all__ = [
     "DTYPE_BITS",
@@ -67,5 +76,8 @@ __all__ = [
     "Weight",
     "file_sha256",
     "format_bytes",
+    "shown_shape",
+    "symbolic",
     "tensor_nbytes",
+    "unnamed",
 ]

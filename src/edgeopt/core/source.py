@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgeopt.core.dtypes import FLOAT_DTYPES, Array
 
-__all__ = ["InputSpec", "Source", "Storage", "Weight", "file_sha256"]
+__all__ = [
+    "InputSpec",
+    "Source",
+    "Storage",
+    "Weight",
+    "file_sha256",
+    "shown_shape",
+    "symbolic",
+    "unnamed",
+]
 
 
 @dataclass(frozen=True)
@@ -66,16 +76,40 @@ class Weight:
         return self.reader(0, self.shape[0] if self.shape else 1)
 
 
+_MADE_UP = re.compile(r"unk__\d+")
+
+
+def unnamed(name: str, axis: int) -> str:
+    """The symbol of a free dimension without a name: its own, for no two of those are the same."""
+    return f"?{name}.{axis}"
+
+
+def symbolic(dim: int | str | None, name: str, axis: int) -> int | str:
+    """A dimension as ONNX or its runtime has it: free without a name where it is None, negative,
+    or called by a name that the runtime made up (``unk__3``)."""
+    free = dim is None or (dim < 0 if isinstance(dim, int) else bool(_MADE_UP.fullmatch(dim)))
+    return unnamed(name, axis) if free or dim is None else dim
+
+
+def shown_shape(shape: Iterable[int | str]) -> list[int | str]:
+    """A shape as a person and a document have it: free dimensions without a name are ``?``."""
+    return ["?" if isinstance(dim, str) and dim.startswith("?") else dim for dim in shape]
+
+
 @dataclass(frozen=True)
 class InputSpec:
-    """What a model takes (or gives): name, numpy dtype, shape with names for free dimensions."""
+    """What a model takes (or gives): name, numpy dtype, shape with symbols for free dimensions.
+
+    Dimensions of one symbol have one size, in all inputs; one that the file gives no name has a
+    symbol of its own (:func:`unnamed`).
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, shown_shape(self.shape)))}]"
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ def _as_feed(item: Any) -> dict[str, Array]:
 def _as_array(name: str, value: Any) -> Array:
     # a torch tensor that requires grad refuses numpy; detach is how it wants to be asked
     array = np.asarray(value.detach() if hasattr(value, "detach") else value)
-    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+    if array.dtype.kind not in "biufU" and array.dtype.name != "bfloat16":
         raise InputsError(f"input {name} is given {array.dtype}; numbers or booleans are needed")
     return array
 
@@ -210,7 +210,7 @@ def _mapped(path: Path) -> Array:
 
 
 def _numeric(array: Array, where: object) -> Array:
-    if array.dtype.kind not in "biuf":
+    if array.dtype.kind not in "biufU":
         raise InputsError(f"{where} holds {array.dtype}; numbers or booleans are needed")
     return array
 
@@ -270,7 +270,7 @@ def _member(archive: zipfile.ZipFile, file: str, path: Path) -> _Member:
         lacking = stream.tell() + math.prod(shape) * dtype.itemsize
     lacking -= archive.getinfo(file).file_size
     name = file.removesuffix(".npy")
-    if dtype.kind not in "biuf":
+    if dtype.kind not in "biufU":
         kind = "Python objects" if dtype.hasobject else str(dtype)
         raise InputsError(f"{path}, {name} holds {kind}; numbers or booleans are needed")
     if not shape:

@@ -16,6 +16,7 @@ Files are told apart by content. Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +46,8 @@ class Samples:
 
     ``label`` says where they come from, for a person. ``count`` is their number, None for a
     generator (then ``limit`` bounds it). ``inputs`` is what they were fitted to; before
-    :meth:`fit`, arrays given by position are called ``#0``, ``#1``, ...
+    :meth:`fit`, arrays given by position are called ``#0``, ``#1``, ... ``bare`` ones are single
+    samples, perhaps without an axis for a batch.
     """
 
     label: str
@@ -53,7 +55,9 @@ class Samples:
     count: int | None = None
     limit: int | None = None
     inputs: tuple[InputSpec, ...] = ()
+    bare: bool = False
     resolve: Callable[[Sequence[str]], Samples] | None = field(default=None, repr=False)
+    names: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Feed]:
         return itertools.islice(self.opener(), self.limit)
@@ -101,6 +105,15 @@ class Samples:
             label += f" (not used: {', '.join(unused)})"
         return Samples(label, opener, count, None, specs)
 
+    def example(self) -> Feed:
+        """The first sample before it is fitted to anything: by name, and by position where names
+        are not known to be inputs."""
+        found = dict(next(iter(self), {}))
+        if self.resolve is not None:  # a folder of files: each an input, or each a sample
+            with contextlib.suppress(InputsError):
+                found |= next(iter(self.resolve(self.names)), {})
+        return found
+
     def select(self, keep: Callable[[int], bool], count: int | None, label: str) -> Samples:
         """Those samples whose index (from 0) is to be kept."""
 
@@ -144,8 +157,9 @@ def load(spec: str, limit: int | None = DEFAULT_LIMIT) -> Samples:
 
 
 def _load_folder(path: Path) -> Samples:
-    def samples(reader: readers.Reader) -> Samples:
-        return Samples(f"{path.name}/, {reader.count} samples", reader.rows, reader.count)
+    def samples(reader: readers.Reader, bare: bool = True) -> Samples:
+        label = f"{path.name}/, {reader.count} samples"
+        return Samples(label, reader.rows, reader.count, bare=bare)
 
     folders = sorted(p for p in path.iterdir() if p.is_dir() and any(p.glob("*.npy")))
     if folders:
@@ -157,6 +171,6 @@ def _load_folder(path: Path) -> Samples:
         if not set(names) <= set(files):
             return replace(whole, resolve=None)
         columns = {name: readers.open_npy(file) for name, file in files.items()}
-        return samples(readers.zipped(columns, path))
+        return samples(readers.zipped(columns, path), bare=False)
 
-    return replace(whole, resolve=resolve)
+    return replace(whole, resolve=resolve, names=tuple(files))

@@ -5,71 +5,46 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edgeopt.core import Array, InputSpec
 from edgeopt.data.fitting import plain_dtype
+from edgeopt.data.hint import Hint
 from edgeopt.data.samples import Samples
+from edgeopt.data.sizes import batch_symbols, is_sound, typical_sizes
 from edgeopt.errors import InputsError
 
-__all__ = ["Hint", "concrete_shape", "synthetic"]
+__all__ = ["OTHER_BATCH", "Hint", "concrete_shape", "pinned", "synthetic"]
 
+#: Of made-up inputs, every so many come in a batch of this size where the model takes one: what
+#: one sample does to another in its batch is part of how the file answers.
+_BATCH_EVERY, OTHER_BATCH = 4, 3
 
-@dataclass(frozen=True)
-class Hint:
-    """What is known of an input's values: ``low <= value < high`` for integers.
-
-    For floats, the range that values are drawn from uniformly. ``kind`` names a use that values
-    alone do not tell: ``mask`` (1 keep, 0 leave out).
-    """
-
-    low: float | None = None
-    high: float | None = None
-    kind: str = ""
-
-
-#: (symbol or input name, size) for free dimensions; the first that matches counts.
-_SIZES: tuple[tuple[re.Pattern[str], int], ...] = tuple(
-    (re.compile(pattern, re.IGNORECASE), size)
-    for pattern, size in (
-        (r"^(n|b)$|batch", 1),
-        (r"height|width|^(h|w)$|image|pixel", 64),
-        (r"wave|audio|speech|input_values", 16000),
-        (r"seq|token|length|len|time|steps|^(t|s|l)$", 16),
-    )
-)
-#: A free dimension whose name says nothing, by (rank, axis); the leading one is the batch.
-_SIZE_BY_PLACE = {(4, 2): 64, (4, 3): 64, (5, 3): 64, (5, 4): 64}
-_DEFAULT_SIZE = 16
+#: The deviation of speech, where full scale is one.
+_LOUDNESS = 0.1
+#: Inputs whose shapes a label gives.
+_SHOWN = 3
 #: Integers of which nothing is known stay small: most are indices into some table.
 _DEFAULT_HIGH = 10
 
 
 def concrete_shape(spec: InputSpec, sizes: Mapping[str, int] | None = None) -> tuple[int, ...]:
     """The input's shape with sizes for free dimensions: ``sizes`` by name, else typical ones."""
-    shape: list[int] = []
-    for axis, dim in enumerate(spec.shape):
-        if isinstance(dim, int):
-            shape.append(dim)
-        elif sizes and dim in sizes:
-            shape.append(sizes[dim])
-        else:
-            shape.append(_typical(spec, axis, dim))
-    return tuple(shape)
+    return _shape(spec, {**typical_sizes((spec,)), **(sizes or {})})
 
 
-def _typical(spec: InputSpec, axis: int, symbol: str) -> int:
-    if _SIZES[0][0].search(symbol) or axis == 0:
-        return 1
-    # an input that is named for what it holds tells more than an axis called "sequence_length"
-    texts = (spec.name, symbol) if np.dtype(spec.dtype).kind == "f" else (symbol,)
-    for text in texts:
-        for pattern, size in _SIZES[1:]:
-            if pattern.search(text) and not (size == 64 and axis < len(spec.shape) - 2):
-                return size
-    return _SIZE_BY_PLACE.get((len(spec.shape), axis), _DEFAULT_SIZE)
+def _shape(spec: InputSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in spec.shape)
+
+
+def pinned(hints: Mapping[str, Hint] | None, values: Mapping[str, int]) -> dict[str, Hint]:
+    """``hints`` with inputs that take one value alone, by name."""
+    found = dict(hints or {})
+    for name, value in values.items():
+        found[name] = replace(found.get(name, Hint()), low=value, high=value + 1)
+    return found
 
 
 def synthetic(
@@ -78,12 +53,14 @@ def synthetic(
     count: int = 8,
     seed: int = 0,
     sizes: Mapping[str, int] | None = None,
+    batch: int | None = None,
 ) -> Samples:
     """``count`` made-up feeds; the same arguments give the same numbers.
 
     Integers are drawn below their hint, masks are ones with the tail of every other sample
-    padded, floats are standard normal, smooth where they look like images. ``sizes`` sets free
-    dimensions by name.
+    padded, floats are standard normal, or as their hint says, smooth where they look like images.
+    ``sizes`` sets free dimensions by name, others get a typical size. ``batch``: every fourth feed
+    holds so many samples, where the batch is free.
 
     Raises:
         InputsError: an input whose dtype numpy does not have (``bfloat16``, strings).
@@ -91,25 +68,57 @@ def synthetic(
     specs = tuple(inputs)
     known = dict(hints or {})
     for spec in specs:
+        if is_sound(spec, specs) and not known.get(spec.name, Hint()).std:
+            quiet = replace(known.get(spec.name, Hint()), mean=(0.0,), std=(_LOUDNESS,))
+            known[spec.name] = quiet
         if plain_dtype(spec.dtype) is None:
             raise InputsError(
                 f"input {spec.name} takes {spec.dtype}, for which no inputs can be made up; give"
                 " --data"
             )
-    shapes = {spec.name: concrete_shape(spec, sizes) for spec in specs}
+    alone = typical_sizes(specs, known, sizes)
+    together = {**alone, **dict.fromkeys(batch_symbols(specs), batch)} if batch else alone
+    mixed = alone != together and count >= _BATCH_EVERY
+
+    steps = _steps(specs, alone)
 
     def feed(index: int) -> dict[str, Array]:
         made = {}
+        chosen = together if mixed and index % _BATCH_EVERY == _BATCH_EVERY - 1 else alone
+        tail = float(np.random.default_rng([seed, index]).random())
         for spec in specs:
             rng = np.random.default_rng([seed, index, zlib.crc32(spec.name.encode())])
-            draw = _Draw(shapes[spec.name], known.get(spec.name, Hint()), rng, index)
+            hint = known.get(spec.name, Hint())
+            draw = _Draw(_shape(spec, chosen), hint, rng, index, tail, steps)
             made[spec.name] = np.asarray(_maker(spec, draw.hint)(draw)).astype(spec.dtype)
         return made
 
     def opener() -> Iterator[dict[str, Array]]:
         return map(feed, range(count))
 
-    return Samples(f"{count} synthetic inputs (seed {seed})", opener, count, None, specs)
+    label = f"{count} synthetic inputs (seed {seed})"
+    if chosen := _chosen(specs, alone):
+        label += f": {chosen}"
+    if mixed:
+        label += f"; every {_BATCH_EVERY}th in a batch of {batch}"
+    return Samples(label, opener, count, None, specs)
+
+
+def _steps(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> int:
+    """The size of the first sequence's free axis; 0 where there is none."""
+    batch = batch_symbols(specs)
+    for spec in specs:
+        free = [dim for dim in spec.shape if isinstance(dim, str) and dim not in batch]
+        if len(spec.shape) > 1 and free:
+            return sizes[free[-1]]
+    return 0
+
+
+def _chosen(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> str:
+    """The shapes in which something was chosen, for a person; of many inputs the first few."""
+    free = [s for s in specs if any(isinstance(dim, str) for dim in s.shape)]
+    shown = [f"{s.name} {list(_shape(s, sizes))}" for s in free[:_SHOWN]]
+    return ", ".join([*shown, *(["..."] if len(free) > _SHOWN else [])])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -122,6 +131,10 @@ class _Draw:
     hint: Hint
     rng: np.random.Generator
     index: int
+    #: Where in (0, 1) padding begins, the same for all inputs of a feed.
+    tail: float = 0.5
+    #: The steps of the feed's sequences, where it has any.
+    length: int = 0
 
     @property
     def low(self) -> int:
@@ -131,17 +144,40 @@ class _Draw:
     def high(self) -> int:
         return max(self.low + 1, int(_DEFAULT_HIGH if self.hint.high is None else self.hint.high))
 
+    @property
+    def kept(self) -> int:
+        """Places of the last axis before the padding: every other feed has some."""
+        length = self.shape[-1] if self.shape else 0
+        if self.index % 2 and length > 1 and len(self.shape) == 2:
+            return length - 1 - int(self.tail * (length // 2))
+        return length
+
 
 def _ids(draw: _Draw) -> Array:
-    return draw.rng.integers(draw.low, draw.high, draw.shape)
+    ids = draw.rng.integers(draw.low, draw.high, draw.shape)
+    begin, end = draw.hint.begin, draw.hint.end
+    if len(draw.shape) == 2 and draw.kept > len(begin) + len(end):
+        ids[:, : len(begin)] = begin
+        ids[:, draw.kept - len(end) : draw.kept] = end
+    return ids
+
+
+def _bytes(draw: _Draw) -> Array:
+    """Pictures of bytes, or anything else of that type that no table bounds: all of its range."""
+    if len(draw.shape) < 3:
+        return draw.rng.integers(0, 256, draw.shape)
+    return np.clip(np.rint(127.5 + 55 * _smooth(draw)), 0, 255)
 
 
 def _mask(draw: _Draw) -> Array:
     mask = np.ones(draw.shape, np.int64)
-    length = draw.shape[-1] if draw.shape else 0
-    if draw.index % 2 and length > 1 and len(draw.shape) == 2:
-        mask[..., length - int(draw.rng.integers(1, length // 2 + 1)) :] = 0
+    mask[..., draw.kept :] = 0
     return mask
+
+
+def _lengths(draw: _Draw) -> Array:
+    """How long the sequences are that another input holds."""
+    return np.full(draw.shape, max(draw.length, 1))
 
 
 def _segments(draw: _Draw) -> Array:
@@ -167,6 +203,21 @@ def _flags(draw: _Draw) -> Array:
 def _floats(draw: _Draw) -> Array:
     if draw.hint.low is not None and draw.hint.high is not None:
         return draw.rng.uniform(draw.hint.low, draw.hint.high, draw.shape)
+    made = _smooth(draw)
+    if not draw.hint.std:
+        return made
+    std = _by_channel(draw.hint.std, draw.shape)
+    return np.asarray(_by_channel(draw.hint.mean, draw.shape) + std * made)
+
+
+def _by_channel(values: tuple[float, ...], shape: tuple[int, ...]) -> Array:
+    """One number, or one a channel (axis 1; of two axes the last), ready to broadcast."""
+    if len(shape) < 2 or len(values) not in (1, shape[1]):
+        return np.asarray(np.mean(values))
+    return np.asarray(values).reshape(-1, *(1,) * (len(shape) - 2))
+
+
+def _smooth(draw: _Draw) -> Array:
     noise = draw.rng.standard_normal(draw.shape)
     if len(draw.shape) < 4 or min(draw.shape[-2:]) < 8:
         return noise
@@ -181,6 +232,7 @@ def _floats(draw: _Draw) -> Array:
 #: (input name, maker) for integers and booleans; the first that matches counts.
 _BY_NAME: tuple[tuple[re.Pattern[str], Callable[[_Draw], Array]], ...] = (
     (re.compile(r"mask", re.IGNORECASE), _mask),
+    (re.compile(r"(^|_)len(gth)?s?$|lengths", re.IGNORECASE), _lengths),
     (re.compile(r"token_type|segment", re.IGNORECASE), _segments),
     (re.compile(r"position", re.IGNORECASE), _positions),
 )
@@ -193,4 +245,6 @@ def _maker(spec: InputSpec, hint: Hint) -> Callable[[_Draw], Array]:
     if kind == "f":
         return _floats
     named = next((make for pattern, make in _BY_NAME if pattern.search(spec.name)), None)
+    if named is None and spec.dtype == "uint8" and hint.high is None:
+        return _bytes
     return named or (_flags if kind == "b" else _ids)

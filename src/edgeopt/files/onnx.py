@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeopt.core import InputSpec, Source, Weight
+from edgeopt.core import InputSpec, Source, Weight, symbolic
 from edgeopt.errors import FormatError
 from edgeopt.files.onnx_tensors import DATA_TYPES, Tensors
 from edgeopt.files.protobuf import LENGTH, VARINT, Buffer, Field, fields, top_level
@@ -299,15 +299,16 @@ class _Walk:
     def _value(self, lo: int, hi: int) -> InputSpec:
         """ValueInfoProto: name and type."""
         name, dtype = "", ""
-        shape: tuple[int | str, ...] = ()
+        dims: tuple[int | str | None, ...] = ()
         for number, wire, start, end in self._fields(lo, hi):
             if wire == LENGTH and number == 1:
                 name = self._text(start, end)
             elif wire == LENGTH and number == 2:
-                dtype, shape = self._type(start, end)
+                dtype, dims = self._type(start, end)
+        shape = tuple(symbolic(dim, name, axis) for axis, dim in enumerate(dims))
         return InputSpec(name, dtype, shape)
 
-    def _type(self, lo: int, hi: int) -> tuple[str, tuple[int | str, ...]]:
+    def _type(self, lo: int, hi: int) -> tuple[str, tuple[int | str | None, ...]]:
         """TypeProto: a tensor's dtype and shape, or the kind of what is no tensor."""
         others = {4: "sequence", 5: "map", 7: "opaque", 8: "sparse", 9: "optional"}
         for number, wire, start, end in self._fields(lo, hi):
@@ -317,19 +318,18 @@ class _Walk:
                 return others[number], ()
         return "", ()
 
-    def _tensor_type(self, lo: int, hi: int) -> tuple[str, tuple[int | str, ...]]:
+    def _tensor_type(self, lo: int, hi: int) -> tuple[str, tuple[int | str | None, ...]]:
         dtype = ""
-        shape: tuple[int | str, ...] = ()
+        shape: tuple[int | str | None, ...] = ()
         for number, wire, start, end in self._fields(lo, hi):
             if number == 1 and wire == VARINT:
                 dtype = DATA_TYPES.get(start, f"type {start}")
             elif number == 2 and wire == LENGTH:
-                dims = [
+                shape = tuple(
                     self._dimension(a, b)
                     for number, wire, a, b in self._fields(start, end)
                     if number == 1 and wire == LENGTH
-                ]
-                shape = tuple("?" if dim is None else dim for dim in dims)
+                )
         return dtype, shape
 
     def _dimension(self, lo: int, hi: int) -> int | str | None:

@@ -1,9 +1,10 @@
-"""What a graph says about the integers it takes: ids stay below the rows of their table."""
+"""What a graph says about what it takes: ids stay below the rows of their table, and the like."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from edgeopt.data.synthetic import Hint
+from edgeopt.data.hint import Hint
+from edgeopt.graphs.ranges import all_nodes, coarsest, compared_with, statistics
 
 __all__ = ["input_hints"]
 
@@ -49,34 +51,49 @@ _MASK = re.compile(r"mask", re.IGNORECASE)
 
 
 def input_hints(model: Path | Any) -> dict[str, Hint]:
-    """Bounds for integer inputs that end up as indices, by input name.
+    """What a graph tells of its inputs' values, by input name.
 
     ``model``: a path (weights kept in other files are not read) or a ModelProto. An input that
     reaches the indices of a Gather or GatherElements, through casts, reshapes and additions of
     constants, gets ``0 <= value < rows`` of the smallest table (less what is added on the way);
     a OneHot counts by its depth. Inputs with a mask's name, that index nothing, get kind
-    ``mask``. Inputs that tell nothing are left out.
+    ``mask``; integers of one element what they are compared with. Of floats, what a normalisation
+    in front tells (:func:`~edgeopt.graphs.ranges.statistics`), and of all, how coarse the
+    coarsest map made of them is. Inputs that tell nothing are left out.
     """
     proto = onnx.load(str(model), load_external_data=False) if isinstance(model, Path) else model
     graph = proto.graph
     constants = {t.name: t for t in graph.initializer}
-    for node in graph.node:
+    nodes = list(all_nodes(graph.node))
+    for node in nodes:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             constants[node.output[0]] = node.attribute[0].t
     readers: dict[str, list[Any]] = {}
-    for node in graph.node:
+    for node in nodes:
         for name in set(node.input):
             readers.setdefault(name, []).append(node)
     hints: dict[str, Hint] = {}
     for value in graph.input:
-        if value.name in constants or value.type.tensor_type.elem_type not in _INTEGERS:
+        if value.name in constants:
+            continue
+        hint = Hint(stride=coarsest(value.name, graph.node))
+        if value.type.tensor_type.elem_type not in _INTEGERS:
+            told = statistics(value.name, readers, constants)
+            hint = hint if told is None else replace(hint, mean=told[0], std=told[1])
+            if hint != Hint():
+                hints[value.name] = hint
             continue
         bounds = list(_bounds(value.name, 0, readers, constants, set()))
         if bounds:
             low = max(low for low, _ in bounds)
-            hints[value.name] = Hint(low, max(low + 1, min(high for _, high in bounds)))
+            high = max(low + 1, min(high for _, high in bounds))
+            hints[value.name] = replace(hint, low=low, high=high)
         elif _MASK.search(value.name):
-            hints[value.name] = Hint(0, 2, "mask")
+            hints[value.name] = replace(hint, low=0, high=2, kind="mask")
+        elif _is_lone(value):
+            hint = replace(hint, values=compared_with(value.name, readers, constants))
+        if hint != Hint():
+            hints.setdefault(value.name, hint)
     return hints
 
 
@@ -109,6 +126,11 @@ def _bounds(
             if other is not None and (node.op_type == "Add" or node.input[0] == name):
                 step = other if node.op_type == "Add" else -other
                 yield from _bounds(node.output[0], added + step, readers, constants, seen)
+
+
+def _is_lone(value: Any) -> bool:
+    """One element: every dimension is one."""
+    return all(dim.dim_value == 1 for dim in value.type.tensor_type.shape.dim)
 
 
 def _axis(node: Any) -> int:

@@ -60,7 +60,7 @@ def identify(model: ir.Model, identity: Identity) -> None:
     model.metadata_props.clear()
     model.metadata_props.update(identity.properties)
     graph = model.graph
-    graph.name, graph.doc_string = identity.graph_name, identity.graph_doc
+    graph.name, graph.doc_string = identity.graph_name or graph.name, identity.graph_doc
     graph.metadata_props.update(identity.graph_properties)
     for value in (*graph.inputs, *graph.outputs):
         doc, properties = identity.values.get(value.name or "", ("", {}))

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeopt.core import Change, Check, Fidelity, Verdict, format_bytes
 from edgeopt.errors import UsageError
-from edgeopt.measure.pair import SLOWER, Mates, PairResult
+from edgeopt.measure.pair import SLOWER, Mates, PairResult, Repeats
 
 __all__ = ["AGREEMENT", "FEW_ROWS", "FLOORS", "SAME_ANSWERS", "TENSOR_FLOORS", "basis", "judge"]
 
@@ -54,6 +54,7 @@ def judge(
     changes: Sequence[Change] = (),
     misplaced: Sequence[str] = (),
     given: bool = False,
+    noise: str = "",
 ) -> Verdict:
     """Judge a measured pair.
 
@@ -63,7 +64,8 @@ def judge(
     the artifact is meant to be a quantized (or float16), smaller one; otherwise coverage and size
     are not asked for. ``changes`` are what is said to have happened to each tensor, ``misplaced``
     where the file holds something else. ``given``: the samples are the user's, not made up; then
-    an output that is a classification must keep its answers, too.
+    an output that is a classification must keep its answers, too. ``noise``: what draws at random
+    in the source, and what to set, should its answers differ from run to run.
     """
     if min_sqnr is not None and not math.isfinite(min_sqnr):
         raise UsageError(f"--min-sqnr {min_sqnr}: not a number of decibels, such as 20")
@@ -77,11 +79,16 @@ def judge(
     if pair.failure is not None:
         unproven.append("fidelity and speed: the artifact does not run")
         return Verdict(tuple(checks), tuple(unproven))
+    floor = _of(FLOORS, bits) if min_sqnr is None else min_sqnr
+    # What a seed in the file decides varies from run to run too, but is the same in both files.
+    apart = any(f.sqnr_db < floor for f in pair.fidelity)
+    if pair.repeats is not None and pair.repeats.db < floor and apart:
+        checks.append(_varies(pair.repeats, floor, noise))
     checks += _fidelity(pair.fidelity, bits, min_sqnr, given)
     if given and min_sqnr is None:
         checks += [c for c in [same_answers(pair.fidelity, _more(bits, given))] if c is not None]
     if pair.mates is not None:
-        checks.append(_mates(pair.mates, _of(FLOORS, bits) if min_sqnr is None else min_sqnr))
+        checks.append(_mates(pair.mates, floor))
     unproven += [f"output {f.output}: constant in the source" for f in pair.fidelity if f.constant]
     speed = _speed(pair, prefer, bits, given)
     if speed is None:
@@ -117,6 +124,17 @@ def same_answers(fidelity: Sequence[Fidelity], advice: str) -> Check | None:
         found=f"{share:.1%} of {worst.rows} ({worst.output})",
         limit=f"{SAME_ANSWERS:.0%} or more",
         advice=advice,
+    )
+
+
+def _varies(repeats: Repeats, floor: float, noise: str) -> Check:
+    return Check(
+        name="source repeats itself",
+        passed=False,
+        found=f"its own answers to one input differ from run to run, {_db(repeats.db)}"
+        f" ({repeats.output})",
+        limit=f"{floor:g} dB or more, or nothing can be compared with it",
+        advice=noise or "export the model in evaluation mode, with its random draws left out",
     )
 
 

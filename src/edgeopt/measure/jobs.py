@@ -73,7 +73,9 @@ def pair(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> di
         names = match_outputs(source.outputs, artifact.outputs, job["output_map"])
         meters = {name: FidelityMeter(name) for name in names}
         _compare(source, artifact, meters, names, feeds, folder, voice)
-    mates = None
+    mates, repeats = None, None
+    if job["compare"]:
+        repeats = _repeats(source, names, feeds, folder, voice)
     if job["compare"] and job.get("batch"):
         mates = _beside_others(job["batch"], source, artifact, meters, names, feeds, folder, voice)
     first = feeds.load(folder, 0)
@@ -91,6 +93,7 @@ def pair(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> di
         "fidelity": [dataclasses.asdict(meter.result()) for meter in meters.values()],
         "source_not_finite": [n for n, meter in meters.items() if meter.source_not_finite],
         "mates": mates,
+        "repeats": repeats,
         "renamed": {a: b for a, b in names.items() if a != b},
         "latency": {"source": blocks.values[0], "artifact": blocks.values[1]},
         "runs": {"source": blocks.runs[0], "artifact": blocks.runs[1]},
@@ -221,6 +224,26 @@ def _compare(
             if problem:
                 raise SourceError(problem)
         voice.progress("comparing", (index + 1) / feeds.count)
+
+
+def _repeats(
+    source: Session, names: Mapping[str, str], feeds: Feeds, folder: Path, voice: Voice
+) -> dict[str, Any] | None:
+    """How close (dB) the source's answers to one sample are from run to run, by its worst output:
+    ``output`` and ``db``; None where it has no float output."""
+    if not feeds.count:
+        return None
+    voice.busy("source", f"running {source.path}")
+    feed = source.fit(feeds.load(folder, 0))
+    first, second = source.run(feed), source.run(feed)
+    found = []
+    for name in names:
+        meter = FidelityMeter(name)
+        if meter.add(np.asarray(first[name]), np.asarray(second[name])) is not None:
+            return {"output": name, "db": -math.inf}  # not even of one size
+        if not math.isnan(db := meter.result().sqnr_db):
+            found.append((db, name))
+    return None if not found else dict(zip(("db", "output"), min(found), strict=True))
 
 
 #: Rows of a batch that is put together from single samples.

@@ -25,7 +25,7 @@ from edgeopt.numerics.statistics import (
     slower_than,
 )
 
-__all__ = ["SLOWER", "Mates", "PairResult", "measure_pair"]
+__all__ = ["SLOWER", "Mates", "PairResult", "Repeats", "measure_pair"]
 
 #: An artifact is slower when its time exceeds the source's by more than this, beyond noise.
 SLOWER = 1.05
@@ -53,6 +53,14 @@ class Mates:
 
 
 @dataclass(frozen=True)
+class Repeats:
+    """How close the source's own answers to one sample are from run to run."""
+
+    output: str
+    db: float
+
+
+@dataclass(frozen=True)
 class PairResult:
     """What was measured on a pair.
 
@@ -74,6 +82,7 @@ class PairResult:
     unproven: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     mates: Mates | None = None
+    repeats: Repeats | None = None
 
     @property
     def ratio(self) -> Interval | None:
@@ -171,6 +180,7 @@ def measure_pair(
         files=files["artifact"],
         unproven=tuple(unproven),
         notes=tuple(notes),
+        repeats=None if first.get("repeats") is None else Repeats(**first["repeats"]),
         mates=None if first.get("mates") is None else Mates(**first["mates"]),
     )
 

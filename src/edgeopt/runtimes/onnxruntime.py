@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.core import InputSpec
+from edgeopt.core import InputSpec, symbolic
 from edgeopt.errors import (
     EdgeoptError,
     FormatError,
@@ -256,8 +256,7 @@ def _spec(path: Path, value: Any) -> InputSpec:
             "edgeopt compares tensors only"
         )
     shape = value.shape if value.shape is not None else []
-    # The runtime gives None for a free dimension without a name; no two of those are the same.
-    dims = tuple(f"{value.name}_{i}" if dim is None else dim for i, dim in enumerate(shape))
+    dims = tuple(symbolic(dim, value.name, i) for i, dim in enumerate(shape))
     return InputSpec(value.name, dtype, dims)
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeopt.core import Array, InputSpec, Progress, Source
+from edgeopt.data.hint import Hint
 from edgeopt.data.inputspec import parse_inputs
 from edgeopt.data.samples import Feed, Samples, load
+from edgeopt.data.sizes import batch_symbols, sizes_of
 from edgeopt.data.split import split
-from edgeopt.data.synthetic import synthetic
+from edgeopt.data.synthetic import OTHER_BATCH, pinned, synthetic
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.graphs.capture import Captured, capture
 
@@ -70,33 +72,39 @@ def prepare(
     model: str | None,
     trust_pickle: bool,
     opset: int = 21,
+    shapes: str | None = None,
     progress: Progress | None = None,
 ) -> Prepared:
-    """Capture the source's graph, and fit the samples to it (or make some up)."""
-    from edgeopt.graphs.hints import input_hints
+    """Capture the source's graph, and fit the samples to it (or make some up).
 
+    ``shapes``: other data (to train on), whose first sample tells shapes where ``data`` is None.
+    """
     require_graph(source, model)
     if model is not None and source.kind == "onnx":
         raise UsageError(
             f"--model {model}: {source.path} is an ONNX graph, which needs no code; leave it out"
         )
     raw = load(data) if data is not None else None
+    first = raw if raw is not None or shapes is None else load(shapes)
     captured = capture(
         source,
         workdir,
         model=model,
         trust_pickle=trust_pickle,
         inputs=parse_inputs(tuple(inputs)),
-        example=example_of(raw),
+        example=example_of(first),
+        bare=first is not None and first.bare,
         opset=opset,
         progress=progress,
     )
-    hints = input_hints(captured.model)
-    sizes = _sizes(captured)
+    hints = _hints(captured)
     if raw is None:
         # Two draws: what candidates are tried on must not be what they are judged by.
+        sizes = _sizes(captured)
         trial = synthetic(captured.inputs, hints, count=4, seed=1, sizes=sizes)
-        proof = synthetic(captured.inputs, hints, count=8, seed=0, sizes=sizes)
+        proof = synthetic(
+            captured.inputs, hints, count=8, seed=0, sizes=sizes, batch=_batch(captured)
+        )
         return Prepared(source, captured, None, tuple(trial), tuple(proof), proof.label)
     calibration, held_out = split(raw.fit(captured.inputs), hints=hints)
     return Prepared(
@@ -114,16 +122,16 @@ def narrowed(prepared: Prepared, inputs: Sequence[InputSpec], data: str | None) 
 
     Dimensions that the captured graph leaves free and ``inputs`` fixes, by name, take that size.
     """
-    from edgeopt.graphs.hints import input_hints
-
     captured = prepared.captured
     fixed = {spec.name: spec.shape for spec in inputs}
     specs = tuple(_narrow(spec, fixed.get(spec.name, ())) for spec in captured.inputs)
     if specs == captured.inputs:
         return prepared
-    hints = input_hints(captured.model)
+    hints = _hints(captured)
     if data is None:
-        proof = synthetic(specs, hints, count=8, seed=0, sizes=_sizes(captured))
+        proof = synthetic(
+            specs, hints, count=8, seed=0, sizes=_sizes(captured), batch=_batch(captured)
+        )
     else:
         _, proof = split(load(data).fit(specs), hints=hints)
     return replace(prepared, proof=_bounded(proof, _PROOF_FEEDS), label=proof.label)
@@ -140,30 +148,33 @@ def _narrow(spec: InputSpec, shape: Sequence[int | str]) -> InputSpec:
 
 
 def example_of(raw: Samples | None) -> dict[str, Array] | None:
-    """The first sample, where its arrays carry names; by position it is fitted after capture."""
-    if raw is None or raw.resolve is not None:
-        return None
-    first = next(iter(raw), None)
-    if first is None or any(name.startswith("#") for name in first):
-        return None
-    return first
+    """The first sample as it was given: what tells a model's shapes that nothing else does."""
+    return None if raw is None else raw.example() or None
+
+
+def _hints(captured: Captured) -> dict[str, Hint]:
+    """What the graph tells of values, and the lone integers (a sample rate) that it ran on."""
+    from edgeopt.graphs.hints import input_hints
+
+    hints = input_hints(captured.model)
+    ran = {
+        name: int(captured.example[name].reshape(-1)[0])
+        for name, hint in hints.items()
+        if hint.values and name in captured.example
+    }
+    return pinned(hints, ran)
 
 
 def _sizes(captured: Captured) -> dict[str, int]:
-    """Sizes of the free dimensions in the feed that was exported, at batch 1.
+    """Sizes of the free dimensions in the feed that was exported, at batch 1: one request at a
+    time is what a device sees."""
+    shapes = {name: array.shape for name, array in captured.example.items()}
+    sizes = sizes_of(captured.inputs, shapes)
+    return {**sizes, **dict.fromkeys(batch_symbols(captured.inputs), 1)}
 
-    A free leading axis is the batch, and one request at a time is what a device sees.
-    """
-    sizes: dict[str, int] = {}
-    for spec in captured.inputs:
-        if spec.name not in captured.example:
-            continue
-        for axis, (dim, size) in enumerate(
-            zip(spec.shape, captured.example[spec.name].shape, strict=False)
-        ):
-            if isinstance(dim, str):
-                sizes.setdefault(dim, 1 if axis == 0 else size)
-    return sizes
+
+def _batch(captured: Captured) -> int | None:
+    return OTHER_BATCH if captured.batches else None
 
 
 def _bounded(samples: Samples, count: int) -> tuple[Feed, ...]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.core import Change, InputSpec, Plan, Progress, Proof, file_sha256
+from edgeopt.core import Change, InputSpec, Plan, Progress, Proof, file_sha256, shown_shape
 from edgeopt.graphs.coverage import Coverage, misplaced
+from edgeopt.graphs.draws import draws
 from edgeopt.graphs.saturation import saturating_products
 from edgeopt.measure.gate import judge
 from edgeopt.measure.pair import measure_pair
@@ -72,6 +73,7 @@ def prove_graph(
         changes=changes,
         misplaced=() if coverage is None else misplaced(coverage.tensors, changes),
         given=prepared.given,
+        noise=_noise(captured.model),
     )
     usage = ""
     if pair.failure is None:
@@ -124,6 +126,14 @@ def _where(on: RemoteJobs | None) -> tuple[str, ...]:
     )
 
 
+def _noise(model: Path) -> str:
+    """What draws at random in a graph, and what to do about it; empty where nothing does."""
+    drawn = draws(model)
+    if not drawn.nodes:
+        return ""
+    return f"{', '.join(drawn.nodes)} of the source draws at random: {drawn.remedy}"
+
+
 def _batch_inputs(inputs: Sequence[InputSpec]) -> tuple[str, ...]:
     """The inputs whose first axis is a free dimension that is theirs alone: a batch."""
     leading = {spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], str)}
@@ -151,7 +161,7 @@ def saturation(products: int, there: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _spec(spec: Any) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+    return {"name": spec.name, "dtype": spec.dtype, "shape": shown_shape(spec.shape)}
 
 
 def _data(files: Sequence[Path], final: Path) -> dict[str, Any]:

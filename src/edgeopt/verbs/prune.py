@@ -126,6 +126,7 @@ def prune(
             inputs=inputs,
             model=model,
             trust_pickle=trust_pickle,
+            shapes=recover,
         )
         from edgeopt.train.counting import count
 
@@ -140,6 +141,7 @@ def prune(
             inputs=inputs,
             model=model,
             trust_pickle=trust_pickle,
+            shapes=recover,
             progress=progress,
         )
         if found and data is not None and same_data(recover, data):

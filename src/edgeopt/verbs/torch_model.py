@@ -51,9 +51,12 @@ def open_torch(
     inputs: Sequence[str] = (),
     model: str | None = None,
     trust_pickle: bool = False,
+    shapes: str | None = None,
     purpose: str = "pruning",
 ) -> Opened:
     """Load the source as a module that can be changed and trained.
+
+    ``shapes``: other data (to train on), whose first sample tells shapes where ``data`` is None.
 
     Raises SourceError, UnsafeError, InputsError or CaptureError as capturing does, UsageError for
     weights without code, MissingExtraError without torch.
@@ -76,6 +79,7 @@ def open_torch(
     raw = load(data) if data is not None else None
     if raw is not None and next(iter(raw), None) is None:
         raise InputsError(f"{raw.label} gives no samples; at least one is needed")
+    first = raw if raw is not None or shapes is None else load(shapes)
     job = Job(
         source.path,
         source.kind,
@@ -83,8 +87,9 @@ def open_torch(
         model,
         trust_pickle,
         parse_inputs(tuple(inputs)),
-        example_of(raw),
+        example_of(first),
         21,
+        first is not None and first.bare,
     )
     loaded = load_module(job, lambda: open_source(source.path))
     flat = loaded.module

@@ -25,7 +25,7 @@ __all__ = [
 #: two and more because torch treats sizes of 0 and 1 apart from all others.
 _USUAL: Mapping[str, tuple[tuple[int, int], ...]] = {
     "batch": ((2, 3),),
-    "sequence": ((16, 11), (64, 48)),
+    "sequence": ((32, 24), (64, 48), (16, 11), (8, 6)),
     "height": ((64, 96), (224, 256), (32, 48), (512, 640)),
     "width": ((64, 128), (224, 288), (32, 64), (512, 768)),
     "samples": ((16000, 12000), (64000, 48000), (2000, 1600)),
@@ -52,7 +52,7 @@ _ALIASES: Mapping[str, str] = {
     "audio": "samples",
 }
 
-_ELSE = ((16, 24), (64, 96), (224, 256), (1000, 1200), (16000, 12000), (4, 6))
+_ELSE = ((32, 40), (16, 24), (64, 96), (224, 256), (1000, 1200), (16000, 12000), (4, 6))
 
 
 @dataclass(frozen=True)

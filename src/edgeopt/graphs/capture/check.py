@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from edgeopt.core import Array, InputSpec
+from edgeopt.core import Array, InputSpec, symbolic
 
-__all__ = ["FLOOR_DB", "agreement_db", "file_io", "run_onnx"]
+__all__ = ["FLOOR_DB", "agreement_db", "file_io", "open_session", "run_onnx"]
 
 #: A float file that agrees less than this with its torch module is not the same model: plain
 #: rounding differences of float32 leave 90 dB and more.
@@ -23,6 +23,7 @@ _DTYPES: Mapping[str, str] = {
     "tensor(float16)": "float16",
     "tensor(bfloat16)": "bfloat16",
     "tensor(bool)": "bool",
+    "tensor(string)": "str",
     **{
         f"tensor({sign}int{bits})": f"{sign}int{bits}"
         for sign in ("", "u")
@@ -42,7 +43,7 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def file_io(path: Path) -> tuple[tuple[InputSpec, ...], tuple[InputSpec, ...]]:
-    """Inputs and outputs as ONNX Runtime reports them; unnamed free dimensions become ``?``."""
+    """Inputs and outputs as ONNX Runtime reports them; unnamed dimensions have a symbol each."""
     session = open_session(path)
 
     def specs(arguments: Sequence[onnxruntime.NodeArg]) -> tuple[InputSpec, ...]:
@@ -50,7 +51,7 @@ def file_io(path: Path) -> tuple[tuple[InputSpec, ...], tuple[InputSpec, ...]]:
             InputSpec(
                 a.name,
                 _DTYPES.get(a.type, a.type),
-                tuple(d if isinstance(d, (int, str)) else "?" for d in a.shape or ()),
+                tuple(symbolic(d, a.name, i) for i, d in enumerate(a.shape or ())),
             )
             for a in arguments
         )

@@ -86,8 +86,9 @@ def _do(job: Mapping[str, Any], workdir: Path, tell: Tell) -> dict[str, Any]:
     if job["kind"] == "onnx":
         from edgeopt.graphs.capture.onnx_file import GIVEN, take
 
-        model, opset, sample, notes = take(path, workdir, job["opset"], inputs, example, tell)
-        return _answer(model, GIVEN, opset, sample, None, notes, workdir)
+        taken = take(path, workdir, job["opset"], inputs, example, tell)
+        answer = _answer(taken.path, GIVEN, taken.opset, taken.sample, None, taken.notes, workdir)
+        return {**answer, "batches": taken.batches}
     return _torch(job, path, inputs, example, workdir, tell)
 
 
@@ -123,6 +124,7 @@ def _torch(
         inputs=inputs,
         example=example,
         opset=job["opset"],
+        bare=job.get("bare", False),
     )
 
     def source() -> Source:
@@ -149,6 +151,7 @@ def _settle(loaded: Loaded) -> None:
     """Run the model once, learn its outputs' names, and pin what it does not let vary."""
     from edgeopt.graphs.capture.axes import feed, settle
     from edgeopt.graphs.capture.loaded import tensors
+    from edgeopt.graphs.capture.repeat import require_repeatable
     from edgeopt.runtimes.torch_outputs import Flat, flatten
 
     first = feed(loaded.inputs)
@@ -162,6 +165,7 @@ def _settle(loaded: Loaded) -> None:
         loaded.output_names = names
     if not loaded.output_names:
         raise CaptureError("the model's forward() returns no tensor")
+    require_repeatable(loaded.run, first)
     loaded.inputs, notes = settle(loaded.inputs, loaded.complaint)
     loaded.notes.extend(notes)
     loaded.output_axes = _output_axes(loaded)
@@ -190,6 +194,7 @@ def _answer(
     notes: tuple[str, ...],
     workdir: Path,
 ) -> dict[str, Any]:
+    from edgeopt.data.sizes import batch_symbols
     from edgeopt.graphs.capture.check import file_io
 
     taken, given = file_io(model)
@@ -204,6 +209,8 @@ def _answer(
         "example": str(workdir / "example.npz"),
         "agreement_db": None if agreement is None else str(agreement),
         "notes": list(notes),
+        # A batch that is free after an export was tried at two sizes on the way.
+        "batches": bool(batch_symbols(taken)),
     }
 
 

@@ -41,6 +41,7 @@ class Job:
     inputs: tuple[InputSpec, ...]
     example: Mapping[str, Array] | None
     opset: int
+    bare: bool = False
 
 
 def load(job: Job, source: Callable[[], Source]) -> Loaded:
@@ -93,7 +94,7 @@ def _plain(module: nn.Module, job: Job) -> Loaded:
     def works(inputs: Inputs, feed: Mapping[str, Array]) -> str | None:
         return Loaded(call=_flat(module, inputs), inputs=inputs).complaint(feed)
 
-    inputs, found = derive(module, job.inputs, job.example, works)
+    inputs, found = derive(module, job.inputs, job.example, works, bare=job.bare)
     flat = _flat(module, inputs)
     return Loaded(
         call=flat,
@@ -119,5 +120,5 @@ def _scripted(job: Job) -> Loaded:
     def works(inputs: Inputs, feed: Mapping[str, Array]) -> str | None:
         return Loaded(call=module, inputs=inputs).complaint(feed)
 
-    inputs, found = derive(module, job.inputs, job.example, works)
+    inputs, found = derive(module, job.inputs, job.example, works, bare=job.bare)
     return Loaded(call=module, inputs=inputs, module=module, scripted=True, notes=list(found))

@@ -40,6 +40,7 @@ class Captured:
     noise ratio of ONNX Runtime on the file against the torch module on another feed, of another
     size where dimensions are free; None for ONNX sources. ``notes`` say which rungs fell and why,
     and which dimensions could not be had free. ``peak_bytes`` is the child's peak of memory.
+    ``batches``: the file was seen to run on several samples in a batch.
     """
 
     model: Path
@@ -51,6 +52,7 @@ class Captured:
     agreement_db: float | None
     notes: tuple[str, ...]
     peak_bytes: int = 0
+    batches: bool = False
 
 
 def capture(
@@ -61,6 +63,7 @@ def capture(
     trust_pickle: bool = False,
     inputs: Sequence[InputSpec] = (),
     example: Mapping[str, Array] | None = None,
+    bare: bool = False,
     opset: int = 21,
     half: bool = False,
     progress: Progress | None = None,
@@ -69,7 +72,8 @@ def capture(
 
     ``model`` is ``package.module:callable``, code for a state dict (or in place of a pickled
     module's own). ``inputs`` gives shapes, a name in place of a size meaning free; ``example`` one
-    feed of the model, which shapes and values are taken from. An ONNX source whose opset suffices
+    feed of the model, which shapes and values are taken from, by name or by position (``#0``), one
+    sample without an axis for a batch where it is ``bare``. An ONNX source whose opset suffices
     is used where it lies, and never written to. ``half`` is left to those who have the graph: the
     file is float32 either way.
 
@@ -95,6 +99,7 @@ def capture(
         "trust_pickle": trust_pickle,
         "inputs": [[s.name, s.dtype, list(s.shape)] for s in inputs],
         "opset": opset,
+        "bare": bare,
     }
     if example is not None:
         write_feed(room / "given.npz", example)
@@ -196,4 +201,5 @@ def _captured(answer: Mapping[str, Any]) -> Captured:
         agreement_db=None if agreement is None else float(agreement),
         notes=tuple(answer["notes"]),
         peak_bytes=int(answer["peak_bytes"]),
+        batches=bool(answer["batches"]),
     )

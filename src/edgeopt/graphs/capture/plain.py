@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -44,14 +45,22 @@ def derive(
     specs: Sequence[InputSpec],
     example: Mapping[str, Array] | None,
     works: Works,
+    *,
+    bare: bool = False,
 ) -> tuple[Inputs, tuple[str, ...]]:
     """The module's inputs and notes on how they were found.
 
-    In order: ``specs`` as given, shapes of ``example``, the first layer. ``works`` runs the module
-    on a feed. Raises InputsError with the line to add where none of them tells.
+    In order: ``specs`` as given, shapes of ``example``, the first layer. Arrays of the example are
+    by name, or by position (``#0``), and where they are ``bare`` an axis for a batch is put before
+    them if the module takes that. ``works`` runs the module on a feed. Raises InputsError with the
+    line to add where none of them tells.
     """
     required, optional = argument_names(module)
-    given = dict(example or {})
+    given = _named(example or {}, required, optional, [s.name for s in specs])
+    if bare and given and not specs:
+        batched = {name: array[None] for name, array in given.items()}
+        with contextlib.suppress(InputsError):
+            return derive(module, specs, batched, works)
     known = {*required, *optional}
     if known and set(required) <= set(given):
         # What the data holds besides is for others: labels, the second of a pair.
@@ -75,6 +84,37 @@ def derive(
         ordered = sorted(specs, key=lambda s: order.index(s.name)) if known else list(specs)
         return _free(ordered, given, vocabulary(module), works), ()
     return _guess(module, required, works)
+
+
+def _named(
+    example: Mapping[str, Array],
+    required: Sequence[str],
+    optional: Sequence[str],
+    asked: Sequence[str],
+) -> dict[str, Array]:
+    """Arrays by the names of arguments: their own, else in the order that they come in.
+
+    Of those by position one may be left at the end: the target that loaders give beside inputs.
+    """
+    named = {name: a for name, a in example.items() if not name.startswith("#")}
+    placed = [a for name, a in example.items() if name.startswith("#")]
+    if not placed or (named and set(required) <= set(named)):
+        return named
+    known = [*required, *optional]
+    names = list(asked) or (known[: len(placed)] if known else _unnamed(len(placed)))
+    if not asked and required and len(placed) == len(required) + 1:
+        names = list(required)
+    if len(placed) not in (len(names), len(names) + 1) or len(names) < len(required):
+        raise InputsError(
+            f"the data gives {len(placed)} arrays by position, the model's forward() takes"
+            f" {', '.join(required or names)}; give one an argument, or name them"
+        )
+    return dict(zip(names, placed, strict=False))
+
+
+def _unnamed(count: int) -> list[str]:
+    """Names for the inputs of a forward that names none of its arguments."""
+    return ["input"] if count == 1 else [f"input_{i}" for i in range(count)]
 
 
 def _dtype(array: Array) -> str:
