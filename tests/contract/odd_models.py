@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, parser
 
-__all__ = ["ODD", "QUANTIZED", "Odd", "QuantizedModel", "feeds_of"]
+__all__ = ["ODD", "QUANTIZED", "Odd", "feeds_of"]
 
 Array = np.ndarray[Any, Any]
 Edit = Callable[[onnx.ModelProto], None]
@@ -55,7 +55,7 @@ def _weight(made: tuple[int, ...] | Array, rng: np.random.Generator) -> Array:
     return (rng.standard_normal(made) / np.sqrt(max(fan, 1))).astype(np.float32)
 
 
-def feeds_of(odd: Odd, seed: int = 1, count: int = 8) -> dict[str, Array]:
+def feeds_of(odd: Odd, seed: int = 1, count: int = 32) -> dict[str, Array]:
     """Rows for every input, stacked as ``.npz`` samples are."""
     rng = np.random.default_rng(seed)
     if odd.rows is not None:
@@ -143,11 +143,6 @@ def _unsorted(model: onnx.ModelProto) -> None:
     model.graph.node.extend(nodes)
 
 
-def _same_node_names(model: onnx.ModelProto) -> None:
-    for node in model.graph.node:
-        node.name = "layer"
-
-
 def _training(model: onnx.ModelProto) -> None:
     info = model.training_info.add()
     info.initialization.name = "start"
@@ -163,6 +158,19 @@ def _sparse(model: onnx.ModelProto) -> None:
     model.graph.sparse_initializer.append(
         helper.make_sparse_tensor(values, indices, dense.shape)
     )
+
+
+def _sparse_constant(model: onnx.ModelProto) -> None:
+    _sparse(model)
+    node = next(n for n in model.graph.node if n.output[0] == "S")
+    del node.attribute[:]
+    sparse = model.graph.sparse_initializer[0]
+    node.attribute.append(
+        onnx.AttributeProto(
+            name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR, sparse_tensor=sparse
+        )
+    )
+    del model.graph.sparse_initializer[:]
 
 
 def _constants(model: onnx.ModelProto) -> None:
@@ -220,7 +228,7 @@ def _ids(rng: np.random.Generator, count: int) -> dict[str, Array]:
 
 
 def _words(rng: np.random.Generator, count: int) -> dict[str, Array]:
-    words = np.array([f"word{n}" for n in range(60)], object)
+    words = np.array([f"word{n}" for n in range(60)])
     return {"text": words[rng.integers(0, 60, (count, 6))]}
 
 
@@ -393,19 +401,22 @@ ODD: tuple[Odd, ...] = (
         " { p = MatMul(v, W)\n q = MatMul(s, U)\n r = Add(p, q)\n s_out = Tanh(r)\n"
         " o = MatMul(s_out, V) }>(s0, x)\n y = MatMul(last, V)\n}",
         {**W, "U": (64, 64)},
-        rows=lambda rng, n: {"x": rng.standard_normal((n, 6, 1, 32)).astype(np.float32)},
+        rows=lambda rng, n: {"x": rng.standard_normal((n, 6, 32)).astype(np.float32)},
     ),
     Odd(
         "scan_8",
-        "agraph (float[batch,6,32] x) => (float[batch,6,64] y) {\n"
+        "agraph (float[batch,6,32] x, float[batch,64] s0) => (float[batch,6,64] y) {\n"
         " last, y = Scan<num_scan_inputs=1, body = step (float[64] s, float[32] v)"
         " => (float[64] s_out, float[64] o)"
         " { p = MatMul(v, W)\n q = MatMul(s, U)\n r = Add(p, q)\n s_out = Tanh(r)\n"
         " o = Identity(s_out) }>(\"\", s0, x)\n}".replace('("", s0, x)', "(none, s0, x)"),
-        {"W": (32, 64), "U": (64, 64), "s0": np.zeros((1, 64), np.float32)},
+        {"W": (32, 64), "U": (64, 64)},
         opset='"" : 8',
         edit=lambda m: m.graph.node[0].input.__setitem__(0, ""),
-        rows=lambda rng, n: {"x": rng.standard_normal((n, 6, 32)).astype(np.float32)},
+        rows=lambda rng, n: {
+            "x": rng.standard_normal((n, 6, 32)).astype(np.float32),
+            "s0": rng.standard_normal((n, 64)).astype(np.float32),
+        },
     ),
     # -- infinities
     Odd(
@@ -571,7 +582,6 @@ ODD: tuple[Odd, ...] = (
         edit=_inputs_too,
     ),
     Odd("nodes_not_sorted", _body("g = Tanh(h)"), W, edit=_unsorted),
-    Odd("nodes_of_one_name", _body("g = Tanh(h)"), W, edit=_same_node_names),
     Odd("no_types_of_outputs", _body("g = Tanh(h)"), W, edit=_drop_output_types),
     Odd("domain_by_its_long_name", _body("g = Tanh(h)"), W, '"ai.onnx" : 17', edit=_ai_onnx),
     Odd("training_info", _body("g = Tanh(h)"), W, edit=_training),
@@ -619,10 +629,9 @@ ODD: tuple[Odd, ...] = (
     ),
     Odd(
         "zero_sized",
-        _body("k = Concat<axis=1>(h, none)\n g = Relu(k)"),
+        _body("t = Transpose(h)\n k = Gather(t, none)\n q = ReduceSum<keepdims=0>(k)\n g = Add(h, q)"),
         W,
-        edit=_append(np.zeros((1, 0), np.float32), "none"),
-        rows=lambda rng, n: {"x": rng.standard_normal((n, 1, 32)).astype(np.float32)},
+        edit=_append(np.zeros((0,), np.int64), "none"),
     ),
     # -- types
     Odd(
@@ -719,6 +728,79 @@ ODD: tuple[Odd, ...] = (
     ),
     # -- weights in other places
     Odd(
+        "if_constant_is_the_output",
+        _body(
+            _if(
+                "t_g = Constant<value = float[1,64] {"
+                + ",".join("0.5" for _ in range(64))
+                + "}>()",
+                "k = Constant<value_float=3.0>()\n e_g = Mul(h, k)",
+            ),
+            "a = Add(h, g)\n y = MatMul(a, V)",
+        ),
+        W,
+    ),
+    Odd(
+        "a_name_in_one_branch_is_a_weight_in_the_other",
+        _body(
+            _if("t_g = MatMul(h, U)", "U = Tanh(h)\n e_g = MatMul(U, X)"),
+        ),
+        {**W, "X": (64, 64)},
+        edit=lambda m: [
+            n.attribute[0].g.initializer.append(numpy_helper.from_array(_draw(3, 64, 64), "U"))
+            for n in m.graph.node
+            if n.op_type == "If"
+        ]
+        and None,
+    ),
+    Odd(
+        "a_sequence_in_a_branch",
+        _body(
+            "t = SequenceConstruct(h, h)\n" + _COND + "o = Constant<value = int64 {1}>()\n"
+            " g = If(c) <then_branch = a () => (float[m,n] p) { p = SequenceAt(t, o) },"
+            " else_branch = b () => (float[m,n] q) { n = SequenceAt(t, o)\n q = MatMul(n, U) }>"
+        ),
+        {**W, "U": (64, 64)},
+    ),
+    Odd(
+        "a_branch_returns_a_sequence",
+        _body(
+            "t = SequenceConstruct(h, h)\n" + _COND + "o = Constant<value = int64 {1}>()\n"
+            " r = If(c) <then_branch = a () => (seq(float[m,n]) p) { p = Identity(t) },"
+            " else_branch = b () => (seq(float[m,n]) q) { n = MatMul(h, U)\n"
+            " q = SequenceConstruct(n, n) }>\n g = SequenceAt(r, o)"
+        ),
+        {**W, "U": (64, 64)},
+    ),
+    Odd(
+        "sparse_constant",
+        _body("S = Constant<value = float[1] {0.0}>()\n g = MatMul(h, S)"),
+        W,
+        ir=8,
+        edit=_sparse_constant,
+    ),
+    Odd(
+        "function_of_the_same_name_as_an_operator",
+        f"{_IO} {{ {_START} g = my.Relu(h)\n y = MatMul(g, V) }}",
+        W,
+        opset='"" : 17, "my" : 1',
+        functions='<domain: "my", opset_import: ["" : 17]> Relu (a) => (o)'
+        " { p = Neg(a)\n o = Tanh(p) }",
+    ),
+    Odd(
+        "function_in_a_loop",
+        _body(
+            "n = Constant<value = int64 {3}>()\n t = Constant<value = bool {1}>()\n"
+            " g = Loop(n, t, h) <body = step (int64 i, bool go, float[m,n] s)"
+            " => (bool go_on, float[m,n] s_out)"
+            " { go_on = Identity(go)\n s_out = my.Layer(s, U) }>"
+        ),
+        {**W, "U": (64, 64)},
+        opset='"" : 17, "my" : 1',
+        functions='<domain: "my", opset_import: ["" : 17]> Layer (a, w) => (o)'
+        " { p = MatMul(a, w)\n o = Tanh(p) }",
+    ),
+    Odd(
         "weight_on_the_left",
         "agraph (float[batch,32,5] x) => (float[batch,8,5] y) { h = MatMul(A, x)\n"
         " r = Relu(h)\n y = MatMul(B, r) }",
@@ -795,7 +877,7 @@ ODD: tuple[Odd, ...] = (
         " a, y = LSTM<hidden_size=24>(x, Wl, Rl)\n}",
         {"Wl": (1, 96, 32), "Rl": (1, 96, 24)},
         edit=lambda m: m.graph.node[0].output.__setitem__(0, ""),
-        rows=lambda rng, n: {"x": rng.standard_normal((n, 6, 1, 32)).astype(np.float32)},
+        rows=lambda rng, n: {"x": rng.standard_normal((n, 6, 32)).astype(np.float32)},
     ),
     *(
         Odd(f"opset_{opset}", _body("g = Tanh(h)"), W, opset=f'"" : {opset}', ir=ir)
@@ -804,11 +886,69 @@ ODD: tuple[Odd, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class QuantizedModel:
-    """A model that is quantized already, and what it is called."""
-
-    name: str
+def _codes(*shape: int) -> Array:
+    return np.random.default_rng(9).integers(-127, 128, shape).astype(np.int8)
 
 
-QUANTIZED: tuple[QuantizedModel, ...] = ()
+_LINEAR = {"Wq": _codes(32, 8), "s": np.array(0.01, np.float32), "z": np.array(0, np.int8)}
+_NBITS = {
+    "B": np.random.default_rng(9).integers(0, 256, (8, 1, 16)).astype(np.uint8),
+    "S": np.full((8,), 0.02, np.float32),
+}
+
+#: Models that are quantized already, in each of the ways that are in use, and an operator of each.
+QUANTIZED: tuple[tuple[str, Odd], ...] = (
+    (
+        "DequantizeLinear",
+        Odd("qdq", f"{_IO} {{ w = DequantizeLinear(Wq, s, z)\n y = MatMul(x, w) }}", _LINEAR),
+    ),
+    (
+        "MatMulInteger",
+        Odd(
+            "dynamic",
+            f"{_IO} {{ q, t, u = DynamicQuantizeLinear(x)\n i = MatMulInteger(q, Wq, u, z)\n"
+            " f = Cast<to=1>(i)\n g = Mul(f, t)\n y = Mul(g, s) }",
+            _LINEAR,
+        ),
+    ),
+    (
+        "QLinearMatMul",
+        Odd(
+            "integer_operators",
+            f"{_IO} {{ q = QuantizeLinear(x, s, z)\n r = QLinearMatMul(q, s, z, Wq, s, z, s, z)\n"
+            " y = DequantizeLinear(r, s, z) }",
+            _LINEAR,
+        ),
+    ),
+    (
+        "MatMulNBits",
+        Odd(
+            "four_bits",
+            f"{_IO} {{ y = com.microsoft.MatMulNBits<K=32, N=8, bits=4, block_size=32>(x, B, S) }}",
+            _NBITS,
+            opset='"" : 17, "com.microsoft" : 1',
+        ),
+    ),
+    (
+        "DequantizeLinear",
+        Odd(
+            "qdq_in_a_branch",
+            f"{_IO} {{ {_COND.replace('s =', 'total =').replace('(s,', '(total,')} y = If(c) <then_branch = a () => (float[m,n] p)"
+            " { w = DequantizeLinear(Wq, s, z)\n p = MatMul(x, w) },"
+            " else_branch = b () => (float[m,n] q) { v = DequantizeLinear(Wq, s, z)\n"
+            " q = MatMul(x, v) }> }",
+            _LINEAR,
+        ),
+    ),
+    (
+        "DequantizeLinear",
+        Odd(
+            "qdq_in_a_function",
+            f"{_IO} {{ y = my.Linear(x, Wq, s, z) }}",
+            _LINEAR,
+            opset='"" : 17, "my" : 1',
+            functions='<domain: "my", opset_import: ["" : 17]> Linear (a, q, s, z) => (o)'
+            " { w = DequantizeLinear(q, s, z)\n o = MatMul(a, w) }",
+        ),
+    ),
+)

@@ -7,6 +7,8 @@ main graph's names alone, and leave a returned initializer where it is.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections import Counter
 from collections.abc import Iterator
 
@@ -52,7 +54,10 @@ def infer_types(model: ir.Model) -> None:
     onnx-ir's pass writes the element type of a sequence down as if it were a tensor's.
     """
     untyped = {v for graph in model.graphs() for v in _values(graph) if v.type is None}
-    common.ShapeInferencePass()(model)
+    with _quiet():
+        if not common.ShapeInferencePass()(model).modified:
+            # One type missing in the file, and the strict way says nothing of all others.
+            common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
     others: set[ir.Value] = set()
     grown = True
     while grown:
@@ -61,6 +66,18 @@ def infer_types(model: ir.Model) -> None:
         others |= found
     for value in others & untyped:
         value.type, value.shape = None, None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """onnx-ir logs a traceback where inference fails, which is no news to a user."""
+    log = logging.getLogger("onnx_ir")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _others(node: ir.Node, known: set[ir.Value]) -> tuple[ir.Value, ...]:

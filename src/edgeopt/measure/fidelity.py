@@ -112,14 +112,19 @@ class FidelityMeter:
     def _add_classes(
         self, ref: NDArray[np.float64], new: NDArray[np.float64], both: NDArray[np.bool_]
     ) -> None:
-        """Top-1 and KL of a chunk of rows; a masked class (both -inf) is no class."""
-        masked = np.isneginf(ref) & np.isneginf(new)
-        whole = (both | masked).all(axis=-1) & both.any(axis=-1)
+        """Top-1 and KL of a chunk of rows; a masked class (both -inf) is no class.
+
+        A class that is +inf in both wins there and here, and leaves no distribution to compare.
+        """
+        alike = np.isinf(ref) & (ref == new)
+        whole = (both | alike).all(axis=-1) & both.any(axis=-1)
         self._rows += len(ref)  # a row with a NaN counts as missed, not as left out
         ref, new = ref[whole], new[whole]
+        self._same_top += int(np.count_nonzero(ref.argmax(-1) == new.argmax(-1))) if len(ref) else 0
+        spread = ~np.isposinf(ref).any(axis=-1)
+        ref, new = ref[spread], new[spread]
         if len(ref) == 0:
             return
-        self._same_top += int(np.count_nonzero(ref.argmax(-1) == new.argmax(-1)))
         log_p, log_q = _log_distributions(ref, new)
         p = np.exp(log_p)
         with np.errstate(invalid="ignore"):

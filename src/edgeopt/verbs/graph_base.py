@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -135,6 +136,18 @@ def require_float(source: Source) -> None:
     if already:
         found = ", ".join(f"{n} {op}" for op, n in sorted(already.items()))
         raise SourceError(f"{source.path}: already quantized ({found}); give the float model")
+    if source.kind == "onnx" and _quantized_by_us(source.details.get("metadata", {})):
+        raise SourceError(f"{source.path}: already quantized by edgeopt; give the float model")
+
+
+def _quantized_by_us(metadata: Mapping[str, str]) -> bool:
+    """Whether a file says that edgeopt gave its weights fewer bits, by whatever operators."""
+    try:
+        said = json.loads(metadata.get("edgeopt", ""))
+    except ValueError:
+        return False
+    options = said.get("options") if isinstance(said, dict) else None
+    return isinstance(options, dict) and options.get("bits") in (8, 4)
 
 
 def fold_float(model: ir.Model, source: Path) -> ir.Model:

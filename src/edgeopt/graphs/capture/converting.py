@@ -8,6 +8,7 @@ node of a kind still is of the old kind.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,9 @@ _HELD = "edgeopt.held"
 #: Initializers over this many bytes are not given to the converter, which reads small ones only.
 _LARGE = 4096
 
+#: A rewrite looks at constants of no more elements than this.
+_FEW = 16
+
 #: The IR version since which weights need not be inputs too; the converter wants one or the other.
 _FREE_WEIGHTS = 4
 
@@ -60,7 +64,7 @@ def converted_model(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     taken = onnx.ModelProto()
     taken.CopyFrom(model)
     if taken.functions:
-        taken = onnx.inliner.inline_local_functions(taken, convert_version=True)
+        taken = onnx.inliner.inline_local_functions(taken)
     taken.ir_version = max(taken.ir_version, _FREE_WEIGHTS)
     weights = _without_weights(taken)
     have = opset_in(taken)
@@ -123,7 +127,7 @@ def _each(graph: onnx.GraphProto, op: str, rewrite: Rewrite) -> None:
     for inner in reversed(list(_graphs(graph))):  # a graph is copied after those inside it
         nodes: list[Node] = []
         for node in inner.node:
-            ours = node.op_type == op and node.domain in ("", "ai.onnx")
+            ours = node.op_type == op and node.domain in ("", "ai.onnx", _HELD)
             nodes += rewrite(node, around) if ours else [node]
         copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
         del inner.node[:]
@@ -139,7 +143,8 @@ def _around(graph: onnx.GraphProto) -> _Around:
             read |= set(node.input)
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 tensors[node.output[0]] = node.attribute[0].t
-        constants |= {n: numpy_helper.to_array(t) for n, t in tensors.items() if t.ByteSize() < 256}
+        small = {n: t for n, t in tensors.items() if math.prod(t.dims) <= _FEW}
+        constants |= {n: numpy_helper.to_array(t) for n, t in small.items()}
     return _Around(constants, frozenset(read))
 
 
@@ -195,6 +200,13 @@ def _threshold(node: Node, around: _Around) -> list[Node]:
         helper.make_node("Cast", [over], [passed], to=onnx.TensorProto.FLOAT),
         helper.make_node("Mul", [source, passed], [result]),
     ]
+
+
+def _held(node: Node, around: _Around) -> list[Node]:
+    """Out of the converter's sight, which takes a Scan with a batch for one without."""
+    kept = onnx.NodeProto.FromString(node.SerializeToString())
+    kept.domain = _HELD
+    return [kept]
 
 
 def _batched_scan(node: Node, around: _Around) -> list[Node]:
@@ -302,6 +314,7 @@ def _scale_every_channel(node: Node, around: _Around) -> list[Node]:
 #: (the last opset that has it so, operator, what says the same there).
 _BEFORE: tuple[tuple[int, str, Rewrite], ...] = (
     (8, "BatchNormalization", _each_position_norm),
+    (8, "Scan", _held),
     (9, "ThresholdedRelu", _threshold),
     (11, "Dropout", _without_mask),
     (12, "Hardmax", _flat_hardmax),

@@ -1,7 +1,8 @@
 """What an ONNX file may declare and few tools read: put into the form that all of them do.
 
-Sparse tensors become dense ones (onnx-ir drops them), and functions written for another opset than
-the model's are converted and inlined (onnx-ir's inliner refuses them).
+Sparse tensors become dense ones (onnx-ir drops them), and functions that name another opset than
+the model's, where their operators are the same ones, name the model's (onnx-ir's inliner refuses
+them; where they differ, ONNX Runtime does not run the model).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 from onnx import helper, numpy_helper
 
 from edgeopt.graphs.capture.limits import EXTERNAL_OVER
@@ -27,8 +27,7 @@ def plain_file(path: Path, workdir: Path) -> Path:
     if not sparse and not _foreign_functions(bare):
         return path
     model = onnx.load(str(path))
-    if _foreign_functions(model):
-        model = onnx.inliner.inline_local_functions(model, convert_version=True)
+    _adopt_functions(model)
     for graph in _graphs(model.graph):
         _densify(graph)
     made = workdir / "plain.onnx"
@@ -45,6 +44,28 @@ def _foreign_functions(model: onnx.ModelProto) -> bool:
         for function in model.functions
         for o in function.opset_import
     )
+
+
+def _adopt_functions(model: onnx.ModelProto) -> None:
+    """The model's opset for functions whose operators are the same there."""
+    have = next((o.version for o in model.opset_import if not _domain(o.domain)), None)
+    for function in model.functions:
+        for asked in function.opset_import:
+            if have is None or _domain(asked.domain):
+                continue
+            graph = onnx.GraphProto(node=function.node)
+            nodes = (node for inner in _graphs(graph) for node in inner.node)
+            plain = {node.op_type for node in nodes if not _domain(node.domain)}
+            if all(_since(op, have) == _since(op, asked.version) for op in plain):
+                asked.version = have
+
+
+def _since(op: str, opset: int) -> int:
+    """The opset that brought an operator as it is at ``opset``."""
+    try:
+        return int(onnx.defs.get_schema(op, opset).since_version)
+    except onnx.defs.SchemaError:
+        return -opset
 
 
 def _domain(name: str) -> str:

@@ -307,7 +307,10 @@ def _bias_add(graph: Graph, node: Node) -> Node | None:
         return None
     bias = next((n for n in add.input if n != node.output[0]), "")
     columns = graph.shape(node.input[1])[1]
-    return add if graph.is_float(bias) and graph.shape(bias) == (columns,) else None
+    if not graph.is_float(bias) or graph.shape(bias) != (columns,):
+        return None
+    # An infinity has no code: what adds it stays in float, and the product before it need not.
+    return add if bool(np.isfinite(graph.array(bias)).all()) else None
 
 
 _STEPS: tuple[Callable[[Graph], None], ...] = (
