@@ -95,9 +95,7 @@ def _inside(op: str, names: Mapping[str, Array]) -> Edit:
     return edit
 
 
-_COND = (
-    "s = ReduceSum<keepdims=0>(x)\n zero = Constant<value_float=0.0>()\n c = Greater(s, zero)\n"
-)
+_COND = "s = ReduceSum<keepdims=0>(x)\n zero = Constant<value_float=0.0>()\n c = Greater(s, zero)\n"
 
 
 def _if(then: str, other: str, outs: str = "g", after: str = "") -> str:
@@ -155,9 +153,7 @@ def _sparse(model: onnx.ModelProto) -> None:
     where = np.flatnonzero(dense)
     values = numpy_helper.from_array(dense.reshape(-1)[where], "S")
     indices = numpy_helper.from_array(where.astype(np.int64))
-    model.graph.sparse_initializer.append(
-        helper.make_sparse_tensor(values, indices, dense.shape)
-    )
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, dense.shape))
 
 
 def _sparse_constant(model: onnx.ModelProto) -> None:
@@ -288,12 +284,14 @@ ODD: tuple[Odd, ...] = (
             "b = ReduceMean<axes=[0], keepdims=1>(g)\n a = Add(h, b)\n y = MatMul(a, V)",
         ),
         W,
-        edit=lambda m: [
-            n.attribute[0].g.initializer.append(numpy_helper.from_array(_draw(3, 64, 64), "U"))
-            for n in m.graph.node
-            if n.op_type == "If"
-        ]
-        and None,
+        edit=lambda m: (
+            [
+                n.attribute[0].g.initializer.append(numpy_helper.from_array(_draw(3, 64, 64), "U"))
+                for n in m.graph.node
+                if n.op_type == "If"
+            ]
+            and None
+        ),
     ),
     Odd(
         "if_constants_of_one_name",
@@ -409,7 +407,7 @@ ODD: tuple[Odd, ...] = (
         " last, y = Scan<num_scan_inputs=1, body = step (float[64] s, float[32] v)"
         " => (float[64] s_out, float[64] o)"
         " { p = MatMul(v, W)\n q = MatMul(s, U)\n r = Add(p, q)\n s_out = Tanh(r)\n"
-        " o = Identity(s_out) }>(\"\", s0, x)\n}".replace('("", s0, x)', "(none, s0, x)"),
+        ' o = Identity(s_out) }>("", s0, x)\n}'.replace('("", s0, x)', "(none, s0, x)"),
         {"W": (32, 64), "U": (64, 64)},
         opset='"" : 8',
         edit=lambda m: m.graph.node[0].input.__setitem__(0, ""),
@@ -552,8 +550,7 @@ ODD: tuple[Odd, ...] = (
         f"{_IO} {{ {_START} y = my.Head(h, V) }}",
         W,
         opset='"" : 17, "my" : 1',
-        functions='<domain: "my", opset_import: ["" : 17]> Head (a, w) => (o)'
-        " { o = MatMul(a, w) }",
+        functions='<domain: "my", opset_import: ["" : 17]> Head (a, w) => (o) { o = MatMul(a, w) }',
     ),
     Odd(
         "function_missing_optional_input",
@@ -613,13 +610,19 @@ ODD: tuple[Odd, ...] = (
         "strange_names",
         _body("g = Tanh(h)"),
         W,
-        edit=_rename({"x": "in put:0", "y": "été/日本", "W": "W/q", "V": "W/q/scale", "h": "W/q/q"}),
+        edit=_rename(
+            {"x": "in put:0", "y": "été/日本", "W": "W/q", "V": "W/q/scale", "h": "W/q/q"}
+        ),
         rows=lambda rng, n: {"in put:0": rng.standard_normal((n, 32)).astype(np.float32)},
     ),
-    Odd("left_out_inputs", _body("g = Clip(h, none, top)"),
+    Odd(
+        "left_out_inputs",
+        _body("g = Clip(h, none, top)"),
         {**W, "top": np.array(1, np.float32)},
-        edit=lambda m: [n.input.__setitem__(1, "") for n in m.graph.node if n.op_type == "Clip"]
-        and None),  # fmt: skip
+        edit=lambda m: (
+            [n.input.__setitem__(1, "") for n in m.graph.node if n.op_type == "Clip"] and None
+        ),
+    ),
     Odd("dropout_12", _body("p = Constant<value_float=0.3>()\n g, m = Dropout(h, p)"), W),
     Odd(
         "no_batch",
@@ -629,7 +632,9 @@ ODD: tuple[Odd, ...] = (
     ),
     Odd(
         "zero_sized",
-        _body("t = Transpose(h)\n k = Gather(t, none)\n q = ReduceSum<keepdims=0>(k)\n g = Add(h, q)"),
+        _body(
+            "t = Transpose(h)\n k = Gather(t, none)\n q = ReduceSum<keepdims=0>(k)\n g = Add(h, q)"
+        ),
         W,
         edit=_append(np.zeros((0,), np.int64), "none"),
     ),
@@ -702,9 +707,11 @@ ODD: tuple[Odd, ...] = (
     Odd(
         "words",
         "agraph (string[batch,6] text) => (float[batch,6,8] y) {\n"
-        ' i = ai.onnx.ml.LabelEncoder<keys_strings=["' +
-        '","'.join(f"word{n}" for n in range(60)) + '"], values_int64s=[' +
-        ",".join(str(n) for n in range(60)) + "], default_int64=60>(text)\n"
+        ' i = ai.onnx.ml.LabelEncoder<keys_strings=["'
+        + '","'.join(f"word{n}" for n in range(60))
+        + '"], values_int64s=['
+        + ",".join(str(n) for n in range(60))
+        + "], default_int64=60>(text)\n"
         " e = Gather(E, i)\n h = MatMul(e, W)\n r = Relu(h)\n y = MatMul(r, V)\n}",
         {"E": (61, 32), **W},
         opset='"" : 17, "ai.onnx.ml" : 3',
@@ -746,12 +753,14 @@ ODD: tuple[Odd, ...] = (
             _if("t_g = MatMul(h, U)", "U = Tanh(h)\n e_g = MatMul(U, X)"),
         ),
         {**W, "X": (64, 64)},
-        edit=lambda m: [
-            n.attribute[0].g.initializer.append(numpy_helper.from_array(_draw(3, 64, 64), "U"))
-            for n in m.graph.node
-            if n.op_type == "If"
-        ]
-        and None,
+        edit=lambda m: (
+            [
+                n.attribute[0].g.initializer.append(numpy_helper.from_array(_draw(3, 64, 64), "U"))
+                for n in m.graph.node
+                if n.op_type == "If"
+            ]
+            and None
+        ),
     ),
     Odd(
         "a_sequence_in_a_branch",
@@ -930,13 +939,14 @@ QUANTIZED: tuple[tuple[str, Odd], ...] = (
         ),
     ),
     (
-        "DequantizeLinear",
+        "MatMulInteger",
         Odd(
-            "qdq_in_a_branch",
-            f"{_IO} {{ {_COND.replace('s =', 'total =').replace('(s,', '(total,')} y = If(c) <then_branch = a () => (float[m,n] p)"
-            " { w = DequantizeLinear(Wq, s, z)\n p = MatMul(x, w) },"
-            " else_branch = b () => (float[m,n] q) { v = DequantizeLinear(Wq, s, z)\n"
-            " q = MatMul(x, v) }> }",
+            "dynamic_in_a_branch",
+            f"{_IO} {{ total = ReduceSum<keepdims=0>(x)\n none = Constant<value_float=0.0>()\n"
+            " c = Greater(total, none)\n y = If(c) <then_branch = a () => (float[m,n] p)"
+            " { q, t, u = DynamicQuantizeLinear(x)\n i = MatMulInteger(q, Wq, u, z)\n"
+            " f = Cast<to=1>(i)\n p = Mul(f, t) },"
+            " else_branch = b () => (float[m,n] o) { w = Cast<to=1>(Wq)\n o = MatMul(x, w) }> }",
             _LINEAR,
         ),
     ),

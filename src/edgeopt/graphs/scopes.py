@@ -87,7 +87,7 @@ def _others(node: ir.Node, known: set[ir.Value]) -> tuple[ir.Value, ...]:
     if node.op_type not in _PASSING:
         return ()
     returned = {v for graph in _inner(node) for v in graph.outputs}
-    return tuple(node.outputs) if known & (returned | set(node.inputs)) else ()  # type: ignore[arg-type]
+    return tuple(node.outputs) if known & (returned | set(node.inputs)) else ()
 
 
 def _inner(node: ir.Node) -> Iterator[ir.Graph]:

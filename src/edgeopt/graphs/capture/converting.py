@@ -135,7 +135,8 @@ def _each(graph: onnx.GraphProto, op: str, rewrite: Rewrite) -> None:
 
 
 def _around(graph: onnx.GraphProto) -> _Around:
-    constants, read = {}, set()
+    constants: dict[str, Any] = {}
+    read: set[str] = set()
     for inner in _graphs(graph):
         read |= {value.name for value in inner.output}
         tensors = {tensor.name: tensor for tensor in inner.initializer}
