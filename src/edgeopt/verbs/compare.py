@@ -33,7 +33,7 @@ from edgeopt.verbs.likeness import (
 )
 from edgeopt.verbs.prove_gguf import fitting_context
 from edgeopt.verbs.quality import Metric, find_metric
-from edgeopt.verbs.saved import Saved, file_of, is_saved, merge, open_saved
+from edgeopt.verbs.saved import Saved, file_of, is_saved, merge, open_all
 
 __all__ = ["compare"]
 
@@ -104,11 +104,13 @@ def compare(
     if (metric or text is not None) and not artifacts:
         given = "--text" if text is not None else f"--metric {metric[0]}"
         raise UsageError(f"{given}: saved results cannot be run; give the artifacts")
-    documents = {
-        position: open_saved(item)
-        for position, (item, is_document) in enumerate(zip(items, saved, strict=True))
-        if is_document
-    }
+    documents = open_all(
+        {
+            position: item
+            for position, (item, is_document) in enumerate(zip(items, saved, strict=True))
+            if is_document
+        }
+    )
     if out is not None:
         read = [given for given in (*items, data, text) if given is not None]
         checked_output(out, list(map(file_of, read)))
