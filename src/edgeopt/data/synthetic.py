@@ -101,7 +101,7 @@ def synthetic(
         label += f": {chosen}"
     if mixed:
         label += f"; every {_BATCH_EVERY}th in a batch of {batch}"
-    return Samples(label, opener, count, None, specs)
+    return Samples(label, opener, count, None, specs, made_up=True)
 
 
 def _steps(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> int:

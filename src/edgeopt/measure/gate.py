@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgeopt.core import Change, Check, Fidelity, Verdict, format_bytes
+from edgeopt.core import Basis, Change, Check, Fidelity, Verdict, format_bytes
 from edgeopt.errors import UsageError
 from edgeopt.measure.pair import SLOWER, Mates, PairResult, Repeats
 
@@ -99,11 +99,9 @@ def judge(
     return Verdict(tuple(checks), tuple(unproven), basis(given, pair.samples))
 
 
-def basis(given: bool, samples: int) -> str:
-    """What a verdict stands on, for its headline."""
-    if given:
-        return f"on your samples ({samples} held out)"
-    return "on made-up inputs: give --data to know"
+def basis(given: bool, samples: int) -> Basis:
+    """What a verdict on ``samples`` inputs stands on: the user's, or made-up ones."""
+    return Basis("samples" if given else "made-up", samples)
 
 
 def same_answers(fidelity: Sequence[Fidelity], advice: str) -> Check | None:

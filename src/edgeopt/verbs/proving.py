@@ -16,7 +16,7 @@ from edgeopt.measure.pair import measure_pair
 from edgeopt.report.usage import usage_lines
 from edgeopt.verbs.elsewhere import machine
 from edgeopt.verbs.graph_base import needs_unsigned
-from edgeopt.verbs.graph_source import Prepared
+from edgeopt.verbs.graph_source import Prepared, single_steps
 
 if TYPE_CHECKING:
     from edgeopt.measure.remote.jobs import RemoteJobs
@@ -117,6 +117,7 @@ def prove_graph(
             *pair.notes,
             *notes,
             *_where(on),
+            *single_steps(prepared),
             *saturation(saturating_products(written), there),
         ),
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeopt.core import Check, Fidelity, Progress, Proof, Source, Verdict, format_bytes
+from edgeopt.core import Basis, Check, Fidelity, Progress, Proof, Source, Verdict, format_bytes
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files import packed
 from edgeopt.files.open import open_source
@@ -229,7 +229,9 @@ def verify_weights(
         measurements=(),
         environment=environment(threads=threads),
         verdict=Verdict(
-            checks, ("weights proven; speed not: give --model to get a runnable file",)
+            checks,
+            ("weights proven; speed not: give --model to get a runnable file",),
+            Basis("weights", len(ratios)),
         ),
         usage=(
             "import edgeopt\n"
