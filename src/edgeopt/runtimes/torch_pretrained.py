@@ -71,9 +71,8 @@ def _model(transformers: Any, folder: Path, trust: bool) -> Any:
         raise SourceError(f"{path} is not JSON: {error}") from None
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(n, str) for n in architectures):
-        raise SourceError(
-            f"{path}: architectures is {str(architectures)[:60]}, not a list of names"
-        )
+        shown = str(architectures)[:60]
+        raise SourceError(f"{path}: architectures is {shown}, not a list of names")
     name = architectures[0] if architectures else ""
     cls: Any = getattr(transformers, name, None) if name else transformers.AutoModel
     if name and not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):

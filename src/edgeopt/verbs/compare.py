@@ -104,6 +104,9 @@ def compare(
     if (metric or text is not None) and not artifacts:
         given = "--text" if text is not None else f"--metric {metric[0]}"
         raise UsageError(f"{given}: saved results cannot be run; give the artifacts")
+    if out is not None:
+        read = [given for given in (*items, data, text) if given is not None]
+        checked_output(out, list(map(file_of, read)))
     documents = open_all(
         {
             position: item
@@ -111,9 +114,6 @@ def compare(
             if is_document
         }
     )
-    if out is not None:
-        read = [given for given in (*items, data, text) if given is not None]
-        checked_output(out, list(map(file_of, read)))
     if artifacts:
         task = _Task(
             metrics=tuple(map(find_metric, metric)),

@@ -15,7 +15,7 @@ from edgeopt.data.samples import Feed, Samples, load
 from edgeopt.data.sizes import batch_symbols, sizes_of
 from edgeopt.data.split import split
 from edgeopt.data.synthetic import OTHER_BATCH, pinned, synthetic
-from edgeopt.errors import SourceError, UsageError
+from edgeopt.errors import InputsError, SourceError, UsageError
 from edgeopt.graphs.capture import Captured, capture
 
 __all__ = [
@@ -97,17 +97,24 @@ def prepare(
         )
     raw = load(data) if data is not None else None
     first = raw if raw is not None or shapes is None else load(shapes)
-    captured = capture(
-        source,
-        workdir,
-        model=model,
-        trust_pickle=trust_pickle,
-        inputs=parse_inputs(tuple(inputs)),
-        example=example_of(first),
-        bare=first is not None and first.bare,
-        opset=opset,
-        progress=progress,
-    )
+    try:
+        captured = capture(
+            source,
+            workdir,
+            model=model,
+            trust_pickle=trust_pickle,
+            inputs=parse_inputs(tuple(inputs)),
+            example=example_of(first),
+            bare=first is not None and first.bare,
+            opset=opset,
+            progress=progress,
+        )
+    except InputsError as error:
+        # Found where the file's name is not known.
+        text = str(error)
+        if raw is None or not text.startswith("--data, "):
+            raise
+        raise InputsError(f"{raw.label}, {text.removeprefix('--data, ')}") from None
     hints = _hints(captured)
     if raw is None:
         # Two draws: what candidates are tried on must not be what they are judged by.
