@@ -153,7 +153,7 @@ def single_steps(prepared: Prepared) -> tuple[str, ...]:
         return ()
     return (
         "a decoder with a cache, proven one token at a time: what errors in the cache add up to"
-        " over a text was not measured; give --data with rows of several tokens, or compare whole texts",
+        " over a text was not measured; give --data with rows of several tokens, or compare texts",
     )
 
 
