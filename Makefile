@@ -34,7 +34,7 @@ help:
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; \
-	  sys.exit(0 if v >= (3, 10) else "edgeopt needs Python 3.10 or later, $(PYTHON) is " \
+	  sys.exit(0 if v >= (3, 11) else "edgeopt needs Python 3.11 or later, $(PYTHON) is " \
 	  + ".".join(map(str, v[:3])) + "; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	@echo "making a virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)

@@ -99,7 +99,7 @@ def one_run(folder: Path, settings: BenchSettings, model: Path) -> tuple[Results
     took = time.perf_counter() - start
     if found.failures:
         raise SystemExit(f"a run failed: {dict(found.failures)}")
-    made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     results = Results("bench", made, BASE, tuple(subjects), found.measurements, {}, {})
     return results, took
 

@@ -9,6 +9,13 @@ loaded when it is first touched.
 
 from __future__ import annotations
 
+import sys
+
+if getattr(sys, "orig_argv", [])[1:3] == ["-m", "edgeopt"] and not sys.flags.safe_path:
+    # ``python -m`` puts the current folder first. It holds a model from somewhere, perhaps, with a
+    # json.py beside it: nothing is imported from there unless an option names code in it.
+    del sys.path[0]
+
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -207,14 +207,19 @@ def test_task_quality_with_scores_is_compared_sample_by_sample() -> None:
     rng = np.random.default_rng(0)
     base = (rng.random(400) < 0.9).astype(float)
     few, many = base.copy(), base.copy()
-    few[np.flatnonzero(base)[:2]] = 0
+    few[np.flatnonzero(base)[:2]] = 0  # half a point fewer, and perhaps 1.25: not to be excluded
     many[np.flatnonzero(base)[:40]] = 0
-    for scores, expected in ((few, []), (many, ["int8"])):
+    for scores, expected in ((few, ["int8"]), (many, ["int8"])):
         results = document(
             quality=(quality("fp32", base.mean(), base), quality("int8", scores.mean(), scores))
         )
         assert found("quality.accuracy < -0.004", results) == expected
         assert len(judge(["quality.accuracy < -0.004"], results, FOUND)) == 1
+        assert found("quality.accuracy < -0.2", results) == [], "the whole interval is within"
+    same = document(
+        quality=(quality("fp32", base.mean(), base), quality("int8", base.mean(), base))
+    )
+    assert found("quality.accuracy < -0.004", same) == []
 
 
 def test_a_metric_that_is_no_number_is_no_pass() -> None:

@@ -108,7 +108,7 @@ def test_what_cannot_be_reached(source: Path, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["source.onnx"]
 
 
-@pytest.mark.parametrize(("to", "said"), [("safetensors", "weights alone"), ("gguf", "GGUF")])
+@pytest.mark.parametrize(("to", "said"), [("safetensors", "safetensors"), ("gguf", "GGUF")])
 def test_where_nothing_is_timed(source: Path, to: str, said: str) -> None:
     with pytest.raises(UsageError, match=rf"--on has no meaning for {said}"):
         quantize(source, to=to, on="ssh://board")

@@ -157,7 +157,7 @@ def test_text_is_for_gguf(tmp_path: Path, text: Path) -> None:
 
     for name in ("a", "b"):
         save_file({"w": np.zeros((4, 4), np.float32)}, tmp_path / f"{name}.safetensors")
-    with pytest.raises(UsageError, match="--text is for GGUF"):
+    with pytest.raises(UsageError, match="--text has no meaning for safetensors"):
         verify(tmp_path / "a.safetensors", tmp_path / "b.safetensors", text=text)
 
 

@@ -1,12 +1,13 @@
 """The command line: parse, call one verb, print. No logic.
 
 Exit codes: 0 done and proven; 2 bad usage or input; 3 the proof failed, or a worker did; 4 what
-``--fail-if`` asked about did happen; 130 interrupted. An error is one line on stderr. With
-``--json`` the document is all that stdout gets.
+``--fail-if`` asked about did happen; 130 interrupted; 141 the reader of a pipe left.
+An error is one line on stderr. With ``--json`` the document is all that stdout gets.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ import click
 import edgeopt
 from edgeopt.cli import making, measuring, shrinking
 from edgeopt.cli.options import SETTINGS
-from edgeopt.cli.show import fail
+from edgeopt.cli.show import fail, reader_left
 from edgeopt.errors import EdgeoptError
 
 __all__ = ["cli", "main"]
@@ -50,12 +51,24 @@ def _terminated(signum: int, frame: object) -> NoReturn:
     sys.exit(128 + signum)  # unwinds, so that unfinished files are removed
 
 
+def _ready_streams() -> None:
+    """Somewhere to print to, whatever standard output and error are: closed ones become the null
+    device (or the next file opened would get their place), and what an encoding lacks is replaced.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            null = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - stays open
+            setattr(sys, name, null)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def main() -> NoReturn:
     """The ``edgeopt`` command."""
+    _ready_streams()
     signal.signal(signal.SIGTERM, _terminated)
-    # Code that --model and --data name is looked for in the current folder, as `python -m` does.
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
     try:
         cli.main(prog_name="edgeopt", standalone_mode=False)
         sys.stdout.flush()
@@ -67,9 +80,7 @@ def main() -> NoReturn:
     except EdgeoptError as error:
         fail(str(error), error.exit_code)
     except BrokenPipeError:
-        # The reader has left. What is still buffered must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        reader_left()
     except OSError as error:
         # What the system refused where no verb expected it: still a line, and no traceback.
         fail(f"{error.filename or 'reading or writing'}: {error.strerror or error}", 2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ __all__ = [
     "fail",
     "print_document",
     "progress",
+    "reader_left",
     "show_proof",
     "show_results",
 ]
@@ -34,7 +37,18 @@ def print_document(document: dict[str, Any]) -> None:
 def console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False)
+    class Quiet(Console):
+        def on_broken_pipe(self) -> None:
+            reader_left()
+
+    return Quiet(highlight=False)
+
+
+def reader_left() -> NoReturn:
+    """The reader of a pipe has had enough: quietly, as of SIGPIPE (``| head -1``)."""
+    # What is still buffered must not raise again at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
 
 
 def show_proof(proof: Proof, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeopt.core.ggml import Ggml
 from edgeopt.core.schemes import Affine
+from edgeopt.core.typed import WrongPart, read
 
 __all__ = ["PLAN_VERSION", "Change", "Choice", "Decision", "Plan"]
 
@@ -50,15 +51,6 @@ class Decision:
         data["scheme"] = self.scheme.to_json() if self.scheme else None
         data["shape"] = list(self.shape)
         return data
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Decision:
-        values = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
-        scheme = values.get("scheme")
-        stored = Ggml if scheme and scheme.get("type") == "ggml" else Affine
-        values["scheme"] = stored.from_json(scheme) if scheme else None
-        values["shape"] = tuple(values.get("shape", ()))
-        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -125,21 +117,61 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Raises ValueError on another version, KeyError or TypeError on a malformed document."""
-        if data.get("edgeopt_plan") != PLAN_VERSION:
-            raise ValueError(
-                f"plan version {data.get('edgeopt_plan')!r}, this edgeopt reads {PLAN_VERSION}"
+        """Raises ValueError on another version, and for a part that is missing or of the wrong
+        kind; it names the part's place."""
+        version = data.get("edgeopt_plan") if isinstance(data, Mapping) else None
+        if version != PLAN_VERSION:
+            raise ValueError(f"plan version {version!r}, this edgeopt reads {PLAN_VERSION}")
+        try:
+            written = read(_Written, data)
+            return cls(
+                source_sha256=written.source_sha256,
+                options=written.options,
+                decisions=tuple(_decision(d, i) for i, d in enumerate(written.decisions)),
+                choices=written.choices,
+                calibration=written.calibration,
             )
-        return cls(
-            source_sha256=data["source_sha256"],
-            options=dict(data["options"]),
-            decisions=tuple(Decision.from_json(d) for d in data["decisions"]),
-            choices=tuple(
-                Choice(c["name"], c["value"], c.get("reason", ""), c.get("timings", {}))
-                for c in data["choices"]
-            ),
-            calibration=dict(data.get("calibration", {})),
-        )
+        except WrongPart as error:
+            raise ValueError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class _WrittenDecision:
+    """A decision as it stands in a file."""
+
+    tensor: str
+    op: str
+    method: str
+    form: str
+    scheme: Mapping[str, Any] | None
+    reason: str
+    nbytes: int
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A plan as it stands in a file."""
+
+    edgeopt_plan: int
+    source_sha256: str
+    options: Mapping[str, Any]
+    decisions: tuple[_WrittenDecision, ...]
+    choices: tuple[Choice, ...]
+    digest: str = ""
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _decision(written: _WrittenDecision, index: int) -> Decision:
+    values = {f.name: getattr(written, f.name) for f in dataclasses.fields(written)}
+    if written.scheme is None:
+        return Decision(**values)
+    place = f"decisions[{index}].scheme"
+    body = {key: value for key, value in written.scheme.items() if key != "type"}
+    if written.scheme.get("type") == "ggml":
+        name = read(str, body.get("name"), f"{place}.name")
+        return Decision(**{**values, "scheme": Ggml.from_json({"name": name})})
+    return Decision(**{**values, "scheme": read(Affine, body, place)})
 
 
 @dataclass(frozen=True)

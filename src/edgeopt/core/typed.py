@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["WrongPart", "read"]
@@ -45,6 +45,8 @@ def read(kind: Any, value: Any, place: str = "") -> Any:
         return None if value is None else read(inner[0], value, place)
     if origin is tuple:
         return _read_tuple(inner, value, place)
+    if origin is Sequence:
+        return _read_tuple((inner[0], ...), value, place)
     if origin is Mapping:
         named = _require(value, dict, "an object", place)
         return {read(str, k, place): read(inner[1], v, f"{place}.{k}") for k, v in named.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from edgeopt.core import DTYPE_BITS, InputSpec
+from edgeopt.core import DTYPE_BITS, InputSpec, unnamed
 from edgeopt.errors import UsageError
 
 __all__ = ["parse_input", "parse_inputs"]
@@ -37,7 +37,8 @@ _EXAMPLE = "write it as x:float32[1,3,224,224], with names for free dimensions: 
 def parse_input(text: str) -> InputSpec:
     """``name:dtype[d0,d1,...]`` as an :class:`InputSpec`.
 
-    A dimension is a positive integer, or a name where it is free; ``[]`` is a scalar. The name
+    A dimension is a positive integer, or a name where it is free (``?`` for one without); ``[]`` is
+    a scalar. The name
     may be left out for a model's only input: ``float32[1,28,28]`` gives the name ``input``.
 
     Raises:
@@ -58,6 +59,8 @@ def parse_input(text: str) -> InputSpec:
             dims.append(int(part))
         elif _SYMBOL.fullmatch(part):
             dims.append(part)
+        elif part == "?":  # free without a name, as a model's inputs are shown
+            dims.append(unnamed(found["name"] or "input", len(dims)))
         else:
             raise UsageError(
                 f"--input {text!r} has dimension {part!r}, which is no positive integer and no"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import io
 import itertools
+import lzma
 import math
 import random
+import struct
 import sys
 import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,12 +23,35 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from edgeopt.core import Array
+from edgeopt.core.importing import current_folder
 from edgeopt.errors import InputsError
 
 __all__ = ["Reader", "each_file", "open_callable", "open_file", "open_npy", "zipped"]
 
 #: What numpy and zipfile raise on a file that is not what it says.
-_BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, tokenize.TokenError)
+_BROKEN = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    TypeError,  # a size that is true, a name that is no text
+    IndexError,
+    AttributeError,
+    OverflowError,  # sizes beyond 64 bits, or negative
+    MemoryError,
+    SyntaxError,  # of the header, which is a Python literal
+    RuntimeError,  # an encrypted entry
+    NotImplementedError,  # a compression that zipfile does not know
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    tokenize.TokenError,
+)
+
+#: Bytes of one row, or of an array that cannot be read row by row, in memory at a time; more only
+#: where the file itself is nearly as large: what is stored in little is little, or made to swell.
+_ROW, _SWELLING = 64 << 20, 4
 
 
 #: What an iterator that is over gives.
@@ -124,17 +150,14 @@ def open_callable(spec: str) -> Callable[[], Iterator[dict[str, Array]]]:
 
 
 def _import(spec: str, module_name: str) -> Any:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        return importlib.import_module(module_name)
-    except Exception as error:  # the user's own code: it may raise anything
-        raise InputsError(
-            f"--data {spec}: importing {module_name} from {here} failed:"
-            f" {type(error).__name__}: {error}"
-        ) from error
-    finally:
-        sys.path.remove(here)
+    with current_folder() as here:
+        try:
+            return importlib.import_module(module_name)
+        except Exception as error:  # the user's own code: it may raise anything
+            raise InputsError(
+                f"--data {spec}: importing {module_name} from {here} failed:"
+                f" {type(error).__name__}: {error}"
+            ) from error
 
 
 def _called(spec: str, target: Any) -> Any:
@@ -206,6 +229,7 @@ def _mapped(path: Path) -> Array:
         raise InputsError(_problem(path, error)) from error
     if not isinstance(array, np.ndarray):
         raise InputsError(f"{path} is an archive; an .npy file was expected here")
+    _require_sizes(array.shape, path, "the array")
     return _numeric(array, path)
 
 
@@ -265,16 +289,24 @@ def _open_npz(path: Path) -> Reader:
 
 
 def _member(archive: zipfile.ZipFile, file: str, path: Path) -> _Member:
+    name = file.removesuffix(".npy")
     with archive.open(file) as stream:
         shape, fortran, dtype = _header(stream)
+        _require_sizes(shape, path, name)
         lacking = stream.tell() + math.prod(shape) * dtype.itemsize
     lacking -= archive.getinfo(file).file_size
-    name = file.removesuffix(".npy")
     if dtype.kind not in "biufU":
         kind = "Python objects" if dtype.hasobject else str(dtype)
         raise InputsError(f"{path}, {name} holds {kind}; numbers or booleans are needed")
     if not shape:
         raise InputsError(f"{path}, {name} holds a single number; a leading sample axis is needed")
+    at_a_time = math.prod(shape if fortran else shape[1:]) * dtype.itemsize
+    if at_a_time > max(_ROW, _SWELLING * path.stat().st_size):
+        part = "it is in Fortran order, so that all of it" if fortran else "one row"
+        raise InputsError(
+            f"{path}, {name}: {part} takes {at_a_time:,} bytes, from a file of"
+            f" {path.stat().st_size:,}; give one sample a row, in C order"
+        )
     if lacking > 0:
         raise InputsError(f"{path}, {name} ends {lacking} bytes early; save it again")
     # numpy calls arrays saved without a name arr_0, arr_1, ...: they are given by position
@@ -282,6 +314,12 @@ def _member(archive: zipfile.ZipFile, file: str, path: Path) -> _Member:
     if name != position and position.isdigit():
         name = f"#{position}"
     return _Member(file, name, shape, dtype, fortran)
+
+
+def _require_sizes(shape: tuple[int, ...], path: Path, name: str) -> None:
+    """numpy takes any literal from the header for a size."""
+    if not all(type(size) is int and 0 <= size < 1 << 48 for size in shape):
+        raise InputsError(f"{path}, {name} has the shape {str(shape)[:60]}; save it again")
 
 
 def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

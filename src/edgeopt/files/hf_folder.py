@@ -137,6 +137,8 @@ def describe(path: Path) -> Source:
         reasons.insert(0, f"{root / 'config.json'} names Python code to load the model (auto_map)")
     tree = _tree(path)
     own = {str(file.relative_to(path)) for file in files}
+    for name in own:  # in a folder that is hidden, or a link
+        tree.setdefault(name, (path / name).stat().st_size)
     tokenizer = {n: b for n, b in tree.items() if PurePosixPath(n).name in TOKENIZER_FILES}
     described = {n for n in tree if _describes(n, bert)}
     needed = [*sorted(described | set(tokenizer)), *sorted(own)]

@@ -172,7 +172,15 @@ def read_header(path: Path, metadata: Mapping[str, str]) -> Header:
         )
     try:
         return _header(json.loads(metadata[_HEADER]))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise FormatError(path, f"is malformed ({reason})", field=_HEADER) from error
 

@@ -111,6 +111,9 @@ class _Reader:
         return ref
 
     def find_storages(self, keys: Any, big_endian: bool) -> None:
+        # Python 2 wrote its strings as bytes.
+        if isinstance(keys, list):
+            keys = [k.decode("utf-8", "replace") if isinstance(k, bytes) else k for k in keys]
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             self.fail("no list of names", "storage keys")
         count = struct.Struct(">q" if big_endian else "<q")

@@ -13,6 +13,7 @@ small numbers, so neither deep nesting nor chosen collisions can hurt.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -213,6 +214,16 @@ class _Machine:
             raw = bytes(self.buffer[at : self.pos])
             # Twice: the object, and the file's page that was touched to make it.
             self.push(raw.decode("utf-8", "surrogatepass") if text else raw, 60 + 2 * count)
+
+    def python2_text(self, count: int) -> None:
+        """A string of Python 2: text, as torch reads it, where its bytes are UTF-8."""
+        at = self.pos
+        self.text_or_bytes(count, False)
+        if count > BLOB:
+            return
+        with contextlib.suppress(UnicodeDecodeError):
+            text = bytes(self.buffer[at : at + count]).decode("utf-8")
+            self.stack[-1] = text
 
     def global_named(self, module: str, name: str) -> Global:
         full = f"{_PYTHON2.get(module, module)}.{name}"
@@ -439,8 +450,8 @@ _NAMED: dict[bytes, Callable[[_Machine], None]] = {
     b"K": lambda m: m.push(m.number(_U1)),
     b"M": lambda m: m.push(m.number(_U2), 32),
     b"Q": _Machine.op_binpersid,
-    b"T": lambda m: m.text_or_bytes(m.number(_U4), False),
-    b"U": lambda m: m.text_or_bytes(m.number(_U1), False),
+    b"T": lambda m: m.python2_text(m.number(_U4)),
+    b"U": lambda m: m.python2_text(m.number(_U1)),
     b"X": lambda m: m.text_or_bytes(m.number(_U4), True),
     b"e": _Machine.op_appends,
     b"h": lambda m: m.recall(m.number(_U1)),

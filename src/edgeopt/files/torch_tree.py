@@ -327,15 +327,18 @@ def _strip_wrappers(tree: Tree) -> None:
 def _make_unique(tree: Tree) -> None:
     """Two paths may read alike (``a.b`` and ``a``/``b``): number the later ones."""
     seen: set[str] = set()
+    numbered: dict[str, int] = {}  # the last number given: ten thousand alike are not counted anew
 
     def unique(name: str) -> str:
-        tried, count = name, 1
+        tried, count = name, numbered.get(name, 1)
         while tried in seen:
             count += 1
             tried = f"{name}#{count}"
+        numbered[name] = count
         seen.add(tried)
         return tried
 
     tree.model = [(unique(name), leaf) for name, leaf in tree.model]
     seen.clear()
+    numbered.clear()
     tree.extras = [(unique(name), role, leaf) for name, role, leaf in tree.extras]

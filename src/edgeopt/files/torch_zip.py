@@ -95,7 +95,9 @@ class Archive:
 
     def pickle(self, name: str = "data.pkl", folder: str = "data/") -> tuple[Any, TensorMaker]:
         """The object in record ``name``, and the maker of its tensors."""
-        record = self.zip.records[self.root + name]
+        record = self.zip.records.get(self.root + name)
+        if record is None:
+            self.zip.fail("is missing, or no file of its own", f"member {name}")
         field = one_line(self.zip.prefix + f"member {record.name}")
         limits = Limits.for_file(self.file.size)
         if record.method == STORED:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -68,7 +69,7 @@ class BlankCodes(CodeCache):
     def get(self, site: Site, method: str, scheme: Affine) -> Codes:
         rows, columns = site.matrix_shape
         blocks = 1 if scheme.block is None else -(-columns // scheme.block)
-        dtype = np.int8 if scheme.symmetric else np.uint8
+        dtype: Any = np.int8 if scheme.symmetric else np.uint8
         zero = None if scheme.symmetric else np.zeros((rows, blocks), np.uint8)
         return Codes(np.zeros((rows, columns), dtype), np.ones((rows, blocks), np.float32), zero)
 

@@ -6,7 +6,8 @@ with it, and artifacts of different runtimes can be compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,10 +20,15 @@ from edgeopt.errors import OutputError, SourceError
 from edgeopt.measure.bench_worker import case_from_json, case_to_json
 from edgeopt.measure.fidelity import FidelityMeter
 from edgeopt.measure.jobs import match_outputs
+from edgeopt.measure.matching import RowCount, RowMatcher
 from edgeopt.measure.process import Feeds, Workplace
 from edgeopt.runtimes.engine import Answering, Case, make_engine
 
 __all__ = ["ANSWER_JOBS", "Answers", "compare_answers", "take_answers"]
+
+
+#: Answers that have nothing in common are said to be this far (dB) apart.
+_FAR = 100.0
 
 
 class Voice(Protocol):
@@ -37,12 +43,14 @@ class Voice(Protocol):
 class Answers:
     """One artifact's outputs for ``count`` samples, one ``.npy`` file each.
 
-    ``names`` are in the artifact's own order.
+    ``names`` are in the artifact's own order. ``repeats_db`` is how close its answers to one sample
+    are from run to run, where they are not the same.
     """
 
     folder: Path
     names: tuple[str, ...]
     count: int
+    repeats_db: float | None = None
 
     def load(self, index: int) -> dict[str, NDArray[Any]]:
         return {
@@ -78,21 +86,32 @@ def take_answers(
     if outcome.result is None:
         assert outcome.error is not None
         raise outcome.error
-    return Answers(folder, tuple(outcome.result["outputs"]), place.feeds.count)
+    return Answers(
+        folder,
+        tuple(outcome.result["outputs"]),
+        place.feeds.count,
+        outcome.result.get("repeats"),
+    )
 
 
-def compare_answers(base: Answers, other: Answers) -> tuple[Fidelity, ...]:
+def compare_answers(
+    base: Answers, other: Answers, loose: Sequence[str] = ()
+) -> tuple[tuple[Fidelity, ...], RowCount | None]:
     """Fidelity of every output of ``base`` in ``other``; outputs are matched by name, else by
-    position. SourceError where an output has no counterpart or another shape."""
+    position, and rows of those that are sets (``loose``, or of another number) by their values:
+    how many were found again. SourceError where an output has no counterpart or another shape."""
     names = match_outputs(_specs(base), _specs(other), None)
-    meters = {name: FidelityMeter(name) for name in names}
+    loosely = frozenset(loose)
+    meters = {name: FidelityMeter(name, classes=name not in loosely) for name in names}
+    matcher = RowMatcher(loosely)
     for index in range(base.count):
-        expected, got = base.load(index), other.load(index)
+        expected, answered = base.load(index), other.load(index)
+        ours, theirs = matcher.pair(expected, {name: answered[names[name]] for name in names})
         for name, meter in meters.items():
-            problem = meter.add(expected[name], got[names[name]])
+            problem = meter.add(ours[name], theirs[name])
             if problem:
                 raise SourceError(problem)
-    return tuple(meter.result() for meter in meters.values())
+    return tuple(meter.result() for meter in meters.values()), matcher.result()
 
 
 def _specs(answers: Answers) -> tuple[InputSpec, ...]:
@@ -118,9 +137,13 @@ def answers(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) ->
     voice.busy("artifact", f"loading {case.path}")
     engine.load()
     names: tuple[str, ...] | None = None
+    repeats = math.inf
     for index in range(feeds.count):
         voice.busy("artifact", f"running {case.path}")
-        outputs = engine.answer(feeds.load(folder, index))
+        feed = feeds.load(folder, index)
+        outputs = engine.answer(feed)
+        if index == 0:
+            repeats = _repeats(outputs, engine.answer(feed))
         if names is None:
             names = tuple(outputs)
         for position, name in enumerate(names):
@@ -128,7 +151,19 @@ def answers(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) ->
                 raise SourceError(f"{case.path}: gives no {name} for sample {index}")
             _write(folder / job["folder"] / _file(index, position), outputs[name], case, name)
         voice.progress(f"running {case.path.name}", (index + 1) / feeds.count)
-    return {"outputs": list(names or ())}
+    return {"outputs": list(names or ()), "repeats": None if math.isinf(repeats) else repeats}
+
+
+def _repeats(first: Mapping[str, NDArray[Any]], again: Mapping[str, NDArray[Any]]) -> float:
+    """How close (dB) two answers to one sample are, by the worst output; inf where they agree."""
+    worst = math.inf
+    for name, array in first.items():
+        meter = FidelityMeter(name)
+        if meter.add(np.asarray(array), np.asarray(again[name])) is not None:
+            return -_FAR
+        if not math.isnan(found := meter.result().sqnr_db):
+            worst = min(worst, max(found, -_FAR))
+    return worst
 
 
 def _write(path: Path, array: NDArray[Any], case: Case, name: str) -> None:

@@ -26,8 +26,12 @@ _BY_NAME: Mapping[str, type[EdgeoptError]] = {
 }
 
 
+#: Python 3.11 and later; another machine's may be older.
+_SAFE = ["-P"] if hasattr(sys.flags, "safe_path") else []
+
+
 def start(module: str, job: Path, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start ``python -m module JOB`` in the job's folder, its input and output pipes ours.
+    """Start ``python -P -m module JOB`` in the job's folder, its input and output pipes ours.
 
     Raises WorkerError where no process can be started.
     """
@@ -49,7 +53,8 @@ def start(module: str, job: Path, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
     }
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", module, job.name],
+            # -P: not even the job's own folder comes before the library's.
+            [sys.executable, *_SAFE, "-m", module, job.name],
             stdin=subprocess.PIPE,  # never written to: its end tells the worker we are gone
             stdout=subprocess.PIPE,
             stderr=stderr,

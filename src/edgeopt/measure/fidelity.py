@@ -39,8 +39,10 @@ class FidelityMeter:
     its width).
     """
 
-    def __init__(self, output: str) -> None:
+    def __init__(self, output: str, *, classes: bool = True) -> None:
+        """``classes``: the last axis may be one of classes; of a set of rows it is none."""
         self.output = output
+        self._may_be_classes = classes
         self._samples = 0
         self._elements = 0
         self._signal = 0.0
@@ -75,7 +77,12 @@ class FidelityMeter:
         self._samples += 1
         self._elements += reference.size
         self._is_float = _is_float(reference)
-        classes = self._is_float and reference.ndim in (2, 3) and reference.shape[-1] >= 2
+        classes = (
+            self._may_be_classes
+            and self._is_float
+            and reference.ndim in (2, 3)
+            and reference.shape[-1] >= 2
+        )
         width = reference.shape[-1] if classes else max(1, min(reference.size, _CHUNK))
         signal = noise = dot = power = 0.0
         for ref, new in _chunks(reference, got, width):

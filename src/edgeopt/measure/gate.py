@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgeopt.core import Change, Check, Fidelity, Verdict, format_bytes
+from edgeopt.core import Basis, Change, Check, Fidelity, Verdict, format_bytes
 from edgeopt.errors import UsageError
 from edgeopt.measure.pair import SLOWER, Mates, PairResult, Repeats
 
@@ -84,6 +84,7 @@ def judge(
     apart = any(f.sqnr_db < floor for f in pair.fidelity)
     if pair.repeats is not None and pair.repeats.db < floor and apart:
         checks.append(_varies(pair.repeats, floor, noise))
+    checks += _same_sets(pair, bits, _more(bits, given))
     checks += _fidelity(pair.fidelity, bits, min_sqnr, given)
     if given and min_sqnr is None:
         checks += [c for c in [same_answers(pair.fidelity, _more(bits, given))] if c is not None]
@@ -98,11 +99,9 @@ def judge(
     return Verdict(tuple(checks), tuple(unproven), basis(given, pair.samples))
 
 
-def basis(given: bool, samples: int) -> str:
-    """What a verdict stands on, for its headline."""
-    if given:
-        return f"on your samples ({samples} held out)"
-    return "on made-up inputs: give --data to know"
+def basis(given: bool, samples: int) -> Basis:
+    """What a verdict on ``samples`` inputs stands on: the user's, or made-up ones."""
+    return Basis("samples" if given else "made-up", samples)
 
 
 def same_answers(fidelity: Sequence[Fidelity], advice: str) -> Check | None:
@@ -135,6 +134,32 @@ def _varies(repeats: Repeats, floor: float, noise: str) -> Check:
         f" ({repeats.output})",
         limit=f"{floor:g} dB or more, or nothing can be compared with it",
         advice=noise or "export the model in evaluation mode, with its random draws left out",
+    )
+
+
+def _same_sets(pair: PairResult, bits: int | None, advice: str) -> Iterator[Check]:
+    """Outputs that are sets of rows (boxes, say): how many rows are found again; and outputs
+    whose shapes differ otherwise."""
+    if pair.shapes:
+        yield Check(
+            name="same shapes",
+            passed=False,
+            found="; ".join(pair.shapes),
+            limit="every output in the source's shape",
+            advice=advice,
+        )
+    rows = pair.rows
+    if rows is None:
+        return
+    least = _of(AGREEMENT, bits)
+    changed = max(rows.source, rows.artifact) - rows.matched
+    yield Check(
+        name="same rows",
+        passed=rows.share >= least or changed <= _MAY_CHANGE,
+        found=f"{rows.matched} of {rows.source} rows found again, {rows.artifact - rows.matched} "
+        f"others in the artifact ({', '.join(rows.outputs)})",
+        limit=f"{least:.0%} or more",
+        advice=advice,
     )
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from edgeopt.core import InputSpec
 from edgeopt.errors import EdgeoptError, SourceError, UsageError
 from edgeopt.measure.fidelity import FidelityMeter
+from edgeopt.measure.matching import RowCount, RowMatcher, unequal
 from edgeopt.measure.memory import MemoryMeter
 from edgeopt.measure.process import Feeds
 from edgeopt.numerics.statistics import ratio_interval, round_ratios
@@ -69,14 +70,19 @@ def pair(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> di
     artifact = _open(voice, "artifact", job["artifact"], job["threads"])
     meters: dict[str, FidelityMeter] = {}
     names: Mapping[str, str] = {}
+    shapes: Sequence[str] = ()
+    rows: RowCount | None = None
     if job["compare"]:
         names = match_outputs(source.outputs, artifact.outputs, job["output_map"])
-        meters = {name: FidelityMeter(name) for name in names}
-        _compare(source, artifact, meters, names, feeds, folder, voice)
+        loose = frozenset(job.get("loose", ()))
+        meters = {name: FidelityMeter(name, classes=name not in loose) for name in names}
+        matcher = RowMatcher(loose)
+        shapes = _compare(source, artifact, meters, names, feeds, folder, voice, matcher=matcher)
+        rows = matcher.result()
     mates, repeats = None, None
     if job["compare"]:
         repeats = _repeats(source, names, feeds, folder, voice)
-    if job["compare"] and job.get("batch"):
+    if job["compare"] and job.get("batch") and not shapes:
         mates = _beside_others(job["batch"], source, artifact, meters, names, feeds, folder, voice)
     first = feeds.load(folder, 0)
     seconds = float(job["seconds"])
@@ -93,6 +99,8 @@ def pair(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> di
         "fidelity": [dataclasses.asdict(meter.result()) for meter in meters.values()],
         "source_not_finite": [n for n, meter in meters.items() if meter.source_not_finite],
         "mates": mates,
+        "rows": rows and dataclasses.asdict(rows),
+        "shapes": list(shapes),
         "repeats": repeats,
         "renamed": {a: b for a, b in names.items() if a != b},
         "latency": {"source": blocks.values[0], "artifact": blocks.values[1]},
@@ -157,7 +165,8 @@ def score(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> d
             candidate = _open(voice, name, path, job["threads"])
             names = match_outputs(source.outputs, candidate.outputs, None)
             meters = {output: FidelityMeter(output) for output in names}
-            _compare(source, candidate, meters, names, feeds, folder, voice, name)
+            if shapes := _compare(source, candidate, meters, names, feeds, folder, voice, name):
+                raise SourceError(shapes[0])
         except EdgeoptError:
             scores[name] = None
             continue
@@ -212,18 +221,29 @@ def _compare(
     folder: Path,
     voice: Voice,
     subject: str = "artifact",
-) -> None:
+    matcher: RowMatcher | None = None,
+) -> Sequence[str]:
+    """Every sample through both. Returns outputs whose shapes differ in more than rows, as a
+    finding; they are not measured."""
+    matcher = matcher or RowMatcher()
+    shapes: dict[str, str] = {}
     for index in range(feeds.count):
         sample = feeds.load(folder, index)
         voice.busy("source", f"running {source.path}")
         expected = source.run(source.fit(sample))
         voice.busy(subject, f"running {artifact.path}")
         got = artifact.run(artifact.fit(sample))
+        ours, theirs = matcher.pair(
+            {name: np.asarray(expected[name]) for name in meters},
+            {name: np.asarray(got[names[name]]) for name in meters},
+        )
         for name, meter in meters.items():
-            problem = meter.add(np.asarray(expected[name]), np.asarray(got[names[name]]))
-            if problem:
+            if ours[name].shape != theirs[name].shape:
+                shapes.setdefault(name, *unequal({name: ours[name]}, theirs))
+            elif problem := meter.add(ours[name], theirs[name]):
                 raise SourceError(problem)
         voice.progress("comparing", (index + 1) / feeds.count)
+    return list(shapes.values())
 
 
 def _repeats(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgeopt.core import Fidelity, InputSpec, Measurement, Progress
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.onnx import describe
+from edgeopt.measure.matching import RowCount
 from edgeopt.measure.process import Elsewhere, Outcome, Workplace, workplace
 from edgeopt.numerics.statistics import (
     BLOCKS_PER_ROUND,
@@ -67,7 +68,8 @@ class PairResult:
     ``failure`` is None, or why the artifact could not be loaded, run and compared; there are no
     fidelity and no latency then. ``slower`` is true only when two fresh workers agree.
     ``inputs`` and ``outputs`` are the artifact's own, ``files`` its file and those of its external
-    data. ``unproven`` names what could not be
+    data. ``rows`` counts those of outputs that are sets, ``shapes`` names outputs of other shapes.
+    ``unproven`` names what could not be
     measured, and why; ``notes`` what a reader should know.
     """
 
@@ -83,6 +85,8 @@ class PairResult:
     notes: tuple[str, ...] = ()
     mates: Mates | None = None
     repeats: Repeats | None = None
+    rows: RowCount | None = None
+    shapes: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> Interval | None:
@@ -108,6 +112,7 @@ def measure_pair(
     seconds: float = 2.0,
     output_map: Mapping[str, str] | None = None,
     batch: Sequence[str] = (),
+    loose: Sequence[str] = (),
     on: Elsewhere | None = None,
     progress: Progress | None = None,
 ) -> PairResult:
@@ -118,7 +123,8 @@ def measure_pair(
     1%. The first feed is what latency, load and memory are measured with; fidelity takes them
     all, one at a time. ``output_map`` names the artifact's output for each of the source's where
     the names differ; ``batch`` are inputs whose first axis is a batch, of which one is put together
-    from several samples; ``on`` is another machine to measure on. Measurements: ``file`` (B),
+    from several samples; ``loose`` are outputs that are sets of rows, matched before they are
+    compared; ``on`` is another machine to measure on. Measurements: ``file`` (B),
     ``latency`` and ``load`` (s), ``memory`` (B, the peak above the process before loading),
     ``memory_heap`` and ``memory_mapped`` (B, what of it remains at the end, by kind).
 
@@ -141,6 +147,7 @@ def measure_pair(
         "seconds": seconds,
         "output_map": dict(output_map) if output_map else None,
         "batch": list(batch),
+        "loose": list(loose),
         "compare": True,
     }
     with workplace(feeds, on) as place:
@@ -180,6 +187,10 @@ def measure_pair(
         files=files["artifact"],
         unproven=tuple(unproven),
         notes=tuple(notes),
+        shapes=tuple(first.get("shapes", ())),
+        rows=None
+        if first.get("rows") is None
+        else RowCount(**{**first["rows"], "outputs": tuple(first["rows"]["outputs"])}),
         repeats=None if first.get("repeats") is None else Repeats(**first["repeats"]),
         mates=None if first.get("mates") is None else Mates(**first["mates"]),
     )

@@ -22,10 +22,11 @@ from edgeopt.measure.answers import ANSWER_JOBS
 from edgeopt.measure.jobs import JOBS
 from edgeopt.measure.llm_jobs import LLM_JOBS
 from edgeopt.measure.process import Feeds
+from edgeopt.measure.sizes import SIZE_JOBS
 
 __all__ = ["Voice", "main"]
 
-_ALL_JOBS = {**JOBS, **LLM_JOBS, **ANSWER_JOBS}
+_ALL_JOBS = {**JOBS, **LLM_JOBS, **ANSWER_JOBS, **SIZE_JOBS}
 
 #: Seconds between two progress lines: each wakes the parent, which shares the machine's cores.
 _QUIET = 0.2

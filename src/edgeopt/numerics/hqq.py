@@ -55,7 +55,7 @@ def fit(
     """Scale and zero point of each column of ``x``; see :class:`edgeopt.numerics.affine.Fit`."""
     peak = np.maximum(x.max(axis=0), -x.min(axis=0))
     peak = np.where(peak > 0, peak, np.float32(1))
-    x = x / peak
+    x = np.asarray(x / peak, np.float32)
     first, first_zero = rtn.fit(x, levels)
     scale = np.where(np.abs(first) < _SMALL, _SMALL, first)
     zero = np.zeros_like(scale) if first_zero is None else first_zero

@@ -173,7 +173,7 @@ def _normalised(x: Floats) -> tuple[Floats, Floats]:
     """Each column divided by its largest magnitude, so that no square under- or overflows."""
     peak = np.maximum(x.max(axis=0), -x.min(axis=0))
     peak = np.where(peak > 0, peak, np.float32(1))
-    return x / peak, peak
+    return np.asarray(x / peak, np.float32), np.asarray(peak, np.float32)
 
 
 def _nonzero(scale: Floats) -> Floats:

@@ -86,7 +86,9 @@ def prune(
     work = np.float64 if w.dtype == np.float64 else np.float32
     factor = inverse_factor(hessian, damping).astype(work)
     alive = (np.diagonal(hessian) > 0).astype(work)
-    left = w.astype(work)  # what is left of each weight: final before `begin`, moving after it
+    left: NDArray[Any] = w.astype(
+        work
+    )  # what is left of each weight: final before `begin`, moving after it
     kept = np.ones(w.shape, np.bool_)
     for begin in range(0, columns, block):
         end = min(begin + block, columns)

@@ -23,6 +23,7 @@ from edgeopt.runtimes.torch_modules import (
     argument_names,
     build,
     fill_in,
+    matched,
     needs_trust,
     scripted,
     tensor_of,
@@ -124,14 +125,16 @@ def _filled(path: Path, kind: str, module: nn.Module, trust: bool) -> Callee:
         if not state:
             raise SourceError(f"{path}: holds none of the weights of {type(module).__name__}")
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        return Callee(fill_in(module, shapes, state.__getitem__).eval())
+        filled = fill_in(module, shapes, state.__getitem__)
+        return Callee(filled.module.eval(), notes=filled.notes)
     weights = edgeopt.load_weights(path)
     shapes = {name: tuple(weights.describe(name).shape) for name in weights}
 
     def tensor(name: str) -> torch.Tensor:
         return tensor_of(weights[name], weights.describe(name).dtype)
 
-    return Callee(fill_in(module, shapes, tensor).eval(), weights_by="edgeopt")
+    filled = fill_in(module, shapes, tensor)
+    return Callee(filled.module.eval(), weights_by="edgeopt", notes=filled.notes)
 
 
 def _stored(path: Path, trust: bool) -> Any:
@@ -150,12 +153,12 @@ def _stored(path: Path, trust: bool) -> Any:
 def state_in(stored: Any, module: nn.Module) -> dict[str, torch.Tensor]:
     """Of the mappings of tensors in a checkpoint, the one with most of the module's names.
 
-    Names count with and without a ``module.`` before them. Empty where there is none.
+    Names count with and without a wrapper's prefix. Empty where there is none.
     """
-    own = set(module.state_dict())
+    own = module.state_dict()
 
     def shared(state: Mapping[str, torch.Tensor]) -> int:
-        return len(own & {name.removeprefix("module.") for name in state}) or len(own & set(state))
+        return len(matched(own, list(state)))
 
     states = [state for state in _states(stored, _DEPTH) if shared(state)]
     return max(states, key=shared, default={})

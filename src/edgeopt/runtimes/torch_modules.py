@@ -9,23 +9,26 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-import sys
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edgeopt.core.importing import current_folder
 from edgeopt.errors import CaptureError, SourceError, UnsafeError, UsageError
 from edgeopt.runtimes.reasons import attempt, one_line
 
 __all__ = [
+    "Filled",
     "argument_names",
     "build",
     "fill_in",
+    "matched",
     "needs_trust",
     "scripted",
     "tensor_of",
@@ -58,8 +61,8 @@ def build(name: str, option: str = "--model") -> nn.Module:
     package, _, attribute = name.partition(":")
     if not package or not attribute:
         raise UsageError(f"{option} {name} is not of the form package.module:callable")
-    _here()
-    imported, error = attempt(lambda: importlib.import_module(package))
+    with current_folder(keep=True):
+        imported, error = attempt(lambda: importlib.import_module(package))
     if error is not None:
         raise SourceError(f"{option} {name}: cannot import {package}: {one_line(error)}")
     found: Any = imported
@@ -81,41 +84,40 @@ def build(name: str, option: str = "--model") -> nn.Module:
     return model
 
 
-def _here() -> None:
-    """The user's own code counts from the current folder, once all of ours has been imported."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+class Filled(NamedTuple):
+    """A module with its weights, and what a reader should know of how they came there."""
+
+    module: nn.Module
+    notes: tuple[str, ...] = ()
 
 
 def fill_in(
     module: nn.Module,
     shapes: Mapping[str, tuple[int, ...]],
     tensor: Callable[[str], torch.Tensor],
-) -> nn.Module:
-    """Load the weights that ``shapes`` lists, each from ``tensor(name)``, strictly.
+) -> Filled:
+    """Load the weights that ``shapes`` lists, each from ``tensor(name)``.
 
-    A ``module.`` that DataParallel put before every name is taken off; a parameter that is tied to
-    one that was loaded counts as loaded. Raises SourceError naming the first keys that do not fit.
+    All that the code has must be there: a parameter that is tied to one that was loaded counts as
+    loaded. What the file has besides is left out, and named in a note. Prefixes that wrappers put
+    before every name (DataParallel, torch.compile, a trainer's own module) are taken off the file's
+    names or put before them, whichever fills the module. Raises SourceError naming the first keys
+    that do not fit.
     """
     own = module.state_dict(keep_vars=True)
-    given = {name: name for name in shapes}
-    if given and not set(given) & set(own):
-        stripped = {name.removeprefix("module."): name for name in given}
-        if set(stripped) & set(own):
-            given = stripped
-    unexpected = [n for n in given if n not in own]
-    loaded = {id(own[n]) for n in given if n in own}
+    given = matched(own, list(shapes))
+    unexpected = [n for n in shapes if n not in given.values()]
+    loaded = {id(own[n]) for n in given}
     missing = [n for n, t in own.items() if n not in given and id(t) not in loaded]
     missing = [n for n in missing if not n.endswith("num_batches_tracked")]
     wrong = [
         f"{n} is {list(shapes[stored])} in the file and {list(own[n].shape)} in the code"
         for n, stored in given.items()
-        if n in own and tuple(shapes[stored]) != tuple(own[n].shape)
+        if tuple(shapes[stored]) != tuple(own[n].shape)
     ]
     problems = [
         *(f"{_first(missing)} missing from the file" for _ in [0] if missing),
-        *(f"{_first(unexpected)} not in the code" for _ in [0] if unexpected),
+        *(f"{_first(unexpected)} not in the code" for _ in [0] if unexpected and missing),
         *wrong[:1],
     ]
     narrow = sum(math.prod(s) for s in shapes.values()) < sum(own[n].numel() for n in own)
@@ -124,12 +126,51 @@ def fill_in(
             "if channels were pruned: use the program (.pt) that prune wrote; to prune more, start"
             " from the unpruned file with a higher --ratio"
         )
-    if problems:
+    if problems or (shapes and not given):
+        problems = problems or ["no name of the file's is in the code"]
         raise SourceError(f"the weights do not fit {type(module).__name__}: {'; '.join(problems)}")
     with torch.no_grad():
         for name, stored in given.items():
             own[name].copy_(tensor(stored))
-    return module
+    left = f"left out, as the code has no such weights: {_first(unexpected)}"
+    return Filled(module, (left,) if unexpected else ())
+
+
+#: What torch.compile puts into names, at any depth.
+_COMPILED = "_orig_mod."
+
+
+def matched(own: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
+    """The code's name -> the file's, under the change of prefix that fills most of the code: none,
+    if that is as good as any; then the shortest taken off; then the shortest put on."""
+    plain = {name.replace(_COMPILED, ""): name for name in names}
+    wanted = {name.replace(_COMPILED, ""): name for name in own}
+    changes: list[tuple[str, str]] = [("", "")]
+    changes += [(prefix, "") for prefix in _prefixes(plain)]
+    changes += [("", prefix) for prefix in _prefixes(wanted)]
+    best: dict[str, str] = {}
+    for off, on in changes:
+        found = {
+            wanted[on + name.removeprefix(off)]: stored
+            for name, stored in plain.items()
+            if name.startswith(off) and on + name.removeprefix(off) in wanted
+        }
+        if len(found) > len(best):
+            best = found
+    return best
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """What many names begin with, in whole parts, the shortest first: ``model.``, ``a.b.``."""
+    counted: Counter[str] = Counter()
+    for name in names:
+        parts = name.split(".")[:-1][:_DEEPEST]
+        counted.update(".".join(parts[: i + 1]) + "." for i in range(len(parts)))
+    return sorted(counted, key=lambda prefix: (prefix.count("."), -counted[prefix]))[:_MOST]
+
+
+#: Parts of a prefix, and prefixes tried.
+_DEEPEST, _MOST = 3, 64
 
 
 def _first(names: list[str], limit: int = 3) -> str:
@@ -150,9 +191,9 @@ def tensor_of(array: NDArray[Any], dtype: str) -> torch.Tensor:
 
 def unpickled(path: Path) -> nn.Module:
     """The module in a pickle. The user has given their word: the file's own code runs here."""
-    _here()
     try:
-        model = torch.load(path, map_location="cpu", weights_only=False)
+        with current_folder(keep=True):
+            model = torch.load(path, map_location="cpu", weights_only=False)
     except (AttributeError, ModuleNotFoundError, ImportError) as error:
         raise SourceError(
             f"{path}: the pickled module's class cannot be found: {one_line(error)}; run where its "

@@ -70,8 +70,13 @@ def _model(transformers: Any, folder: Path, trust: bool) -> Any:
     except ValueError as error:
         raise SourceError(f"{path} is not JSON: {error}") from None
     architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(n, str) for n in architectures):
+        shown = str(architectures)[:60]
+        raise SourceError(f"{path}: architectures is {shown}, not a list of names")
     name = architectures[0] if architectures else ""
     cls: Any = getattr(transformers, name, None) if name else transformers.AutoModel
+    if name and not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        cls = None  # the library has more than models
     own_code = bool(config.get("auto_map")) and cls is None
     if own_code and not trust:
         raise UnsafeError(
@@ -84,9 +89,12 @@ def _model(transformers: Any, folder: Path, trust: bool) -> Any:
         )
     if own_code:
         cls = transformers.AutoModel
-    options: dict[str, Any] = {"local_files_only": True, "output_loading_info": True}
-    if own_code:
-        options["trust_remote_code"] = True
+    # Said either way: left out, transformers may ask on standard input.
+    options: dict[str, Any] = {
+        "local_files_only": True,
+        "output_loading_info": True,
+        "trust_remote_code": own_code,
+    }
     try:
         model, info = cls.from_pretrained(str(folder), **options)
         missing = sorted(info["missing_keys"])

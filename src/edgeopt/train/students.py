@@ -163,7 +163,7 @@ def _from_file(path: Path, teacher: TorchModel, code: str | None, trust: bool) -
         return tensor_of(given[name].array(), given[name].dtype)
 
     shapes = {name: weight.shape for name, weight in given.items()}
-    return _called_like(fill_in(build(code), shapes, tensor), teacher)
+    return _called_like(fill_in(build(code), shapes, tensor).module, teacher)
 
 
 def _from_program(path: Path, teacher: TorchModel, code: str | None, trust: bool) -> TorchModel:

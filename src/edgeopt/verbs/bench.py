@@ -167,7 +167,7 @@ class _Document:
         self._runtimes = {trial.subject: trial.case.runtime for trial in trials}
         self._settings = {**asdict(asked), **asdict(settings), "on": on}
         self._before = before
-        self._made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        self._made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
     def results(self, found: Bench, digests: Mapping[str, str]) -> Results:
         sizes = [

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.core import Array, InputSpec, Source, format_bytes
-from edgeopt.data.fitting import plain_dtype
+from edgeopt.core import InputSpec, Source, format_bytes
+from edgeopt.data.fitting import join_rows, plain_dtype
 from edgeopt.data.inputspec import parse_inputs
 from edgeopt.data.samples import Feed, Samples, load
-from edgeopt.data.synthetic import concrete_shape, synthetic
+from edgeopt.data.sizes import batch_axes, batch_symbols, candidates
+from edgeopt.data.synthetic import concrete_shape, pinned, synthetic
 from edgeopt.errors import InputsError, UsageError
+from edgeopt.measure.sizes import try_sizes
 from edgeopt.measure.sysfiles import kilobytes
 from edgeopt.measure.trial import Trial
 from edgeopt.runtimes.engine import Case
@@ -25,6 +27,7 @@ from edgeopt.runtimes.engine import Case
 __all__ = [
     "RUNTIMES",
     "Asked",
+    "fitting_sizes",
     "hints_of",
     "names_of",
     "runtime_of",
@@ -217,10 +220,14 @@ def _check_given(source: Source, given: InputSpec) -> None:
 
 
 def _own_batch(specs: Sequence[InputSpec]) -> int | None:
-    """1 where the leading axis is free, else what the model insists on."""
+    """1 where the batch is free, else what the model insists on."""
+    if batch_symbols(specs):
+        return 1
+    axes = batch_axes(specs)
     for spec in specs:
-        if spec.shape:
-            return spec.shape[0] if isinstance(spec.shape[0], int) else 1
+        axis = axes[spec.name]
+        if axis is not None and isinstance(size := spec.shape[axis], int):
+            return size
     return None
 
 
@@ -231,22 +238,51 @@ def _feed(
     seq: int | None,
     samples: Samples | None,
 ) -> Feed:
-    sizes = {} if seq is None else _sequence_sizes(source, specs, seq)
+    asked = {} if seq is None else _sequence_sizes(source, specs, seq)
     if samples is not None:
         return _gathered(source, samples, specs, batch)
     if batch is not None:
-        for spec in specs:
-            fixed = spec.shape[0] if spec.shape else batch
-            if isinstance(fixed, int) and fixed != batch:
-                raise UsageError(
-                    f"--batch {batch}: {source.path} takes batches of {fixed} only ({spec}); "
-                    f"use --batch {fixed}, or export it with a free batch axis"
-                )
-            if spec.shape and isinstance(spec.shape[0], str):
-                sizes[spec.shape[0]] = batch
+        _require_batch(source, specs, batch)
+        asked |= dict.fromkeys(batch_symbols(specs), batch)
+    hints = hints_of(source)
+    sizes, values = fitting_sizes(source, specs, hints, asked)
     for spec in specs:
         _check_room(spec, sizes)
-    return next(iter(synthetic(specs, hints_of(source), count=1, seed=0, sizes=sizes)))
+    return next(iter(synthetic(specs, pinned(hints, values), count=1, seed=0, sizes=sizes)))
+
+
+def _require_batch(source: Source, specs: Sequence[InputSpec], batch: int) -> None:
+    """UsageError where the model insists on batches of another size."""
+    own = _own_batch(specs)
+    if batch_symbols(specs) or own is None or own == batch:
+        return
+    axes = batch_axes(specs)
+    spec = next(s for s in specs if axes[s.name] is not None)
+    raise UsageError(
+        f"--batch {batch}: {source.path} takes batches of {own} only ({spec}); use --batch "
+        f"{own}, or export it with a free batch axis"
+    )
+
+
+def fitting_sizes(
+    source: Source,
+    specs: Sequence[InputSpec],
+    hints: Mapping[str, Any],
+    asked: Mapping[str, int],
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Sizes of free dimensions and values of lone integers that an ONNX model really runs on.
+
+    A worker tries them, so that a crash of the runtime ends no more than that. Typical ones where
+    nothing is left to try, for other kinds of file, and where none is accepted: what measures the
+    model says why.
+    """
+    first = next(candidates(specs, hints, asked))
+    free = {d for s in specs for d in s.shape if isinstance(d, str)} - set(asked)
+    undecided = bool(free - set(batch_symbols(specs))) or bool(first[1])
+    if source.kind != "onnx" or not undecided:
+        return first
+    found = try_sizes(source.path, specs, hints, asked)
+    return first if found is None else found
 
 
 def _check_room(spec: InputSpec, sizes: Mapping[str, int]) -> None:
@@ -289,10 +325,10 @@ def _gathered(
 ) -> Feed:
     """The first samples, joined along the leading axis until the batch is full."""
     feeds: list[Feed] = []
-    rows = 0
+    rows, axes = 0, batch_axes(specs)
     for feed in samples:
         feeds.append(feed)
-        rows += _rows(feed)
+        rows += _rows(feed, axes)
         if batch is None or rows >= batch:
             break
     if not feeds:
@@ -309,26 +345,35 @@ def _gathered(
     else:  # over again from the first
         for feed in itertools.cycle(tuple(feeds)):
             feeds.append(feed)
-            rows += _rows(feed)
+            rows += _rows(feed, axes)
             if rows >= batch:
                 break
-    joined: dict[str, Array] = {}
+    if len(feeds) == 1:
+        return {spec.name: feeds[0][spec.name] for spec in specs}
+    _require_batch(source, specs, batch or rows)
     for spec in specs:
-        parts = [feed[spec.name] for feed in feeds]
-        if len(parts) > 1 and spec.shape and isinstance(spec.shape[0], int):
-            raise UsageError(
-                f"--batch {batch}: {source.path} takes batches of {spec.shape[0]} only ({spec})"
-            )
-        shapes = {part.shape[1:] for part in parts}
-        if len(shapes) > 1:
+        axis = axes[spec.name]
+        alone = {
+            tuple(size for i, size in enumerate(feed[spec.name].shape) if i != axis)
+            for feed in feeds
+        }
+        if len(alone) > 1:
             raise InputsError(
                 f"--batch {batch}: samples of {samples.label} differ in shape for {spec.name}; "
                 "use --batch 1"
             )
-        # No more than the batch: what is measured is told apart by it, and throughput counts it.
-        joined[spec.name] = parts[0] if len(parts) == 1 else np.concatenate(parts)[:batch]
-    return joined
+    joined = join_rows(feeds, specs, f"--batch {batch}, {samples.label}")
+    # No more than the batch: what is measured is told apart by it, and throughput counts it.
+    return {
+        spec.name: joined[spec.name]
+        if (axis := axes[spec.name]) is None
+        else np.take(joined[spec.name], range(batch or rows), axis=axis)
+        for spec in specs
+    }
 
 
-def _rows(feed: Feed) -> int:
-    return next((value.shape[0] for value in feed.values() if value.ndim), 1)
+def _rows(feed: Feed, axes: Mapping[str, int | None]) -> int:
+    """Samples in a feed, by the first input that has an axis for them."""
+    return next(
+        (value.shape[axis] for name, value in feed.items() if (axis := axes[name]) is not None), 1
+    )

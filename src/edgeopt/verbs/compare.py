@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.core import InputSpec, Progress, Results, Source, Subject
+from edgeopt.data.synthetic import pinned
 from edgeopt.errors import InputsError, OutputError, SourceError, UsageError
 from edgeopt.files.atomic import checked_output
 from edgeopt.files.open import open_source
@@ -17,7 +18,7 @@ from edgeopt.report.results_files import write_document
 from edgeopt.runtimes.devices import resolve
 from edgeopt.runtimes.engine import Case
 from edgeopt.verbs.bench import bench
-from edgeopt.verbs.bench_trials import Asked, hints_of, runtime_of, specs_of
+from edgeopt.verbs.bench_trials import Asked, fitting_sizes, hints_of, runtime_of, specs_of
 from edgeopt.verbs.gguf_runs import is_embedder, read_text
 from edgeopt.verbs.labelled import read_labelled
 from edgeopt.verbs.layers import layer_errors, tensors_of, with_errors
@@ -32,7 +33,7 @@ from edgeopt.verbs.likeness import (
 )
 from edgeopt.verbs.prove_gguf import fitting_context
 from edgeopt.verbs.quality import Metric, find_metric
-from edgeopt.verbs.saved import Saved, file_of, is_saved, merge, open_saved
+from edgeopt.verbs.saved import Saved, file_of, is_saved, merge, open_all
 
 __all__ = ["compare"]
 
@@ -103,14 +104,16 @@ def compare(
     if (metric or text is not None) and not artifacts:
         given = "--text" if text is not None else f"--metric {metric[0]}"
         raise UsageError(f"{given}: saved results cannot be run; give the artifacts")
-    documents = {
-        position: open_saved(item)
-        for position, (item, is_document) in enumerate(zip(items, saved, strict=True))
-        if is_document
-    }
     if out is not None:
         read = [given for given in (*items, data, text) if given is not None]
         checked_output(out, list(map(file_of, read)))
+    documents = open_all(
+        {
+            position: item
+            for position, (item, is_document) in enumerate(zip(items, saved, strict=True))
+            if is_document
+        }
+    )
     if artifacts:
         task = _Task(
             metrics=tuple(map(find_metric, metric)),
@@ -183,13 +186,15 @@ def _measured(
 
 @dataclass(frozen=True)
 class _Setting:
-    """What the baseline is asked with: ``inputs`` and their ``hints``, or the ``body`` of a text.
+    """What the baseline is asked with: ``inputs`` with their ``hints`` and ``sizes``, or the
+    ``body`` of a text.
 
     ``given`` is what bench is told of the inputs where the data holds targets beside them.
     """
 
     inputs: tuple[InputSpec, ...] = ()
     hints: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
     body: bytes | None = None
     given: tuple[str, ...] = ()
 
@@ -220,7 +225,13 @@ def _setting(sources: Sequence[Source], task: _Task) -> _Setting:
     if task.data is not None:
         read_labelled(task.data, inputs)
     tell = task.data is not None and bool(described.inputs) and not task.asked.inputs
-    return _Setting(inputs, hints_of(described), body, tuple(map(str, inputs)) if tell else ())
+    hints = hints_of(described)
+    sizes: dict[str, int] = {}
+    if task.data is None:
+        sizes, values = fitting_sizes(described, inputs, hints, {})
+        hints = pinned(hints, values)
+    given = tuple(map(str, inputs)) if tell else ()
+    return _Setting(inputs, hints, sizes, body, given)
 
 
 def _likeness(
@@ -281,6 +292,7 @@ def _answers(
             data=task.data,
             metrics=task.metrics,
             hints=setting.hints,
+            sizes=setting.sizes,
             progress=progress,
         )
     except (InputsError, OutputError) as error:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.core import Change, Progress, Proof, Source
 from edgeopt.errors import CaptureError, SourceError, UsageError
 from edgeopt.files.open import open_source
-from edgeopt.verbs.gguf_options import GgufOptions, refuse_graph_options, wants_gguf
+from edgeopt.verbs.applies import require_meaning
+from edgeopt.verbs.gguf_options import GgufOptions, wants_gguf
 from edgeopt.verbs.graph_source import Prepared, prepare, require_graph
 from edgeopt.verbs.output import external_over
 
@@ -87,8 +88,16 @@ def export(
     opened = open_source(source)
     options = GgufOptions(**gguf)
     if wants_gguf(opened, to, out, options):
-        refuse_graph_options(
-            data=data, inputs=inputs, model=model, prefer=prefer, half=half, opset=opset
+        require_meaning(
+            "GGUF",
+            data=data,
+            inputs=inputs,
+            model=model,
+            prefer=prefer,
+            half=half,
+            opset=opset,
+            threads=threads,
+            external_data=external_data,
         )
         return _to_gguf(opened, out, options, min_sqnr, force, progress)
     require_graph(opened, model)

@@ -35,7 +35,9 @@ _EXACT = frozenset({"file"})
 
 @dataclass(frozen=True)
 class Breach:
-    """A condition that holds for a subject. ``certain``: noise does not explain it."""
+    """A condition that holds for a subject. ``certain``: noise does not explain it; of a task's
+    quality, that it cannot be excluded.
+    """
 
     expression: str
     subject: str
@@ -281,14 +283,19 @@ class _Question:
 
 
 def _answer(c: Condition, found: _Value) -> Answer:
-    nearest = found.low if c.operator[0] == ">" else found.high
+    above = c.operator[0] == ">"
+    nearest, furthest = (found.low, found.high) if above else (found.high, found.low)
     broken = math.isnan(found.value)
+    shown = found.text or _shown(c, found)
+    limit = str(c).rpartition(c.operator)[2].strip()
+    text = f"{c.what}{found.where} is {shown}, asked to fail at {c.operator} {limit}"
     state: State = "no"
     if c.holds(found.value) or broken:
         state = "yes" if c.holds(nearest) or broken else "open"
-    shown = found.text or _shown(c, found)
-    limit = str(c).rpartition(c.operator)[2].strip()
-    return state, f"{c.what}{found.where} is {shown}, asked to fail at {c.operator} {limit}"
+    if c.metric.startswith("quality.") and state != "yes" and c.holds(furthest):
+        # A gate lets through what it can exclude: noise in a clock passes, a task's loss does not.
+        return "yes", f"{text}, which the samples do not exclude; give more of them"
+    return state, text
 
 
 def _number(fidelity: Fidelity, name: str) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
@@ -12,26 +12,14 @@ from edgeopt.core import Source
 from edgeopt.errors import UsageError
 
 if TYPE_CHECKING:
-    from typing_extensions import NotRequired
+    from typing import NotRequired
 
-__all__ = ["Depth", "GgufKeywords", "GgufOptions", "refuse_graph_options", "wants_gguf"]
+__all__ = ["Depth", "GgufKeywords", "GgufOptions", "wants_gguf"]
 
 Depth = Literal["none", "quick", "full"]
 
 #: What files of other formats end in: GGUF under such a name would mislead.
 _OTHERS = frozenset({".onnx", ".safetensors", ".pt", ".pth", ".bin"})
-
-#: Options that only graphs know, as the command line spells them, and what they are by default.
-_OF_GRAPHS: Mapping[str, object] = {
-    "--data": None,
-    "--input": (),
-    "--model": None,
-    "--block-size": None,
-    "--prefer": "balanced",
-    "--on": None,
-    "--half": False,
-    "--opset": None,
-}
 
 
 class GgufKeywords(TypedDict):
@@ -120,13 +108,3 @@ def wants_gguf(
     if to == "gguf" and not named and out is not None and Path(out).suffix.lower() in _OTHERS:
         raise UsageError(f"-o {out}: the name is not one of a GGUF file; end it in .gguf")
     return to == "gguf" or named or source.kind == "gguf" or bool(options.given())
-
-
-def refuse_graph_options(**given: object) -> None:
-    """UsageError where something was asked for that has no meaning for GGUF: ``given`` are
-    options by name (``block_size``), None, empty or at their default where they were not."""
-    for name, value in given.items():
-        option = "--" + name.removesuffix("s").replace("_", "-")
-        default = _OF_GRAPHS[option]
-        if value != default and value not in (None, (), []):
-            raise UsageError(f"{option} has no meaning for GGUF; leave it out")

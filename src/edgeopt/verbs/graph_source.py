@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,18 @@ from edgeopt.data.samples import Feed, Samples, load
 from edgeopt.data.sizes import batch_symbols, sizes_of
 from edgeopt.data.split import split
 from edgeopt.data.synthetic import OTHER_BATCH, pinned, synthetic
-from edgeopt.errors import SourceError, UsageError
+from edgeopt.errors import InputsError, SourceError, UsageError
 from edgeopt.graphs.capture import Captured, capture
 
-__all__ = ["Prepared", "example_of", "has_graph", "narrowed", "prepare", "require_graph"]
+__all__ = [
+    "Prepared",
+    "example_of",
+    "has_graph",
+    "narrowed",
+    "prepare",
+    "require_graph",
+    "single_steps",
+]
 
 #: Feeds that the proof compares on, at most this many and this many bytes together.
 _PROOF_FEEDS = 64
@@ -31,7 +40,8 @@ class Prepared:
     """A captured graph with the inputs to plan on and the inputs to judge by.
 
     ``calibration`` is None where nobody gave data; ``proof`` feeds were never used to choose
-    anything, ``label`` says what they are. ``trial`` feeds are what candidates are timed on.
+    anything, ``label`` says what they are; ``made_up``: they are so although there were samples (a
+    single one, which calibrated). ``trial`` feeds are what candidates are timed on.
     """
 
     source: Source
@@ -40,11 +50,12 @@ class Prepared:
     trial: tuple[Feed, ...]
     proof: tuple[Feed, ...]
     label: str
+    made_up: bool = False
 
     @property
     def given(self) -> bool:
         """Whether the inputs are the user's own, not made up."""
-        return self.calibration is not None
+        return self.calibration is not None and not self.made_up
 
 
 def has_graph(source: Source, model: str | None) -> bool:
@@ -86,17 +97,24 @@ def prepare(
         )
     raw = load(data) if data is not None else None
     first = raw if raw is not None or shapes is None else load(shapes)
-    captured = capture(
-        source,
-        workdir,
-        model=model,
-        trust_pickle=trust_pickle,
-        inputs=parse_inputs(tuple(inputs)),
-        example=example_of(first),
-        bare=first is not None and first.bare,
-        opset=opset,
-        progress=progress,
-    )
+    try:
+        captured = capture(
+            source,
+            workdir,
+            model=model,
+            trust_pickle=trust_pickle,
+            inputs=parse_inputs(tuple(inputs)),
+            example=example_of(first),
+            bare=first is not None and first.bare,
+            opset=opset,
+            progress=progress,
+        )
+    except InputsError as error:
+        # Found where the file's name is not known.
+        text = str(error)
+        if raw is None or not text.startswith("--data, "):
+            raise
+        raise InputsError(f"{raw.label}, {text.removeprefix('--data, ')}") from None
     hints = _hints(captured)
     if raw is None:
         # Two draws: what candidates are tried on must not be what they are judged by.
@@ -114,6 +132,28 @@ def prepare(
         _bounded(calibration, 16),
         _bounded(held_out, _PROOF_FEEDS),
         held_out.label,
+        held_out.made_up,
+    )
+
+
+#: Inputs that a decoder's cache goes by, and those that hold its tokens.
+_CACHE = re.compile(r"past|cache|key_value", re.IGNORECASE)
+_TOKENS = re.compile(r"input_ids|token|inputs_embeds|^ids$", re.IGNORECASE)
+
+
+def single_steps(prepared: Prepared) -> tuple[str, ...]:
+    """A note where a decoder with a cache was proven on one token at a time: errors add up over a
+    text, in the cache, and none of that has been seen."""
+    first = prepared.proof[0]
+    if not any(_CACHE.search(name) and array.ndim > 2 for name, array in first.items()):
+        return ()
+    tokens = [n for n, a in first.items() if _TOKENS.search(n) and a.ndim >= 2]
+    longest = max((f[n].shape[1] for f in prepared.proof for n in tokens if n in f), default=2)
+    if longest > 1:
+        return ()
+    return (
+        "a decoder with a cache, proven one token at a time: what errors in the cache add up to"
+        " over a text was not measured; give --data with rows of several tokens, or compare texts",
     )
 
 

@@ -177,7 +177,9 @@ def _fast(file: Path) -> Callable[[str, bool], list[int]]:
 def _slow(folder: Path) -> Callable[[str, bool], list[int]]:
     from transformers import AutoTokenizer
 
-    inner = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    inner = AutoTokenizer.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
     return lambda text, specials: list(inner(text, add_special_tokens=specials)["input_ids"])
 
 

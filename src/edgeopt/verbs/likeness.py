@@ -40,6 +40,9 @@ _SYNTHETIC = 8
 #: Texts embedded for each chunk asked for.
 _LINES_A_CHUNK = 8
 
+#: A baseline whose own answers are less alike than this (dB) tells nothing of others'.
+_REPEATS = 30.0
+
 _NEXT_TOKEN = "next token"
 _EMBEDDING = "embedding"
 _WEIGHTS = "weights"
@@ -77,17 +80,20 @@ def of_answers(
     data: str | None,
     metrics: Sequence[Metric] = (),
     hints: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
     progress: Progress | None = None,
 ) -> Likeness:
     """The first artifact's answers against all the others', on ``data`` or made-up ``inputs``.
 
-    ``metrics`` are taken of every artifact, and need ``data``. An artifact that gives no answers
-    (it does not load, its runtime dies) is named as unavailable and the others are compared all
-    the same. Raises InputsError where the data cannot be used.
+    ``sizes`` are those of made-up inputs' free dimensions. ``metrics`` are taken of every artifact,
+    and need ``data``. An artifact that gives no answers (it does not load, its runtime dies) is
+    named as unavailable and the others are compared all the same. Raises InputsError where the
+    data cannot be used.
     """
     found = Likeness()
+    loose = _loose(artifacts[0].source)
     if data is None:
-        made = synthetic(inputs, hints, count=_SYNTHETIC, seed=0)
+        made = synthetic(inputs, hints, count=_SYNTHETIC, seed=0, sizes=sizes)
         samples = Labelled(made.label, lambda: iter(made), {})
     else:
         samples = read_labelled(data, inputs)
@@ -102,9 +108,18 @@ def of_answers(
                 if artifact is artifacts[0]:
                     base = answers
                     continue
-                _compare(artifact.name, artifacts[0].name, base, answers, found)
+                _compare(artifact.name, artifacts[0].name, base, answers, found, loose)
             answers.discard()
     return found
+
+
+def _loose(source: Source) -> tuple[str, ...]:
+    """Outputs that are sets of rows, as far as the file says."""
+    if source.kind != "onnx":
+        return ()
+    from edgeopt.graphs.loose import loose_outputs
+
+    return loose_outputs(source.path)
 
 
 @contextmanager
@@ -137,15 +152,37 @@ def _judge(
 
 
 def _compare(
-    subject: str, baseline: str, base: Answers | None, answers: Answers, found: Likeness
+    subject: str,
+    baseline: str,
+    base: Answers | None,
+    answers: Answers,
+    found: Likeness,
+    loose: Sequence[str] = (),
 ) -> None:
     if base is None:
         found.lacks(subject, "fidelity", f"{baseline}, the baseline, gave no answers")
         return
+    if base.repeats_db is not None and base.repeats_db < _REPEATS:
+        found.lacks(
+            subject,
+            "fidelity",
+            f"{baseline}, the baseline, draws at random: its own answers to one sample differ from "
+            f"run to run ({base.repeats_db:.1f} dB apart); turn that off (evaluation mode, noise "
+            "as an input)",
+        )
+        return
     try:
-        found.fidelity[subject] = compare_answers(base, answers)
+        found.fidelity[subject], rows = compare_answers(base, answers, loose)
     except EdgeoptError as error:
         found.lacks(subject, "fidelity", error)
+    else:
+        if rows is not None and (rows.matched < rows.source or rows.matched < rows.artifact):
+            found.lacks(
+                subject,
+                "fidelity.rows",
+                f"{rows.matched} of {rows.source} rows found again, {rows.artifact} in it "
+                f"({', '.join(rows.outputs)}): fidelity is that of the rows in both",
+            )
 
 
 # ---------------------------------------------------------------------------------------------

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.core import Change, InputSpec, Plan, Progress, Proof, file_sha256, shown_shape
 from edgeopt.graphs.coverage import Coverage, misplaced
 from edgeopt.graphs.draws import draws
+from edgeopt.graphs.loose import loose_outputs
 from edgeopt.graphs.saturation import saturating_products
 from edgeopt.measure.gate import judge
 from edgeopt.measure.pair import measure_pair
 from edgeopt.report.usage import usage_lines
 from edgeopt.verbs.elsewhere import machine
 from edgeopt.verbs.graph_base import needs_unsigned
-from edgeopt.verbs.graph_source import Prepared
+from edgeopt.verbs.graph_source import Prepared, single_steps
 
 if TYPE_CHECKING:
     from edgeopt.measure.remote.jobs import RemoteJobs
@@ -58,6 +59,7 @@ def prove_graph(
         threads=threads,
         seconds=_SECONDS,
         batch=_batch_inputs(captured.inputs),
+        loose=loose_outputs(captured.model),
         on=on,
         progress=progress,
     )
@@ -115,6 +117,7 @@ def prove_graph(
             *pair.notes,
             *notes,
             *_where(on),
+            *single_steps(prepared),
             *saturation(saturating_products(written), there),
         ),
     )

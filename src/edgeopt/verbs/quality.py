@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.core import Quality
+from edgeopt.core.importing import current_folder
 from edgeopt.errors import InputsError, UsageError
 from edgeopt.measure.answers import Answers
 from edgeopt.numerics.task_metrics import (
@@ -205,12 +204,8 @@ def _whole(parts: Sequence[NDArray[Any]]) -> NDArray[Any] | list[NDArray[Any]]:
 
 
 def _imported(spec: str, module_name: str) -> Any:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
+    with current_folder():
         module, error = attempt(lambda: importlib.import_module(module_name))
-    finally:
-        sys.path.remove(here)
     if error is not None:
         raise UsageError(
             f"--metric {spec}: importing {module_name} failed: {type(error).__name__}: {error}"

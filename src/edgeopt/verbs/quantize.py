@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.core import Plan, Progress, Proof, Source
-from edgeopt.errors import SourceError, UsageError
+from edgeopt.errors import SourceError
 from edgeopt.files.open import open_source
+from edgeopt.verbs.applies import require_meaning
 from edgeopt.verbs.elsewhere import connected
-from edgeopt.verbs.gguf_options import GgufOptions, refuse_graph_options, wants_gguf
+from edgeopt.verbs.gguf_options import GgufOptions, wants_gguf
 from edgeopt.verbs.graph_base import Asked, Base, open_base, require_float
 from edgeopt.verbs.graph_build import build
 from edgeopt.verbs.graph_plan import make_graph_plan
@@ -94,19 +95,23 @@ def quantize(
     """
     asked = Asked(bits or 8, prefer, target, block_size, min_sqnr, threads)
     over = external_over(external_data)
+    graphs: dict[str, object] = {
+        "data": data,
+        "inputs": inputs,
+        "model": model,
+        "prefer": prefer,
+        "target": target,
+        "threads": threads,
+        "on": on,
+        "remote_python": remote_python,
+        "external_data": external_data,
+    }
     opened = open_source(source)
     options = GgufOptions(**gguf)
     if wants_gguf(opened, to, out, options):
         from edgeopt.verbs.quantize_gguf import make_gguf
 
-        refuse_graph_options(
-            data=data,
-            inputs=inputs,
-            model=model,
-            block_size=block_size,
-            prefer=prefer,
-            on=on,
-        )
+        require_meaning("GGUF", block_size=block_size, **graphs)
         return make_gguf(
             opened,
             out,
@@ -118,10 +123,7 @@ def quantize(
             progress=progress,
         )
     if _weights_only(opened, to, model):
-        if on is not None:
-            raise UsageError(
-                "--on has no meaning for weights alone: nothing is timed; leave it out"
-            )
+        require_meaning("safetensors", **graphs)
         from edgeopt.verbs.quantize_weights import quantize_weights
 
         return quantize_weights(
@@ -224,25 +226,25 @@ def make_plan(
     """The plan that :func:`quantize` would carry out; nothing is written (``out``, ``force``
     and ``external_data`` are taken so that both can be called alike)."""
     asked = Asked(bits or 8, prefer, target, block_size, min_sqnr, threads)
+    graphs: dict[str, object] = {
+        "data": data,
+        "inputs": inputs,
+        "model": model,
+        "prefer": prefer,
+        "target": target,
+        "threads": threads,
+        "on": on,
+        "remote_python": remote_python,
+    }
     opened = open_source(source)
     options = GgufOptions(**gguf)
     if wants_gguf(opened, to, out, options):
         from edgeopt.verbs.quantize_gguf import gguf_plan
 
-        refuse_graph_options(
-            data=data,
-            inputs=inputs,
-            model=model,
-            block_size=block_size,
-            prefer=prefer,
-            on=on,
-        )
+        require_meaning("GGUF", block_size=block_size, **graphs)
         return gguf_plan(opened, options, bits)
     if _weights_only(opened, to, model):
-        if on is not None:
-            raise UsageError(
-                "--on has no meaning for weights alone: nothing is timed; leave it out"
-            )
+        require_meaning("safetensors", **graphs)
         from edgeopt.verbs.quantize_weights import plan_weights
 
         return plan_weights(opened, bits=asked.bits, block_size=block_size, options=asked.options())

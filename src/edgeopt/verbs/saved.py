@@ -18,7 +18,7 @@ from edgeopt.files.reading import read_head
 from edgeopt.files.sniff import recognise
 from edgeopt.measure.environment import CONDITIONS, MACHINE, differences
 
-__all__ = ["Saved", "against", "file_of", "is_saved", "merge", "open_saved"]
+__all__ = ["Saved", "against", "file_of", "is_saved", "merge", "open_all", "open_saved"]
 
 #: Runtimes, and the versions in an environment that decide how fast each is.
 _VERSIONS: Mapping[str, str] = {
@@ -156,6 +156,55 @@ def _split(item: str | Path) -> tuple[Path, str]:
     if found is None or path.exists():
         return path, ""
     return Path(found["path"]), found["subject"]
+
+
+def open_all(items: Mapping[int, str | Path]) -> dict[int, Saved]:
+    """Saved results by position, those of one file as one document, in the place of the first of
+    them: what was measured side by side stays so.
+
+    ``R.json[a]`` and ``R.json[b]`` are the two subjects of ``R.json``, the first of them the
+    baseline; what was found of the others against each other is kept where that is the file's own
+    baseline, too. Raises as :func:`open_saved`.
+    """
+    chosen: dict[Path, list[str]] = {}
+    order: dict[int, Path] = {}
+    for position, item in items.items():
+        path, name = _split(item)
+        key = path.resolve()
+        if key not in chosen:
+            order[position] = path
+        names = chosen.setdefault(key, [])
+        if name in names:
+            raise UsageError(f"{item}: is given twice; name another of its artifacts")
+        names.append(name)
+    documents = {}
+    for position, path in order.items():
+        names = chosen[path.resolve()]
+        if len(names) == 1:
+            documents[position] = open_saved(f"{path}[{names[0]}]" if names[0] else path)
+            continue
+        whole = open_saved(path)
+        if "" in names:
+            raise UsageError(f"{path}: is given whole and in part; give one of the two")
+        for name in names:
+            open_saved(f"{path}[{name}]")  # says which it does not have
+        documents[position] = Saved(whole.label, _some(whole.results, names))
+    return documents
+
+
+def _some(results: Results, names: Sequence[str]) -> Results:
+    """Several subjects of one document, the first of them the baseline."""
+    some = dataclasses.replace(
+        results,
+        subjects=tuple(results.subject(name) for name in names),
+        measurements=tuple(m for m in results.measurements if m.subject in names),
+        fidelity={k: v for k, v in results.fidelity.items() if k in names},
+        quality=tuple(q for q in results.quality if q.subject in names),
+        unavailable=tuple(u for u in results.unavailable if u.subject in ("", *names)),
+    )
+    if results.baseline == names[0]:
+        return some
+    return _without_fidelity(dataclasses.replace(some, baseline=names[0]), results.baseline)
 
 
 def _only(results: Results, name: str) -> Results:

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeopt.core import Check, Fidelity, Progress, Proof, Source, Verdict, format_bytes
+from edgeopt.core import Basis, Check, Fidelity, Progress, Proof, Source, Verdict, format_bytes
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files import packed
 from edgeopt.files.open import open_source
+from edgeopt.verbs.applies import require_meaning
 from edgeopt.verbs.graph_source import has_graph, narrowed, prepare
 from edgeopt.verbs.output import scratch
 
@@ -56,6 +57,18 @@ def verify(
     opened, made = open_source(source), open_source(artifact)
     if opened.path.resolve() == made.path.resolve():
         raise UsageError(f"{made.path}: is the source itself; give the artifact made from it")
+    form = {"gguf": "GGUF", "safetensors": "safetensors"}.get(made.kind, "ONNX")
+    require_meaning(
+        form,
+        data=data,
+        inputs=inputs,
+        model=None if has_graph(opened, None) else model,
+        prefer=prefer,
+        threads=threads,
+        text=text,
+        chunks=chunks,
+        context=context,
+    )
     if made.kind == "gguf":
         from edgeopt.verbs.verify_gguf import verify_gguf
 
@@ -68,8 +81,6 @@ def verify(
             min_sqnr=min_sqnr,
             progress=progress,
         )
-    if text is not None:
-        raise UsageError(f"--text is for GGUF artifacts; {made.path} is {made.kind}")
     if progress is not None:
         progress("reading", None)
     sha256 = opened.sha256()
@@ -229,7 +240,9 @@ def verify_weights(
         measurements=(),
         environment=environment(threads=threads),
         verdict=Verdict(
-            checks, ("weights proven; speed not: give --model to get a runnable file",)
+            checks,
+            ("weights proven; speed not: give --model to get a runnable file",),
+            Basis("weights", len(ratios)),
         ),
         usage=(
             "import edgeopt\n"

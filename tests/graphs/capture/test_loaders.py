@@ -56,15 +56,33 @@ def test_code_that_cannot_be_used(name, error, says):
 def test_weights_go_in_with_and_without_a_prefix():
     torch.manual_seed(3)
     state = nets.Head().state_dict()
-    for rename in (str, "module.{}".format):
-        module = fill(nets.Head(), _weights(state, rename))
+    put_on = {"module.{}", "_orig_mod.{}", "model.net.{}", "module._orig_mod.{}", "body.{}"}
+    for rename in (str, *(form.format for form in sorted(put_on))):
+        module = fill(nets.Head(), _weights(state, rename)).module
         assert all(torch.equal(a, state[n]) for n, a in module.state_dict().items())
+
+
+@pytest.mark.parametrize("wrapper", ["module", "model", "_orig_mod", "encoder"])
+@pytest.mark.parametrize("taken_off", [True, False])
+def test_wrappers_with_names_of_their_own(wrapper, taken_off):
+    """The code is the wrapper, and the file has its names or those of what is inside."""
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.add_module(wrapper, nets.Head())
+
+    torch.manual_seed(4)
+    state = Wrapped().state_dict()
+    given = {n.removeprefix(f"{wrapper}."): t for n, t in state.items()} if taken_off else state
+    module = fill(Wrapped(), _weights(given)).module
+    assert all(torch.equal(a, state[n]) for n, a in module.state_dict().items())
 
 
 def test_a_tied_parameter_needs_one_of_its_names():
     state = nets.Tied().state_dict()
     one = {"table.weight": state["table.weight"]}
-    module = fill(nets.Tied(), _weights(one))
+    module = fill(nets.Tied(), _weights(one)).module
     assert torch.equal(module.output.weight, state["table.weight"])
 
 
@@ -75,7 +93,7 @@ def test_bfloat16_bits_are_read_as_such():
         _weight("weight", bits, "bfloat16"),
         *_weights({"bias": torch.zeros(16)}),
     ]
-    module = fill(nn.Linear(8, 16), tuple(weights))
+    module = fill(nn.Linear(8, 16), tuple(weights)).module
     assert torch.equal(module.weight, t.float())
 
 
@@ -85,7 +103,14 @@ def test_keys_that_do_not_fit_are_named_in_one_line():
     with pytest.raises(SourceError, match=r"body.weight, body.bias, head.weight missing from the"):
         fill(nets.Head(), _weights(bias))
     extra = {**state, **{f"extra{i}": torch.zeros(2) for i in range(5)}}
-    with pytest.raises(SourceError, match="extra0, extra1, extra2 and 2 more not in the code"):
+    filled = fill(nets.Head(), _weights(extra))
+    assert all(torch.equal(a, state[n]) for n, a in filled.module.state_dict().items())
+    (note,) = filled.notes
+    assert "left out" in note and "extra0, extra1, extra2 and 2 more" in note
+    del extra["head.bias"]
+    with pytest.raises(
+        SourceError, match=r"head.bias missing .* extra0, extra1, .* not in the code"
+    ):
         fill(nets.Head(), _weights(extra))
     wide = {**state, "head.weight": torch.zeros(4, 17)}
     with pytest.raises(SourceError, match=r"\[4, 17\] in the file and \[4, 16\] in the code$"):

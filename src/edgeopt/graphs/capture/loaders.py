@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from edgeopt.graphs.capture.loaded import Loaded
 from edgeopt.graphs.capture.plain import derive
 from edgeopt.graphs.capture.program import load_program
 from edgeopt.runtimes.torch_modules import (
+    Filled,
     argument_names,
     build,
     fill_in,
@@ -52,7 +53,8 @@ def load(job: Job, source: Callable[[], Source]) -> Loaded:
     """
     if job.model is not None:
         module = build(job.model)
-        return _plain(fill(module, source().weights), job)
+        filled = fill(module, source().weights)
+        return _plain(filled.module, job, filled.notes)
     if job.kind == "hf-folder":
         from edgeopt.graphs.capture.huggingface import load_folder
 
@@ -67,9 +69,9 @@ def load(job: Job, source: Callable[[], Source]) -> Loaded:
     raise SourceError(f"{job.path}: a state dict has no code: give --model package.module:callable")
 
 
-def fill(module: nn.Module, weights: tuple[Weight, ...]) -> nn.Module:
-    """Load the weights into the module, strictly, as
-    :func:`edgeopt.runtimes.torch_modules.fill_in` does. Errors likewise.
+def fill(module: nn.Module, weights: tuple[Weight, ...]) -> Filled:
+    """Load the weights into the module as :func:`edgeopt.runtimes.torch_modules.fill_in` does.
+    Errors likewise.
     """
     given = {weight.name: weight for weight in weights}
 
@@ -83,8 +85,8 @@ def fill(module: nn.Module, weights: tuple[Weight, ...]) -> nn.Module:
 # modules and TorchScript
 
 
-def _plain(module: nn.Module, job: Job) -> Loaded:
-    notes: list[str] = []
+def _plain(module: nn.Module, job: Job, said: Sequence[str] = ()) -> Loaded:
+    notes = list(said)
     floats = {p.dtype for p in (*module.parameters(), *module.buffers()) if p.is_floating_point()}
     if floats - {torch.float32}:
         names = ", ".join(sorted(str(d).removeprefix("torch.") for d in floats))

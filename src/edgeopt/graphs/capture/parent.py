@@ -124,7 +124,7 @@ def _run(job: Path, room: Path, progress: Progress | None) -> dict[str, Any]:
     errors_path = room / "stderr.txt"
     with errors_path.open("wb") as errors_file:
         child = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(job)],
+            [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), str(job)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors_file,

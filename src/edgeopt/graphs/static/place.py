@@ -129,7 +129,7 @@ class _Placer:
 
     # -- pieces of graph
 
-    def _constant(self, name: str, value: Array) -> str:
+    def _constant(self, name: str, value: Array | np.generic) -> str:
         name = self.graph.fresh(name)
         self.added.append(numpy_helper.from_array(np.asarray(value), name))
         return name
@@ -212,12 +212,12 @@ class _Placer:
             self.named.setdefault(name, []).append((inputs[0], inputs[1]))
         return self.codes[key]
 
-    def _operand(self, name: str, values: Array) -> str:
+    def _operand(self, name: str, values: Array | np.generic) -> str:
         """A constant that takes part in integer arithmetic as activations do."""
         low, high = float(np.min(values, initial=0.0)), float(np.max(values, initial=0.0))
         param = activation(low, high, self.signed)
         inputs = [
-            self._constant(f"{name}/q", param.quantize(values)),
+            self._constant(f"{name}/q", param.quantize(np.asarray(values))),
             self._constant(f"{name}/scale", np.float32(param.scale)),
             self._constant(f"{name}/zero", param.dtype(param.zero)),
         ]

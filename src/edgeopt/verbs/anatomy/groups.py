@@ -73,7 +73,7 @@ class _Row:
             return rows
         rest = tuple(_Layer(layer.nbytes, layer.tensors) for row in few for layer in row.layers)
         path = (*self.path, f"({len(few)} small ones)")
-        return [row for row in rows if row not in few] + [_Row(path, rest)]
+        return [row for row in rows if row.nbytes >= small] + [_Row(path, rest)]
 
     def to_group(self) -> Group:
         stars = "*" in "".join(self.path) and not self.path[-1].startswith("(")

@@ -62,7 +62,7 @@ def onnx_sizes(source: Source, *, deep: bool = False) -> dict[str, int] | None:
         return None
     try:
         child = subprocess.run(
-            [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(source.path.resolve())],
+            [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), str(source.path.resolve())],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_SECONDS + source.nbytes * _SECONDS_A_BYTE,
