@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from edgeopt.errors import FormatError
+from edgeopt.graphs.scopes import infer_types, separate
 
 __all__ = ["constant_array", "fold", "load_model", "set_constant"]
 
@@ -90,11 +91,12 @@ def fold(model: ir.Model) -> ir.Model:
     steps: tuple[Callable[[ir.Model], object], ...] = (
         common.InlinePass(),
         common.RemoveInitializersFromInputsPass(),
+        separate,
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),
         _drop_identities,
         common.ClearMetadataAndDocStringPass(),
-        common.ShapeInferencePass(),
+        infer_types,
     )
     for step in steps:
         step(model)

@@ -104,7 +104,7 @@ def _openers(source: Source) -> tuple[Callable[[], ir.Model], Callable[[], ir.Mo
     import onnx
     import onnx_ir as ir
 
-    from edgeopt.graphs.capture.opset import converted_model
+    from edgeopt.graphs.capture.converting import converted_model
     from edgeopt.graphs.fold import load_model
     from edgeopt.graphs.identity import identify
     from edgeopt.runtimes.reasons import attempt
