@@ -140,9 +140,7 @@ _COUNTED = {
     "INT8": ("--bits", "8", "--target", "portable"),
     "INT4": ("--bits", "4", "--target", "portable"),
 }
-_PLAIN_RECIPE = (
-    "the plain recipe's; more where the fidelity measured asks for it"
-)
+_PLAIN_RECIPE = "the plain recipe's; more where the fidelity measured asks for it"
 
 
 def _quantized(weight: Weight, scheme: Affine) -> int:
