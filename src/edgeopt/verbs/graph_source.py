@@ -17,6 +17,7 @@ from edgeopt.data.split import split
 from edgeopt.data.synthetic import OTHER_BATCH, pinned, synthetic
 from edgeopt.errors import InputsError, SourceError, UsageError
 from edgeopt.graphs.capture import Captured, capture
+from edgeopt.verbs.token_hints import with_tokens
 
 __all__ = [
     "Prepared",
@@ -115,7 +116,7 @@ def prepare(
         if raw is None or not text.startswith("--data, "):
             raise
         raise InputsError(f"{raw.label}, {text.removeprefix('--data, ')}") from None
-    hints = _hints(captured)
+    hints = _hints(source, captured)
     if raw is None:
         # Two draws: what candidates are tried on must not be what they are judged by.
         sizes = _sizes(captured)
@@ -167,7 +168,7 @@ def narrowed(prepared: Prepared, inputs: Sequence[InputSpec], data: str | None) 
     specs = tuple(_narrow(spec, fixed.get(spec.name, ())) for spec in captured.inputs)
     if specs == captured.inputs:
         return prepared
-    hints = _hints(captured)
+    hints = _hints(prepared.source, captured)
     if data is None:
         proof = synthetic(
             specs, hints, count=8, seed=0, sizes=_sizes(captured), batch=_batch(captured)
@@ -192,8 +193,9 @@ def example_of(raw: Samples | None) -> dict[str, Array] | None:
     return None if raw is None else raw.example() or None
 
 
-def _hints(captured: Captured) -> dict[str, Hint]:
-    """What the graph tells of values, and the lone integers (a sample rate) that it ran on."""
+def _hints(source: Source, captured: Captured) -> dict[str, Hint]:
+    """What the graph and a folder's tokenizer tell of values, and the lone integers (a sample
+    rate) that it ran on."""
     from edgeopt.graphs.hints import input_hints
 
     hints = input_hints(captured.model)
@@ -202,6 +204,8 @@ def _hints(captured: Captured) -> dict[str, Hint]:
         for name, hint in hints.items()
         if hint.values and name in captured.example
     }
+    if source.kind == "hf-folder":
+        hints = with_tokens(hints, captured.inputs, source.path)
     return pinned(hints, ran)
 
 

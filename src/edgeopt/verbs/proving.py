@@ -80,7 +80,12 @@ def prove_graph(
     usage = ""
     if pair.failure is None:
         shapes = {name: array.shape for name, array in prepared.proof[0].items()}
-        usage = usage_lines(final, pair.inputs, pair.outputs, shapes)
+        lone = {
+            name: int(array.reshape(-1)[0])
+            for name, array in prepared.proof[0].items()
+            if array.size == 1 and array.dtype.kind in "iu"
+        }
+        usage = usage_lines(final, pair.inputs, pair.outputs, shapes, lone)
     there = machine(on, threads)
     return Proof(
         verb=verb,

@@ -260,12 +260,19 @@ def _coverage(source: Source, header: packed.Header) -> dict[str, Any]:
     stored = header.layouts.keys() | header.tied.keys()
     kept = [w for w in floats if w.name not in stored]
     kept_bytes = sum(w.nbytes for w in kept)
+    bits: dict[str, int] = {}
+    for layout in header.layouts.values():
+        width = str(layout.scheme.bits)
+        bits[width] = bits.get(width, 0) + math.prod(layout.shape)
+    if kept:
+        bits["float"] = sum(w.size for w in kept)
     return {
         "share": 1.0 - kept_bytes / total if total else 0.0,
         "source_bytes": total,
         "kept_bytes": kept_bytes,
         "kept": [{"tensor": w.name, "nbytes": w.nbytes} for w in kept],
         "quantized_tensors": len(header.layouts),
+        "bits": bits,
     }
 
 
