@@ -733,6 +733,126 @@ ODD: tuple[Odd, ...] = (
         W,
         opset='"" : 17, "ai.onnx.ml" : 1',
     ),
+    # -- several of these at once
+    Odd(
+        "if_lstm_inside",
+        "agraph (float[batch,6,32] x) => (float[m,n,o] y) { t = "
+        "Transpose<perm=[1,0,2]>(x) \n s = ReduceSum<keepdims=0>(x) \n zero = "
+        "Constant<value_float=0.0>() \n c = Greater(s, zero) \n y = If(c) "
+        "<then_branch = a () => (float[m,n,o] p) { q, p = LSTM<hidden_size=24>(t, "
+        "Wl, Rl) }, else_branch = b () => (float[m,n,o] r) { u, r = "
+        "LSTM<hidden_size=24>(t, Wl, Rl) }> }",
+        {"Wl": (1, 96, 32), "Rl": (1, 96, 24)},
+        rows=_sequences,
+    ),
+    Odd(
+        "if_table_inside",
+        "agraph (int64[batch,12] ids) => (float[m,n,o] y) { s = "
+        "ReduceMax<keepdims=0>(ids) \n k = Constant<value_int=32>() \n c = "
+        "Greater(s,k) \n y = If(c) <then_branch = a () => (float[m,n,o] p) { p = "
+        "Gather(E, ids) }, else_branch = b () => (float[m,n,o] r) { q = Gather(E, "
+        "ids) \n r = Neg(q) }> }",
+        {"E": (64, 64)},
+        rows=_ids,
+    ),
+    Odd(
+        "loop_in_a_branch",
+        "agraph (float[batch,32] x) => (float[batch,8] y) { \n h0 = MatMul(x, W) \n h"
+        " = Relu(h0) \n s = ReduceSum<keepdims=0>(x) \n zero = "
+        "Constant<value_float=0.0>() \n c = Greater(s, zero) \n g = If(c) "
+        "<then_branch = then () => (float[m,n] t_g) { n = Constant<value = int64 "
+        "{2}>() \n t = Constant<value = bool {1}>() \n t_g = Loop(n, t, h) <body = "
+        "step (int64 i, bool go, float[m,n] s) => (bool go_on, float[m,n] s_out) { "
+        "go_on = Identity(go) \n k = MatMul(s, U) \n s_out = Tanh(k) }> }, "
+        "else_branch = other () => (float[m,n] e_g) { e_g = Identity(h) }> \n y = "
+        "MatMul(g, V) \n }",
+        {**W, "U": (64, 64)},
+    ),
+    Odd(
+        "loop_returns_outer",
+        "agraph (float[batch,32] x) => (float[batch,8] y) { \n h0 = MatMul(x, W) \n h"
+        " = Relu(h0) \n n = Constant<value = int64 {2}>() \n t = Constant<value = "
+        "bool {1}>() \n g, all = Loop(n, t, h) <body = step (int64 i, bool go, "
+        "float[m,n] s) => (bool go_on, float[m,n] s_out, float[m,n] each) { go_on ="
+        " Identity(t) \n s_out = Identity(h) \n each = Identity(U) }> \n y = MatMul(g,"
+        " V) \n }",
+        {**W, "U": (64, 64)},
+    ),
+    Odd(
+        "sequence_map",
+        "agraph (float[batch,32] x) => (float[batch,8] y) { \n h0 = MatMul(x, W) \n h"
+        " = Relu(h0) \n s = SequenceConstruct(h, h) \n m = SequenceMap(s) <body = b "
+        "(float[m,n] v) => (float[m,n] o) { o = MatMul(v, U) }> \n g0 = "
+        "ConcatFromSequence<axis=1>(m) \n g = MatMul(g0, T) \n y = MatMul(g, V) \n }",
+        {**W, "U": (64, 64), "T": (128, 64)},
+    ),
+    Odd(
+        "optional_in_a_branch",
+        "agraph (float[batch,32] x) => (float[batch,8] y) { \n h0 = MatMul(x, W) \n h"
+        " = Relu(h0) \n o = Optional(h) \n e = OptionalHasElement(o) \n g = If(e) "
+        "<then_branch = a () => (float[m,n] p) { p = OptionalGetElement(o) }, "
+        "else_branch = b () => (float[m,n] q) { q = MatMul(h, U) }> \n y = MatMul(g,"
+        " V) \n }",
+        {**W, "U": (64, 64)},
+        opset='"":18',
+    ),
+    Odd(
+        "function_with_a_list",
+        "agraph (float[batch,32] x) => (float[batch,8] y) { h0 = MatMul(x, W) \n h ="
+        " Relu(h0) \n g = my.S<axes=[1]>(h) \n k = Mul(h, g) \n y = MatMul(k, V) }",
+        W,
+        opset='"" : 17, "my" : 1',
+        functions='<domain: "my", opset_import: ["" : 17]> S <axes> (a) => (o) { o = '
+        "ReduceMean<axes: ints = @axes, keepdims=1>(a) }",
+    ),
+    Odd(
+        "constant_texts",
+        "agraph (float[batch,32] x) => (float[batch,8] y, string[1] t) { h0 = "
+        "MatMul(x, W) \n h = Relu(h0) \n y = MatMul(h, V) \n a = "
+        'Constant<value_strings=["é"]>() \n b = Constant<value_string="b">() \n t = '
+        "StringConcat(a,b) }",
+        W,
+        opset='"":20',
+    ),
+    Odd(
+        "table_of_texts",
+        "agraph (int64[batch,12] ids) => (float[batch,12,64] y, string[batch,12] w)"
+        " { y = Gather(E, ids) \n w = Gather(S, ids) }",
+        {"E": (64, 64), "S": np.array([f"word{n}" for n in range(64)], object)},
+        rows=_ids,
+    ),
+    Odd(
+        "infinite_answers",
+        "agraph (float[batch,32] x) => (float[batch,8] y) { h0 = MatMul(x, W) \n h ="
+        " Relu(h0) \n q = MatMul(h, V) \n i = Constant<value_float=-inf>() \n c = "
+        "Greater(q, lim) \n y = Where(c, q, i) }",
+        {**W, "lim": np.array([-9, 9, -9, 9, -9, -9, -9, -9], np.float32)},
+    ),
+    Odd(
+        "infinities_among_biases",
+        "agraph (int64[batch,12] ids, float[batch,12,64] f) => (float[batch,12,16] "
+        "y) { t = Gather(B, ids) \n z = MatMul(f, W) \n y = Add(z, t) }",
+        {"B": _table(-np.inf), "W": (64, 16)},
+        rows=lambda rng, n: {
+            **_ids(rng, n),
+            "f": rng.standard_normal((n, 12, 64)).astype(np.float32),
+        },
+    ),
+    Odd(
+        "batch_normalization_8_by_position",
+        "agraph (float[batch,3,12,12] x) => (float[b,c,h,w] y) { c = "
+        "Conv<kernel_shape=[3,3]>(x,K) \n u = "
+        "BatchNormalization<spatial=0>(c,s,b,m,v) \n y = "
+        "Conv<kernel_shape=[3,3]>(u,L) }",
+        {
+            "K": (16, 3, 3, 3),
+            "L": (16, 16, 3, 3),
+            **{k: np.ones((16, 10, 10), np.float32) for k in "sbmv"},
+        },
+        opset='"":8',
+        ir=3,
+        rows=_images,
+    ),
     # -- weights in other places
     Odd(
         "if_constant_is_the_output",

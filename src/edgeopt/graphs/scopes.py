@@ -12,10 +12,11 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-__all__ = ["infer_types", "separate"]
+__all__ = ["infer_types", "plain_strings", "separate", "strings_inside"]
 
 #: Operators whose results are, or may be, no tensors.
 _OTHER = frozenset(
@@ -46,6 +47,41 @@ def separate(model: ir.Model) -> None:
                 counts[value.name] -= 1
                 value.name = _unique(value.name, counts)
         _return_copies(graph, counts)
+
+
+def plain_strings(model: ir.Model) -> None:
+    """Constants of texts as tensors of UTF-8; onnx-ir's pass that lifts them knows ASCII alone."""
+    for node in list(model.graph.all_nodes()):
+        for name in ("value_string", "value_strings"):
+            said = node.attributes.get(name) if node.op_type == "Constant" else None
+            if said is None:
+                continue
+            one = name == "value_string"
+            texts = [said.as_string()] if one else list(said.as_strings())
+            shape = ir.Shape([] if one else [len(texts)])
+            held = np.empty(shape.numpy(), object)
+            held.reshape(-1)[:] = [text.encode() for text in texts]
+            tensor = ir.StringTensor(held, shape=shape)
+            node.attributes.pop(name)
+            node.attributes["value"] = ir.AttrTensor("value", tensor)
+
+
+def strings_inside(graph: ir.Graph) -> None:
+    """Initializers of texts as Constant nodes, in place: no file beside a model can hold them."""
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        outside = value.is_graph_input() or value.is_graph_output()
+        if tensor is None or tensor.dtype != ir.DataType.STRING or outside:
+            continue
+        node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)])
+        value.replace_all_uses_with(node.outputs[0])
+        del graph.initializers[name]
+        node.outputs[0].name, node.outputs[0].type = name, ir.TensorType(ir.DataType.STRING)
+        node.outputs[0].shape = value.shape
+        if len(graph):
+            graph.insert_before(graph[0], node)
+        else:
+            graph.append(node)
 
 
 def infer_types(model: ir.Model) -> None:
