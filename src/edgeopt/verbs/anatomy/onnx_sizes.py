@@ -154,7 +154,7 @@ def _quantized_bytes(model: ir.Model, source: Source, bits: int) -> int | None:
     from edgeopt.verbs.graph_base import Asked
     from edgeopt.verbs.output import metadata_of
 
-    asked = Asked(bits, target="portable")
+    asked = Asked(bits, prefer="size", target="portable")
     sites, left = find_sites(model.graph)
     (recipe,) = recipes(
         bits,

@@ -137,8 +137,8 @@ def _counted(source: Source, sizes: Mapping[str, int]) -> Iterator[Prediction]:
 
 _COUNTED = {
     "FP16": ("--half",),
-    "INT8": ("--bits", "8", "--target", "portable"),
-    "INT4": ("--bits", "4", "--target", "portable"),
+    "INT8": ("--bits", "8", "--target", "portable", "--prefer", "size"),
+    "INT4": ("--bits", "4", "--target", "portable", "--prefer", "size"),
 }
 _PLAIN_RECIPE = "the plain recipe's; more where the fidelity measured asks for it"
 
