@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -54,6 +56,18 @@ def test_images_are_smooth_and_of_unit_variance():
     assert 0.8 < images.std() < 1.2
     right = np.corrcoef(images[..., :-1].ravel(), images[..., 1:].ravel())[0, 1]
     assert right > 0.4
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 64, 64), (2, 64, 48, 3), (1, 1, 9, 9), (1, 3, 16, 16)])
+def test_pictures_hold_shapes_too(shape):
+    """Every other one is of marks, as letters are: two tones, the same in all channels."""
+    plain, marked = itertools.islice(synthetic([InputSpec("x", "float32", shape)]), 2)
+    for feed in (plain, marked):
+        assert np.isfinite(feed["x"]).all()
+        assert 0.5 < feed["x"].std() < 1.5
+    if min(shape[1:3]) >= 16 or shape[2] >= 16:
+        tones = np.unique(np.round(marked["x"] / marked["x"].max(), 1))
+        assert len(tones) < len(np.unique(np.round(plain["x"] / plain["x"].max(), 1)))
 
 
 def test_other_kinds():

@@ -535,3 +535,23 @@ def test_an_exported_model(tmp_path):
     for weight in source.weights:
         np.testing.assert_array_equal(weight.array(), theirs[weight.name])
     assert [spec.name for spec in source.inputs] == [i.name for i in made.graph.input]
+
+
+def test_branches_and_functions_may_use_one_name_for_different_tensors(tmp_path):
+    text = """<ir_version: 8, opset_import: ["" : 17, "my" : 1]>
+    agraph (float[2,3] x, bool c) => (float[2,3] y) {
+      b = If(c) <then_branch = t () => (float[2,3] p) { k = Constant<value = float {1.0}>()
+        p = Mul(x, k) }, else_branch = e () => (float[2,3] q)
+        { k = Constant<value = float[2] {1.0, 2.0}>()  q = Identity(x) }>
+      y = my.F(b)
+    }
+    <domain: "my", opset_import: ["" : 17]> F (a) => (o)
+    { k = Constant<value = float {3.0}>()  o = Add(a, k) }"""
+    model = onnx.parser.parse_model(text)
+    for attribute in model.graph.node[0].attribute:
+        attribute.g.initializer.append(numpy_helper.from_array(np.ones((4, 4), "f"), "w"))
+    onnx.save(model, tmp_path / "m.onnx")
+    source = open_source(tmp_path / "m.onnx")
+    names = sorted(weight.name for weight in source.weights)
+    assert names == ["k", "k#2", "k#3", "w", "w#2"]
+    assert sorted(w.nbytes for w in source.weights) == [4, 4, 8, 64, 64]

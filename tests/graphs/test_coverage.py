@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.graphs.nets import INT64, arrays, model, node, normal, to_ir, value
 
-from edgeopt.core import Decision
-from edgeopt.graphs.coverage import Coverage, float_bytes, read_coverage
+from edgeopt.core import Affine, Change, Decision
+from edgeopt.graphs.coverage import Coverage, float_bytes, misplaced, read_coverage
 from edgeopt.graphs.forms import FORMS, Placing
 from edgeopt.graphs.outliers import split_outliers
 from edgeopt.graphs.sites import find_sites
@@ -338,3 +339,47 @@ def test_nothing_to_cover() -> None:
     assert Coverage(100, 150, (), 0).share == 0, "more floats than the source is no cover at all"
     document = Coverage(100, 25, (("w", 25),), 3).to_json()
     assert document["share"] == 0.75 and document["kept"] == [{"tensor": "w", "nbytes": 25}]
+
+
+#: Elements of the weights of :func:`net`, of its bias and of what its kinds of node may add.
+WEIGHTS = 64 * 64 + 64 * 64 + 48 * 64 + 32 * 48 + 48 * 32 + 48 * 16
+
+
+@pytest.mark.parametrize(
+    ("bits", "product", "table"),
+    [
+        (8, "matmul-integer", "gather"),
+        (8, "folded", "folded"),
+        (8, "matmul-nbits", "gather"),
+        (4, "expanded", "gather-nibbles"),
+        (4, "matmul-nbits", "gather-nibbles"),
+        (4, "folded", "folded"),
+    ],
+)
+def test_bits_are_read_from_the_file(tmp_path: Path, bits: int, product: str, table: str) -> None:
+    """In each form: as many codes as the net has weights, zero points not among them."""
+    made = net()
+    forms = {"product": product, "table": table}
+    path = quantized(made, tmp_path / "q.onnx", forms, bits, symmetric=bits == 8)
+    found = coverage(made, path)
+    assert set(found.bits) == {str(bits), "float"}
+    assert found.bits[str(bits)] == WEIGHTS
+    assert 48 <= found.bits["float"] <= 52
+    named = {name: array for name, array in arrays(made).items() if array.dtype.kind == "f"}
+    scheme = Affine(bits, 32)
+    said = [
+        Change(Decision(name, "", "rtn", "", scheme, "", 0, array.shape), array.nbytes, 0, None)
+        for name, array in named.items()
+        if name != "bias"
+    ]
+    assert misplaced(found.tensors, said) == ()
+    # a plan that says other bits, more weights, or a tensor that the file left in float
+    other = Affine(12 - bits, 32)
+    wrong = dataclasses.replace(
+        said[0], decision=dataclasses.replace(said[0].decision, scheme=other)
+    )
+    assert len(misplaced(found.tensors, [wrong, *said[1:]])) == 1
+    more = dataclasses.replace(said[0].decision, shape=(64, 65))
+    assert len(misplaced(found.tensors, [dataclasses.replace(said[0], decision=more)])) == 1
+    bias = Change(Decision("bias", "", "rtn", "", scheme, "", 0, (48,)), 192, 48, None)
+    assert misplaced(found.tensors, [bias]) == (f"bias: no codes, said to be 48 in {bits}",)

@@ -156,3 +156,18 @@ def test_lone_integers_know_what_they_are_compared_with():
         ],
     )
     assert set(input_hints(helper.make_model(graph))["sr"].values) == {16000, 8000}
+
+
+@pytest.mark.parametrize(
+    ("node", "weight", "known"),
+    [
+        (("MatMul", "x w", "y", {}), (77, 8), ((-1, 77),)),
+        (("Gemm", "x w", "y", {"transB": 1}), (8, 77), ((-1, 77),)),
+        (("Conv", "x w", "y", {"group": 2}), (8, 3, 3, 3), ()),  # the file says 3 itself
+        (("Add", "x w", "y", {}), (77, 8), ()),
+    ],
+)
+def test_products_ask_for_sizes(node, weight, known):
+    proto = model([node], {"w": normal(*weight)})
+    hint = input_hints(proto).get("x")
+    assert (hint.known if hint else ()) == known

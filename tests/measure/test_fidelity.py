@@ -152,7 +152,26 @@ def test_zeros_have_defined_answers() -> None:
 def test_what_cannot_be_compared_is_said() -> None:
     meter = FidelityMeter("y")
     assert "[1, 3]" in (meter.add(np.zeros((1, 3)), np.zeros((1, 4))) or "")
-    assert "not numbers" in (meter.add(np.array(["a"]), np.array(["a"])) or "")
+    assert "not numbers" in (meter.add(np.array([1j]), np.array([1j])) or "")
+
+
+def test_texts_are_the_same_or_not() -> None:
+    meter = FidelityMeter("label")
+    source = np.array([["a", "b"], ["c", "a"]], object)
+    assert meter.add(source, source.copy()) is None
+    assert meter.result().sqnr_db == math.inf
+    assert meter.add(source, np.array([["a", "b"], ["c", "é"]], object)) is None
+    found = meter.result()
+    assert math.isnan(found.sqnr_db) and found.top1 == 7 / 8
+
+
+def test_a_class_that_is_infinite_in_both_wins_in_both() -> None:
+    meter = FidelityMeter("y")
+    source = np.array([[0.0, np.inf, 1.0], [2.0, -np.inf, 1.0]], np.float32)
+    assert meter.add(source, source + np.float32(0.01)) is None
+    found = meter.result()
+    assert (found.top1, found.finite) == (1.0, True)
+    assert math.isfinite(found.kl) and math.isfinite(found.sqnr_db)
 
 
 def test_memory_does_not_grow_with_an_output(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from edgeopt.core import Fidelity, Measurement, Verdict
+from edgeopt.core import Affine, Change, Decision, Fidelity, Measurement, Verdict
 from edgeopt.errors import UsageError
-from edgeopt.measure.gate import FLOORS, judge
-from edgeopt.measure.pair import PairResult
+from edgeopt.measure.gate import FLOORS, ROW_MARGIN_DB, judge
+from edgeopt.measure.pair import Mates, PairResult
 
 GOOD = Fidelity("y", 35.0, 0.999, 0.1, 0.99, 0.001, True, False, 8)
 
@@ -135,3 +135,86 @@ def test_nothing_compared_proves_nothing() -> None:
 def test_a_floor_must_be_a_number(floor: float) -> None:
     with pytest.raises(UsageError, match="not a number of decibels"):
         verdict(min_sqnr=floor)
+
+
+def changed(bits: int, db: float | None, name: str = "w") -> Change:
+    scheme = Affine(bits, 32)
+    return Change(Decision(name, "MatMul", "mse", "folded", scheme, "", 64, (8, 8)), 256, 64, db)
+
+
+@pytest.mark.parametrize(("bits", "floor"), [(8, 20.0), (4, 6.0), (2, 1.0)])
+def test_each_tensor_has_a_floor_of_its_own(bits: int, floor: float) -> None:
+    """However close the outputs are: a tensor that says other numbers fails, the worst is named."""
+    good, bad = changed(bits, floor), changed(bits, floor - 0.1, "bad")
+    assert verdict(changes=[good, changed(bits, None), changed(bits, math.inf)]).proven
+    found = verdict(changes=[good, bad])
+    assert failed(found) == ["each tensor"]
+    assert any("(bad, " in c.found for c in found.checks if not c.passed)
+
+
+def test_another_floor_for_outputs_leaves_the_tensors_theirs() -> None:
+    assert failed(verdict(changes=[changed(8, 0.0)], min_sqnr=1.0)) == ["each tensor"]
+
+
+def test_a_file_that_holds_something_else_is_a_failed_proof() -> None:
+    found = verdict(changes=[changed(8, 30.0)], misplaced=["w: 64 in 8 bits", "v"])
+    assert failed(found) == ["file as planned"]
+    assert any(c.found.endswith("and 1 more") for c in found.checks if not c.passed)
+
+
+def test_answers_count_beside_decibels() -> None:
+    """14% of the answers of a classifier changed, and 13.9 dB are over the floor at 4 bits."""
+    worse = only(sqnr_db=13.9, top1=0.86, rows=2000)
+    assert failed(verdict(worse, bits=4, given=True)) == ["same answers"]
+    assert verdict(only(sqnr_db=13.9, top1=0.9, rows=2000), bits=4, given=True).proven
+    # on inputs that nobody gave there are no answers, and another floor was asked for knowingly
+    assert verdict(worse, bits=4).proven
+    assert verdict(worse, bits=4, given=True, min_sqnr=8.0).proven
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        {"output": "sentence_embedding"},
+        {"output": "last_hidden_state"},
+        {"top1": None},
+        {"rows": 4, "top1": 0.75},  # one answer of four
+    ],
+)
+def test_what_is_no_classification_or_a_single_answer(output: dict[str, Any]) -> None:
+    changes = {"rows": 2000, "top1": 0.5, **output}
+    assert verdict(only(**changes), given=True).proven
+
+
+def mates(alone: float, beside: float) -> PairResult:
+    return dataclasses.replace(pair(), mates=Mates(8, "y", alone, beside, alone - beside))
+
+
+def test_a_row_that_others_take_down_fails() -> None:
+    assert failed(verdict(mates(38.0, 3.0))) == ["rows in a batch"]
+    assert failed(verdict(mates(38.0, 19.0 - ROW_MARGIN_DB))) == ["rows in a batch"]
+    assert verdict(mates(38.0, 20.0 - ROW_MARGIN_DB)).proven
+    # a row that is no better alone does not accuse its neighbours
+    assert verdict(mates(12.0, 3.0)).proven
+
+
+FAILING = {
+    "fidelity": only(sqnr_db=-5.0),
+    "same integers": only(sqnr_db=math.nan, top1=0.1),
+    "output finite": only(finite=False),
+    "source output varies": only(constant=True),
+    "not slower": pair(slower=True, ratio=1.3),
+    "same answers": only(sqnr_db=50.0, top1=0.1, rows=100),
+}
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("bits", [16, 8, 4, None])
+@pytest.mark.parametrize("name", list(FAILING))
+def test_advice_is_never_what_was_given(name: str, bits: int | None, given: bool) -> None:
+    found = verdict(FAILING[name], bits=bits, given=given)
+    advice = " ".join(check.advice for check in found.checks if not check.passed)
+    assert not (given and "--data" in advice), advice
+    assert not (bits == 8 and "--bits 8" in advice), advice
+    assert not (bits == 4 and "--bits 4" in advice), advice
+    assert not (bits != 16 and "leave out --half" in advice), advice

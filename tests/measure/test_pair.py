@@ -6,8 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import quantize_dynamic
 
 from edgeopt.errors import InputsError, SourceError, UsageError
 from edgeopt.measure import pair
@@ -220,3 +223,43 @@ def test_progress_is_passed_on(
     )
     assert {"loading"} <= {step for step, _ in steps}
     assert all(part is None or 0 <= part <= 1 for _, part in steps)
+
+
+@pytest.mark.usefixtures("side_by_side")
+@pytest.mark.parametrize(("large", "lost"), [(1.0, False), (100.0, True)])
+def test_a_row_is_seen_to_take_another_down(tmp_path: Path, large: float, lost: bool) -> None:
+    """One scale serves a batch of a dynamic INT8 product: judged by ONNX Runtime's own quantizer,
+    alone and beside a row that is 100 times larger."""
+    rng = np.random.default_rng(0)
+    weight = numpy_helper.from_array(rng.standard_normal((64, 32)).astype(np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 32])],
+        [weight],
+    )
+    source, artifact = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), source)
+    quantize_dynamic(source, artifact, extra_options={"MatMulConstBOnly": True})
+    rows = rng.standard_normal((4, 1, 64)).astype(np.float32)
+    rows[2] *= large
+    result = measure_pair(source, artifact, [{"x": r} for r in rows], seconds=0.05, batch=["x"])
+    found = result.mates
+    assert found is not None and (found.rows, found.output) == (4, "y")
+    sessions = [onnxruntime.InferenceSession(str(p)) for p in (source, artifact)]
+    ref, got = (s.run(None, {"x": rows[:, 0]})[0].astype(float) for s in sessions)
+    db = 10 * np.log10((ref**2).sum(1) / ((ref - got) ** 2).sum(1))
+    assert np.isclose(db, found.beside_db, atol=1e-4).any()
+    assert (found.lost > 20) == lost
+    assert (found.beside_db < 10) == lost
+    assert found.alone_db > 25
+
+
+@pytest.mark.usefixtures("side_by_side")
+def test_without_a_batch_there_are_no_neighbours(mlp: Callable[..., Path], feeds: Feeds) -> None:
+    source, artifact = mlp("a.onnx"), mlp("b.onnx", noise=0.05)
+    assert measure_pair(source, artifact, feeds, seconds=0.05).mates is None
+    one = measure_pair(source, artifact, feeds[:1], seconds=0.05, batch=["x"])
+    assert one.mates is None

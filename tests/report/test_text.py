@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from edgeopt.core import Affine, Change, Check, Decision, Fidelity, Measurement, Proof, Verdict
+from edgeopt.core import (
+    Affine,
+    Basis,
+    Change,
+    Check,
+    Decision,
+    Fidelity,
+    Measurement,
+    Proof,
+    Verdict,
+)
 from edgeopt.report.text import render
 
 USAGE = "import numpy as np\n" + "\n".join(f"line{i} = [{'x' * 90}]" for i in range(4))
@@ -188,7 +198,7 @@ def test_a_bare_proof_renders() -> None:
     assert "PROVEN on your samples (3 held out)  every" in text(
         dataclasses.replace(
             checked,
-            verdict=dataclasses.replace(checked.verdict, basis="on your samples (3 held out)"),
+            verdict=dataclasses.replace(checked.verdict, basis=Basis("samples", 3)),
         )
     )
 

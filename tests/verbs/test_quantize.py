@@ -466,6 +466,71 @@ def test_with_data_convolutions_get_integer_kernels(
     assert digest(again) == digest(out)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_samples_never_make_the_smallest_larger(image: Path, samples: Path, bits: int) -> None:
+    made = []
+    for data in (None, str(samples)):
+        out = image.with_name(f"q{len(made)}.onnx")
+        quantize(image, out, bits=bits, data=data, prefer="size", force=True)
+        made.append(out.stat().st_size)
+    assert made[1] <= 1.02 * made[0]
+
+
+def test_four_bits_with_samples_are_four_bits_in_the_file(tmp_path: Path) -> None:
+    """For every CPU, whatever form was the fastest: onnx counts what the file holds, by type."""
+    source, samples = tmp_path / "m.onnx", tmp_path / "x.npz"
+    weights = {"c1": normal(32, 3, 3, 3), "c2": normal(64, 32, 3, 3, seed=1)}
+    nodes = [
+        node("Conv", ["x", "c1"], ["a"], pads=[1, 1, 1, 1]),
+        node("Relu", ["a"], ["r"]),
+        node("Conv", ["r", "c2"], ["y"], pads=[1, 1, 1, 1]),
+    ]
+    onnx.save(model(nodes, [value("x", ["n", 3, 8, 8])], {"y": ["n", 64, 8, 8]}, weights), source)
+    np.savez(samples, x=normal(24, 3, 8, 8, seed=9))
+    out = tmp_path / "q.onnx"
+    proof = quantize(
+        source, out, bits=4, data=str(samples), prefer="speed", target="portable", force=True
+    )
+    assert failed(proof) == [], proof.verdict
+    types = {TensorProto.INT4: 0, TensorProto.UINT4: 0, TensorProto.INT8: 0}
+    for tensor in onnx.load(out).graph.initializer:
+        if tensor.data_type in types:
+            types[tensor.data_type] += int(np.prod(tensor.dims))
+    few = types[TensorProto.INT4] + types[TensorProto.UINT4]
+    said = proof.coverage["bits"]
+    # The first layer may keep 8 bits; zero points are no weights.
+    assert few >= said["4"] >= 64 * 32 * 9
+    assert said["4"] + said.get("8", 0) == 64 * 32 * 9 + 32 * 27
+    bytes_said = sum(change.after for change in proof.changes)
+    assert bytes_said < out.stat().st_size < 1.6 * bytes_said
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("size", [1e-9, 1e-4, 1e9])
+def test_weights_of_any_size_are_near_in_plain_onnxruntime(
+    tmp_path: Path, bits: int, size: float
+) -> None:
+    weights = {
+        "w": normal(64, 64) * np.float32(size),
+        "zeros": np.zeros((64, 64), np.float32),
+        "even": np.full((64, 64), np.float32(size)),
+        "back": np.float32(1 / size),
+    }
+    nodes = [
+        node("MatMul", ["x", "w"], ["a"]),
+        node("MatMul", ["x", "even"], ["b"]),
+        node("MatMul", ["x", "zeros"], ["c"]),
+        node("Sum", ["a", "b", "c"], ["s"]),
+        node("Mul", ["s", "back"], ["y"]),
+    ]
+    source, out = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    onnx.save(model(nodes, [value("x", ["n", 64])], {"y": ["n", 64]}, weights), source)
+    proof = quantize(source, out, bits=bits, prefer="size", force=True)
+    assert failed(proof) == []
+    x = normal(8, 64, seed=3)
+    assert close_db(run(source, x=x)[0], run(out, x=x)[0]) > (20 if bits == 8 else 8)
+
+
 def test_held_out_samples_do_not_calibrate(image: Path, samples: Path) -> None:
     """Samples that only the proof sees may be anything: the plan does not change."""
     plan = make_plan(image, data=str(samples), target="portable")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from edgeopt.core import Affine, Plan, Source, Storage, Weight
 from edgeopt.errors import SourceError, UsageError
@@ -24,6 +24,7 @@ from edgeopt.files.open import open_source
 from edgeopt.files.weights import load_weights
 from edgeopt.numerics.affine import sqnr_db
 from edgeopt.verbs.graph_plan import Asked
+from edgeopt.verbs.quantize import quantize
 from edgeopt.verbs.quantize_weights import (
     carry_out,
     plan_weights,
@@ -434,3 +435,21 @@ def test_predicting_loads_nothing_heavy():
         [sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_bits_are_read_from_the_written_header(tmp_path, bits):
+    """Sizes of the parts in the file, as safetensors opens them, are the oracle."""
+    rng = np.random.default_rng(0)
+    tensors = {
+        "w": rng.standard_normal((64, 128)).astype(np.float32),
+        "tiny": rng.standard_normal((64, 64)).astype(np.float32) * np.float32(1e-30),
+        "b": np.ones(64, np.float32),
+    }
+    source, out = tmp_path / "m.safetensors", tmp_path / "q.safetensors"
+    save_file(tensors, source)
+    proof = quantize(source, out, bits=bits)
+    assert proof.proven
+    stored = load_file(out)
+    codes = sum(stored[f"{n}.codes"].nbytes * 8 // bits for n in ("w", "tiny"))
+    assert proof.coverage["bits"] == {str(bits): codes, "float": 64}

@@ -18,7 +18,7 @@ from edgeopt.core.dtypes import (
 )
 from edgeopt.core.ggml import Ggml
 from edgeopt.core.plan import PLAN_VERSION, Change, Choice, Decision, Plan
-from edgeopt.core.proof import PROOF_VERSION, Check, Fidelity, Measurement, Proof, Verdict
+from edgeopt.core.proof import PROOF_VERSION, Basis, Check, Fidelity, Measurement, Proof, Verdict
 from edgeopt.core.results import (
     METRICS,
     RESULTS_VERSION,
@@ -50,6 +50,7 @@ __all__ = [
     "RESULTS_VERSION",
     "Affine",
     "Array",
+    "Basis",
     "Change",
     "Check",
     "Choice",

@@ -13,7 +13,16 @@ import numpy as np
 
 from edgeopt.core.plan import Change, Plan
 
-__all__ = ["PROOF_VERSION", "Check", "Fidelity", "Measurement", "Proof", "Verdict", "json_ready"]
+__all__ = [
+    "PROOF_VERSION",
+    "Basis",
+    "Check",
+    "Fidelity",
+    "Measurement",
+    "Proof",
+    "Verdict",
+    "json_ready",
+]
 
 
 @dataclass(frozen=True)
@@ -74,14 +83,35 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Basis:
+    """What a verdict stands on; as text, in the words of a headline.
+
+    ``kind``: ``samples`` (the user's, held out), ``made-up`` (inputs that nobody gave),
+    ``weights`` (every tensor; nothing was run on inputs), ``text`` (a user's). ``count`` is how
+    many of them.
+    """
+
+    kind: str
+    count: int
+
+    def __str__(self) -> str:
+        return {
+            "samples": f"on your samples ({self.count} held out)",
+            "made-up": "on made-up inputs: give --data to know",
+            "weights": f"on the weights ({self.count} tensors)",
+            "text": f"on the weights and your text ({self.count} tokens)",
+        }[self.kind]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Proven when there were checks, and every one passed. ``unproven`` names what could not be
-    checked, and why; ``basis`` what the verdict stands on, in the words of a headline.
+    checked, and why; ``basis`` is what the verdict stands on.
     """
 
     checks: tuple[Check, ...]
     unproven: tuple[str, ...] = ()
-    basis: str = ""
+    basis: Basis | None = None
 
     @property
     def proven(self) -> bool:

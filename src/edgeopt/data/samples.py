@@ -3,7 +3,9 @@
 ``--data`` is one of
 
 * an ``.npz`` file: one array an input, by name (``arr_0``, ``arr_1``: by position); the leading
-  axis counts samples, and every row is kept as a batch of one;
+  axis counts samples, and every row is kept as a batch of one. That is so for every input: of one
+  whose batch is not in front (a state ``h [2, batch, 64]``) save ``[rows, 2, 1, 64]`` or
+  ``[rows, 2, 64]``, of one without a batch (``scales [3]``) ``[rows, 3]``;
 * an ``.npy`` file: the same for a model with one input;
 * a folder of ``.npy`` files: where their stems are the names of the model's inputs, each file is
   one input with a leading sample axis; otherwise each file is one sample of the only input;
@@ -47,7 +49,7 @@ class Samples:
     ``label`` says where they come from, for a person. ``count`` is their number, None for a
     generator (then ``limit`` bounds it). ``inputs`` is what they were fitted to; before
     :meth:`fit`, arrays given by position are called ``#0``, ``#1``, ... ``bare`` ones are single
-    samples, perhaps without an axis for a batch.
+    samples, perhaps without an axis for a batch; ``made_up`` ones nobody gave.
     """
 
     label: str
@@ -56,6 +58,7 @@ class Samples:
     limit: int | None = None
     inputs: tuple[InputSpec, ...] = ()
     bare: bool = False
+    made_up: bool = False
     resolve: Callable[[Sequence[str]], Samples] | None = field(default=None, repr=False)
     names: tuple[str, ...] = ()
 

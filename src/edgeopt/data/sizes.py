@@ -282,6 +282,14 @@ def _sizes(
         (hints.get(s.name, Hint()).stride for s in specs if symbol in s.shape[-along:]), default=1
     )
     usual = _ROLES[role]
+    told = [
+        size
+        for spec in specs
+        for axis, size in hints.get(spec.name, Hint()).known
+        if -len(spec.shape) <= axis < len(spec.shape) and spec.shape[axis] == symbol
+    ]
+    if told and role != "batch":
+        return tuple(dict.fromkeys([*told, *usual]))
     if role == "space":
         first = max(_CELLS * stride, -(-_LEAST // stride) * stride)
         usual = (first, *(size for size in usual if size != first))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 
 from edgeopt.data.samples import Samples
 from edgeopt.data.synthetic import Hint, synthetic
@@ -61,7 +62,7 @@ def _made_up(samples: Samples, hints: Mapping[str, Hint] | None) -> Samples:
     }
     made = synthetic(samples.inputs, hints, sizes=sizes)
     label = f"{made.label}: {samples.label} has one sample, which calibrated"
-    return Samples(label, made.opener, made.count, None, made.inputs)
+    return replace(made, label=label)
 
 
 def _ordinal(n: int) -> str:

@@ -101,7 +101,7 @@ def synthetic(
         label += f": {chosen}"
     if mixed:
         label += f"; every {_BATCH_EVERY}th in a batch of {batch}"
-    return Samples(label, opener, count, None, specs)
+    return Samples(label, opener, count, None, specs, made_up=True)
 
 
 def _steps(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> int:
@@ -217,10 +217,34 @@ def _by_channel(values: tuple[float, ...], shape: tuple[int, ...]) -> Array:
     return np.asarray(values).reshape(-1, *(1,) * (len(shape) - 2))
 
 
+#: A made-up letter with the space around it, in cells, and the strokes that it has.
+_LETTER, _LINE, _STROKES = 8, 16, 3
+
+
+def _written(draw: _Draw) -> Array:
+    """Lines of letter-like marks, dark on light, mean zero and deviation one: edges and shapes, of
+    which noise has none. A network that looks for things (text, objects) finds some here."""
+    height, width = draw.shape[-2:]
+    page = np.ones((height, width))
+    for top in range(2, height - 7, _LINE):
+        for left in range(2, width - 5, _LETTER):
+            for place, upright in draw.rng.integers(0, (6, 2), (_STROKES, 2)):
+                if upright:
+                    page[top : top + 8, left + place : left + place + 2] = -1
+                else:
+                    page[top + place : top + place + 2, left : left + 6] = -1
+    return np.asarray((page - page.mean()) / page.std())
+
+
 def _smooth(draw: _Draw) -> Array:
+    if len(draw.shape) == 4 and draw.shape[3] in (1, 3, 4) and min(draw.shape[1:3]) >= 8:
+        batch, height, width, channels = draw.shape  # channels last
+        return np.moveaxis(_smooth(replace(draw, shape=(batch, channels, height, width))), 1, 3)
     noise = draw.rng.standard_normal(draw.shape)
     if len(draw.shape) < 4 or min(draw.shape[-2:]) < 8:
         return noise
+    if draw.index % 2 and min(draw.shape[-2:]) >= 16:
+        return np.broadcast_to(_written(draw), draw.shape) + 0.05 * noise
     # images vary slowly: a coarse grid spread out, plus a little detail; variance stays one
     height, width = draw.shape[-2:]
     coarse = draw.rng.standard_normal((*draw.shape[:-2], -(-height // 4), -(-width // 4)))

@@ -135,6 +135,7 @@ class _Graph:
     inputs: list[InputSpec] = field(default_factory=list)
     outputs: list[InputSpec] = field(default_factory=list)
     initializers: list[str] = field(default_factory=list)
+    tensors: set[str] = field(default_factory=set)
     used: set[str] = field(default_factory=set)
 
 
@@ -146,6 +147,7 @@ class _Walk:
     buffer: Buffer
     tensors: Tensors
     weights: dict[str, Weight] = field(default_factory=dict)
+    repeated: dict[str, int] = field(default_factory=dict)
     ops: Counter[str] = field(default_factory=Counter)
     constants: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
@@ -198,7 +200,7 @@ class _Walk:
             if wire != LENGTH:
                 continue
             if number == 1:
-                graph.used |= self._node(start, end, depth)
+                graph.used |= self._node(graph, start, end, depth)
             elif number == 2:
                 graph.name = self._text(start, end)
             elif number == 5:
@@ -218,16 +220,28 @@ class _Walk:
         if not weight.name:
             raise FormatError(self.path, "an initializer without a name", field="graph")
         graph.initializers.append(weight.name)
-        self._add(weight)
+        self._add(graph, weight)
 
-    def _add(self, weight: Weight) -> None:
-        if weight.name in self.weights:
+    def _add(self, graph: _Graph, weight: Weight) -> str:
+        """Keep a tensor under a name of its own, and give that back.
+
+        Names are unique in one graph; branches and functions may use the same one for others.
+        """
+        if weight.name in graph.tensors:
             raise FormatError(
                 self.path,
                 "is there twice; names of values are unique",
                 field=f"tensor {weight.name[:200]!r}",
             )
+        graph.tensors.add(weight.name)
+        if weight.name in self.weights:
+            stem = weight.name
+            number = self.repeated[stem] = self.repeated.get(stem, 1) + 1
+            while f"{stem}#{number}" in self.weights:
+                number = self.repeated[stem] = number + 1
+            weight = _renamed(weight, f"{stem}#{number}")
         self.weights[weight.name] = weight
+        return weight.name
 
     def _sparse(self, graph: _Graph, lo: int, hi: int) -> None:
         """SparseTensorProto: the values carry the name, the indices none."""
@@ -238,9 +252,9 @@ class _Walk:
         if set(parts) != {1, 2}:
             raise FormatError(self.path, "a sparse tensor without values or indices", offset=lo)
         self._initializer(graph, parts[1])
-        self._add(_renamed(parts[2], f"{parts[1].name}.indices"))
+        self._add(graph, _renamed(parts[2], f"{parts[1].name}.indices"))
 
-    def _node(self, lo: int, hi: int, depth: int) -> set[str]:
+    def _node(self, graph: _Graph, lo: int, hi: int, depth: int) -> set[str]:
         """Count a node, take what it holds, and return the names it uses."""
         used: set[str] = set()
         output, op = "", ""
@@ -259,8 +273,7 @@ class _Walk:
         self.ops[op] += 1
         if op == "Constant":
             for weight in held:
-                self.constants.append(output)
-                self._add(_renamed(weight, output))
+                self.constants.append(self._add(graph, _renamed(weight, output)))
         return used
 
     def _attribute(self, lo: int, hi: int, depth: int, held: list[Weight]) -> set[str]:
@@ -276,9 +289,10 @@ class _Walk:
 
     def _function(self, lo: int, hi: int) -> None:
         """A model-local function: nodes that other nodes stand for."""
+        body = _Graph()
         for number, wire, start, end in self._fields(lo, hi):
             if wire == LENGTH and number == 7:
-                self._node(start, end, depth=1)
+                self._node(body, start, end, depth=1)
 
     # -- values
 

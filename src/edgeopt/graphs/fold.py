@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from edgeopt.errors import FormatError
+from edgeopt.graphs.scopes import infer_types, plain_strings, separate, strings_inside
 
 __all__ = ["constant_array", "fold", "load_model", "set_constant"]
 
@@ -90,11 +91,13 @@ def fold(model: ir.Model) -> ir.Model:
     steps: tuple[Callable[[ir.Model], object], ...] = (
         common.InlinePass(),
         common.RemoveInitializersFromInputsPass(),
+        plain_strings,
+        separate,
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),
         _drop_identities,
         common.ClearMetadataAndDocStringPass(),
-        common.ShapeInferencePass(),
+        infer_types,
     )
     for step in steps:
         step(model)
@@ -104,6 +107,7 @@ def fold(model: ir.Model) -> ir.Model:
     _merge_equal(model.graph)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)
+    strings_inside(model.graph)
     return model
 
 
@@ -342,6 +346,8 @@ def _absorb(graph: ir.Graph, conv: ir.Node, norm: ir.Node) -> bool:
         return False
     if len(weight_value.uses()) != 1:
         return False
+    if any(p is not None and p.ndim != 1 for p in parameters):
+        return False  # statistics for every position, as opsets under 9 could have them
     has_bias = len(conv.inputs) > 2 and conv.inputs[2] is not None
     bias = constant_array(conv.inputs[2]) if has_bias else None
     if has_bias and bias is None:

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from edgeopt.data.hint import Hint
-from edgeopt.graphs.ranges import all_nodes, coarsest, compared_with, statistics
+from edgeopt.graphs.ranges import all_nodes, asked_sizes, coarsest, compared_with, statistics
 
 __all__ = ["input_hints"]
 
@@ -76,7 +76,14 @@ def input_hints(model: Path | Any) -> dict[str, Hint]:
     for value in graph.input:
         if value.name in constants:
             continue
-        hint = Hint(stride=coarsest(value.name, graph.node))
+        hint = Hint(
+            stride=coarsest(value.name, graph.node),
+            known=tuple(
+                (axis, size)
+                for axis, size in asked_sizes(value.name, readers, constants)
+                if _is_free(value, axis)
+            ),
+        )
         if value.type.tensor_type.elem_type not in _INTEGERS:
             told = statistics(value.name, readers, constants)
             hint = hint if told is None else replace(hint, mean=told[0], std=told[1])
@@ -126,6 +133,12 @@ def _bounds(
             if other is not None and (node.op_type == "Add" or node.input[0] == name):
                 step = other if node.op_type == "Add" else -other
                 yield from _bounds(node.output[0], added + step, readers, constants, seen)
+
+
+def _is_free(value: Any, axis: int) -> bool:
+    """Whether that axis is there, and has no size."""
+    dims = value.type.tensor_type.shape.dim
+    return -len(dims) <= axis < len(dims) and dims[axis].dim_value <= 0
 
 
 def _is_lone(value: Any) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-__all__ = ["all_nodes", "coarsest", "compared_with", "statistics"]
+__all__ = ["all_nodes", "asked_sizes", "coarsest", "compared_with", "statistics"]
 
 Vector = NDArray[np.float64]
 Readers = Mapping[str, Sequence[Any]]
@@ -78,6 +78,32 @@ def compared_with(name: str, readers: Readers, constants: Constants) -> tuple[in
             elif node.op_type in _THROUGH and node.input[0] == current:
                 waiting += [o for o in node.output if o not in seen]
                 seen.update(node.output)
+    return tuple(found)
+
+
+def asked_sizes(name: str, readers: Readers, constants: Constants) -> tuple[tuple[int, int], ...]:
+    """(axis, size) of the axes of an input that its products with weights ask for: the width of a
+    MatMul or Gemm, the channels of a convolution, the features of a recurrent layer."""
+    found: dict[tuple[int, int], None] = {}
+    waiting, seen = [name], {name}
+    while waiting:
+        current = waiting.pop(0)
+        for node in readers.get(current, ()):
+            if node.op_type in _SAME:
+                waiting += [o for o in node.output if o not in seen]
+                seen.update(node.output)
+            weight = constants.get(node.input[1]) if len(node.input) > 1 else None
+            if weight is None or node.input[0] != current or len(weight.dims) < 2:
+                continue
+            number = {a.name: a.i for a in node.attribute}
+            if node.op_type == "MatMul":
+                found[-1, weight.dims[-2]] = None
+            elif node.op_type == "Gemm" and not number.get("transA"):
+                found[-1, weight.dims[1 if number.get("transB") else 0]] = None
+            elif node.op_type == "Conv":
+                found[1, weight.dims[1] * number.get("group", 1)] = None
+            elif node.op_type in ("LSTM", "GRU", "RNN") and len(weight.dims) == 3:
+                found[-1, weight.dims[2]] = None
     return tuple(found)
 
 

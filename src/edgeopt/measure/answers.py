@@ -6,6 +6,7 @@ with it, and artifacts of different runtimes can be compared.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,10 @@ from edgeopt.runtimes.engine import Answering, Case, make_engine
 __all__ = ["ANSWER_JOBS", "Answers", "compare_answers", "take_answers"]
 
 
+#: Answers that have nothing in common are said to be this far (dB) apart.
+_FAR = 100.0
+
+
 class Voice(Protocol):
     """How a job says what it is at."""
 
@@ -38,12 +43,14 @@ class Voice(Protocol):
 class Answers:
     """One artifact's outputs for ``count`` samples, one ``.npy`` file each.
 
-    ``names`` are in the artifact's own order.
+    ``names`` are in the artifact's own order. ``repeats_db`` is how close its answers to one sample
+    are from run to run, where they are not the same.
     """
 
     folder: Path
     names: tuple[str, ...]
     count: int
+    repeats_db: float | None = None
 
     def load(self, index: int) -> dict[str, NDArray[Any]]:
         return {
@@ -79,7 +86,12 @@ def take_answers(
     if outcome.result is None:
         assert outcome.error is not None
         raise outcome.error
-    return Answers(folder, tuple(outcome.result["outputs"]), place.feeds.count)
+    return Answers(
+        folder,
+        tuple(outcome.result["outputs"]),
+        place.feeds.count,
+        outcome.result.get("repeats"),
+    )
 
 
 def compare_answers(
@@ -125,9 +137,13 @@ def answers(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) ->
     voice.busy("artifact", f"loading {case.path}")
     engine.load()
     names: tuple[str, ...] | None = None
+    repeats = math.inf
     for index in range(feeds.count):
         voice.busy("artifact", f"running {case.path}")
-        outputs = engine.answer(feeds.load(folder, index))
+        feed = feeds.load(folder, index)
+        outputs = engine.answer(feed)
+        if index == 0:
+            repeats = _repeats(outputs, engine.answer(feed))
         if names is None:
             names = tuple(outputs)
         for position, name in enumerate(names):
@@ -135,7 +151,19 @@ def answers(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) ->
                 raise SourceError(f"{case.path}: gives no {name} for sample {index}")
             _write(folder / job["folder"] / _file(index, position), outputs[name], case, name)
         voice.progress(f"running {case.path.name}", (index + 1) / feeds.count)
-    return {"outputs": list(names or ())}
+    return {"outputs": list(names or ()), "repeats": None if math.isinf(repeats) else repeats}
+
+
+def _repeats(first: Mapping[str, NDArray[Any]], again: Mapping[str, NDArray[Any]]) -> float:
+    """How close (dB) two answers to one sample are, by the worst output; inf where they agree."""
+    worst = math.inf
+    for name, array in first.items():
+        meter = FidelityMeter(name)
+        if meter.add(np.asarray(array), np.asarray(again[name])) is not None:
+            return -_FAR
+        if not math.isnan(found := meter.result().sqnr_db):
+            worst = min(worst, max(found, -_FAR))
+    return worst
 
 
 def _write(path: Path, array: NDArray[Any], case: Case, name: str) -> None:

@@ -70,6 +70,8 @@ class FidelityMeter:
                 f"output {self.output} has shape {list(reference.shape)} in the source "
                 f"and {list(got.shape)} in the artifact"
             )
+        if reference.dtype.kind in "OSU" and got.dtype.kind in "OSU":
+            reference, got = _codes(reference, got)
         if not (_is_number(reference) and _is_number(got)):
             return f"output {self.output} is {reference.dtype} and {got.dtype}, not numbers"
         self._samples += 1
@@ -117,14 +119,19 @@ class FidelityMeter:
     def _add_classes(
         self, ref: NDArray[np.float64], new: NDArray[np.float64], both: NDArray[np.bool_]
     ) -> None:
-        """Top-1 and KL of a chunk of rows; a masked class (both -inf) is no class."""
-        masked = np.isneginf(ref) & np.isneginf(new)
-        whole = (both | masked).all(axis=-1) & both.any(axis=-1)
+        """Top-1 and KL of a chunk of rows; a masked class (both -inf) is no class.
+
+        A class that is +inf in both wins there and here, and leaves no distribution to compare.
+        """
+        alike = np.isinf(ref) & (ref == new)
+        whole = (both | alike).all(axis=-1) & both.any(axis=-1)
         self._rows += len(ref)  # a row with a NaN counts as missed, not as left out
         ref, new = ref[whole], new[whole]
+        self._same_top += int(np.count_nonzero(ref.argmax(-1) == new.argmax(-1))) if len(ref) else 0
+        spread = ~np.isposinf(ref).any(axis=-1)
+        ref, new = ref[spread], new[spread]
         if len(ref) == 0:
             return
-        self._same_top += int(np.count_nonzero(ref.argmax(-1) == new.argmax(-1)))
         log_p, log_q = _log_distributions(ref, new)
         p = np.exp(log_p)
         with np.errstate(invalid="ignore"):
@@ -179,6 +186,14 @@ def _is_float(array: NDArray[Any]) -> bool:
 
 def _is_number(array: NDArray[Any]) -> bool:
     return array.dtype.kind in "biuf" or _is_float(array)
+
+
+def _codes(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Both with a number for every text: texts are the same or not, as labels by number are."""
+    texts = np.concatenate([a.reshape(-1), b.reshape(-1)]).astype(str)
+    _, codes = np.unique(texts, return_inverse=True)
+    codes = codes.reshape(-1)
+    return codes[: a.size].reshape(a.shape), codes[a.size :].reshape(b.shape)
 
 
 def _chunks(

@@ -67,6 +67,7 @@ def sizes(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Any) -> dic
 
 def _hint(values: Mapping[str, Any]) -> Hint:
     known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    known["known"] = tuple((axis, size) for axis, size in known["known"])
     return Hint(**known)
 
 

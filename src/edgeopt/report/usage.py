@@ -19,16 +19,19 @@ def usage_lines(
     inputs: Sequence[InputSpec],
     outputs: Sequence[InputSpec],
     shapes: Mapping[str, Sequence[int]] | None = None,
+    values: Mapping[str, int] | None = None,
 ) -> str:
     """Valid Python that runs ``artifact`` on made-up inputs of the right names, dtypes and shapes.
 
     ``shapes`` are shapes that are known to work, by input name (those of the samples); free
     dimensions of other inputs get plausible sizes. Integers are ones: an id that every vocabulary
-    has, and a mask that hides nothing.
+    has, and a mask that hides nothing. ``values`` are those of lone integers that mean something of
+    their own (a sample rate).
     """
-    known = shapes or {}
+    known, lone = shapes or {}, values or {}
     arrays = ", ".join(
-        f"{spec.name!r}: {_array(spec, tuple(known.get(spec.name, ())))}" for spec in inputs
+        f"{spec.name!r}: {_array(spec, tuple(known.get(spec.name, ())), lone.get(spec.name))}"
+        for spec in inputs
     )
     kinds = "; ".join(map(str, inputs))
     # A list of targets rather than names of their own: an output's name need not be Python's.
@@ -64,7 +67,7 @@ def gguf_usage(artifact: Path, *, embedder: bool) -> str:
     )
 
 
-def _array(spec: InputSpec, shape: tuple[int, ...]) -> str:
+def _array(spec: InputSpec, shape: tuple[int, ...], value: int | None = None) -> str:
     if len(shape) != len(spec.shape):
         shape = tuple(
             dim if isinstance(dim, int) else _plausible(spec, axis)
@@ -72,6 +75,8 @@ def _array(spec: InputSpec, shape: tuple[int, ...]) -> str:
         )
     if spec.dtype == "str":
         return f'np.full({shape}, "text", object)'
+    if value is not None:
+        return f"np.full({shape}, {value}, {spec.dtype!r})"
     maker = "zeros" if spec.dtype.startswith("float") else "ones"
     return f"np.{maker}({shape}, {spec.dtype!r})"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -135,6 +136,18 @@ def require_float(source: Source) -> None:
     if already:
         found = ", ".join(f"{n} {op}" for op, n in sorted(already.items()))
         raise SourceError(f"{source.path}: already quantized ({found}); give the float model")
+    if source.kind == "onnx" and _quantized_by_us(source.details.get("metadata", {})):
+        raise SourceError(f"{source.path}: already quantized by edgeopt; give the float model")
+
+
+def _quantized_by_us(metadata: Mapping[str, str]) -> bool:
+    """Whether a file says that edgeopt gave its weights fewer bits, by whatever operators."""
+    try:
+        said = json.loads(metadata.get("edgeopt", ""))
+    except ValueError:
+        return False
+    options = said.get("options") if isinstance(said, dict) else None
+    return isinstance(options, dict) and options.get("bits") in (8, 4)
 
 
 def fold_float(model: ir.Model, source: Path) -> ir.Model:
@@ -152,12 +165,21 @@ def require_finite(source: Path, graph: ir.Graph) -> None:
         _require_finite(source, value)
 
 
-#: Operators whose weights are multiplied and summed: an infinity there is no mask.
-_SUMMED = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"})
+#: Operators whose weights are multiplied and summed, and the inputs that are: an infinity there is
+#: no mask, as it may be in a bias.
+_SUMMED: Mapping[str, frozenset[int]] = {
+    "MatMul": frozenset({0, 1}),
+    "Gemm": frozenset({0, 1}),
+    "Conv": frozenset({0, 1}),
+    "ConvTranspose": frozenset({0, 1}),
+    "LSTM": frozenset(range(8)),
+    "GRU": frozenset(range(6)),
+    "RNN": frozenset(range(6)),
+}
 
 
 def _require_finite(path: Path, value: ir.Value) -> None:
-    masks = any(node.op_type in _SUMMED for node, _ in value.uses())
+    summed = any(slot in _SUMMED.get(node.op_type, ()) for node, slot in value.uses())
     array = constant_array(value)
     if array is None:
         return
@@ -167,7 +189,7 @@ def _require_finite(path: Path, value: ir.Value) -> None:
         if np.isfinite(part).all():
             continue
         nan = bool(np.isnan(part).any())
-        if not nan and not masks:
+        if not nan and not summed:
             continue  # a mask's, which stay as they are
         raise SourceError(
             f"{path}: {value.name} holds {'NaN' if nan else 'Inf'}; a model with broken weights"

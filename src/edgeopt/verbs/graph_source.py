@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,17 @@ from edgeopt.data.split import split
 from edgeopt.data.synthetic import OTHER_BATCH, pinned, synthetic
 from edgeopt.errors import InputsError, SourceError, UsageError
 from edgeopt.graphs.capture import Captured, capture
+from edgeopt.verbs.token_hints import with_tokens
 
-__all__ = ["Prepared", "example_of", "has_graph", "narrowed", "prepare", "require_graph"]
+__all__ = [
+    "Prepared",
+    "example_of",
+    "has_graph",
+    "narrowed",
+    "prepare",
+    "require_graph",
+    "single_steps",
+]
 
 #: Feeds that the proof compares on, at most this many and this many bytes together.
 _PROOF_FEEDS = 64
@@ -31,7 +41,8 @@ class Prepared:
     """A captured graph with the inputs to plan on and the inputs to judge by.
 
     ``calibration`` is None where nobody gave data; ``proof`` feeds were never used to choose
-    anything, ``label`` says what they are. ``trial`` feeds are what candidates are timed on.
+    anything, ``label`` says what they are; ``made_up``: they are so although there were samples (a
+    single one, which calibrated). ``trial`` feeds are what candidates are timed on.
     """
 
     source: Source
@@ -40,11 +51,12 @@ class Prepared:
     trial: tuple[Feed, ...]
     proof: tuple[Feed, ...]
     label: str
+    made_up: bool = False
 
     @property
     def given(self) -> bool:
         """Whether the inputs are the user's own, not made up."""
-        return self.calibration is not None
+        return self.calibration is not None and not self.made_up
 
 
 def has_graph(source: Source, model: str | None) -> bool:
@@ -104,7 +116,7 @@ def prepare(
         if raw is None or not text.startswith("--data, "):
             raise
         raise InputsError(f"{raw.label}, {text.removeprefix('--data, ')}") from None
-    hints = _hints(captured)
+    hints = _hints(source, captured)
     if raw is None:
         # Two draws: what candidates are tried on must not be what they are judged by.
         sizes = _sizes(captured)
@@ -121,6 +133,28 @@ def prepare(
         _bounded(calibration, 16),
         _bounded(held_out, _PROOF_FEEDS),
         held_out.label,
+        held_out.made_up,
+    )
+
+
+#: Inputs that a decoder's cache goes by, and those that hold its tokens.
+_CACHE = re.compile(r"past|cache|key_value", re.IGNORECASE)
+_TOKENS = re.compile(r"input_ids|token|inputs_embeds|^ids$", re.IGNORECASE)
+
+
+def single_steps(prepared: Prepared) -> tuple[str, ...]:
+    """A note where a decoder with a cache was proven on one token at a time: errors add up over a
+    text, in the cache, and none of that has been seen."""
+    first = prepared.proof[0]
+    if not any(_CACHE.search(name) and array.ndim > 2 for name, array in first.items()):
+        return ()
+    tokens = [n for n, a in first.items() if _TOKENS.search(n) and a.ndim >= 2]
+    longest = max((f[n].shape[1] for f in prepared.proof for n in tokens if n in f), default=2)
+    if longest > 1:
+        return ()
+    return (
+        "a decoder with a cache, proven one token at a time: what errors in the cache add up to"
+        " over a text was not measured; give --data with rows of several tokens, or compare texts",
     )
 
 
@@ -134,7 +168,7 @@ def narrowed(prepared: Prepared, inputs: Sequence[InputSpec], data: str | None) 
     specs = tuple(_narrow(spec, fixed.get(spec.name, ())) for spec in captured.inputs)
     if specs == captured.inputs:
         return prepared
-    hints = _hints(captured)
+    hints = _hints(prepared.source, captured)
     if data is None:
         proof = synthetic(
             specs, hints, count=8, seed=0, sizes=_sizes(captured), batch=_batch(captured)
@@ -159,8 +193,9 @@ def example_of(raw: Samples | None) -> dict[str, Array] | None:
     return None if raw is None else raw.example() or None
 
 
-def _hints(captured: Captured) -> dict[str, Hint]:
-    """What the graph tells of values, and the lone integers (a sample rate) that it ran on."""
+def _hints(source: Source, captured: Captured) -> dict[str, Hint]:
+    """What the graph and a folder's tokenizer tell of values, and the lone integers (a sample
+    rate) that it ran on."""
     from edgeopt.graphs.hints import input_hints
 
     hints = input_hints(captured.model)
@@ -169,6 +204,8 @@ def _hints(captured: Captured) -> dict[str, Hint]:
         for name, hint in hints.items()
         if hint.values and name in captured.example
     }
+    if source.kind == "hf-folder":
+        hints = with_tokens(hints, captured.inputs, source.path)
     return pinned(hints, ran)
 
 

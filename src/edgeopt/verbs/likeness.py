@@ -40,6 +40,9 @@ _SYNTHETIC = 8
 #: Texts embedded for each chunk asked for.
 _LINES_A_CHUNK = 8
 
+#: A baseline whose own answers are less alike than this (dB) tells nothing of others'.
+_REPEATS = 30.0
+
 _NEXT_TOKEN = "next token"
 _EMBEDDING = "embedding"
 _WEIGHTS = "weights"
@@ -158,6 +161,15 @@ def _compare(
 ) -> None:
     if base is None:
         found.lacks(subject, "fidelity", f"{baseline}, the baseline, gave no answers")
+        return
+    if base.repeats_db is not None and base.repeats_db < _REPEATS:
+        found.lacks(
+            subject,
+            "fidelity",
+            f"{baseline}, the baseline, draws at random: its own answers to one sample differ from "
+            f"run to run ({base.repeats_db:.1f} dB apart); turn that off (evaluation mode, noise "
+            "as an input)",
+        )
         return
     try:
         found.fidelity[subject], rows = compare_answers(base, answers, loose)

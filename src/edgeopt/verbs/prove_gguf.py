@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeopt.core import (
+    Basis,
     Change,
     Check,
     Fidelity,
@@ -307,10 +308,21 @@ def assemble(
         samples="the weights themselves, the worst first",
         measurements=(),
         environment=environment(threads=threads),
-        verdict=Verdict(checks, tuple(line for part in parts for line in part.unproven)),
+        verdict=Verdict(
+            checks,
+            tuple(line for part in parts for line in part.unproven),
+            _basis(found, len(facts.errors)),
+        ),
         usage=gguf_usage(final, embedder=embeds) if ran else "",
         notes=tuple(notes),
     )
+
+
+def _basis(found: dict[str, Any], tensors: int) -> Basis | None:
+    """Every tensor, as a rule, and the text where one was predicted."""
+    if "divergence" in found:
+        return Basis("text", int(found["divergence"]["tokens"]))
+    return Basis("weights", tensors) if tensors else None
 
 
 def _something_done(plan: Plan, facts: Facts) -> tuple[Check, ...]:

@@ -16,7 +16,7 @@ from edgeopt.measure.pair import measure_pair
 from edgeopt.report.usage import usage_lines
 from edgeopt.verbs.elsewhere import machine
 from edgeopt.verbs.graph_base import needs_unsigned
-from edgeopt.verbs.graph_source import Prepared
+from edgeopt.verbs.graph_source import Prepared, single_steps
 
 if TYPE_CHECKING:
     from edgeopt.measure.remote.jobs import RemoteJobs
@@ -80,7 +80,12 @@ def prove_graph(
     usage = ""
     if pair.failure is None:
         shapes = {name: array.shape for name, array in prepared.proof[0].items()}
-        usage = usage_lines(final, pair.inputs, pair.outputs, shapes)
+        lone = {
+            name: int(array.reshape(-1)[0])
+            for name, array in prepared.proof[0].items()
+            if array.size == 1 and array.dtype.kind in "iu"
+        }
+        usage = usage_lines(final, pair.inputs, pair.outputs, shapes, lone)
     there = machine(on, threads)
     return Proof(
         verb=verb,
@@ -117,6 +122,7 @@ def prove_graph(
             *pair.notes,
             *notes,
             *_where(on),
+            *single_steps(prepared),
             *saturation(saturating_products(written), there),
         ),
     )

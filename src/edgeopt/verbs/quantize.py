@@ -29,6 +29,9 @@ __all__ = ["FOUR_BIT_OPSET", "make_plan", "quantize"]
 #: The ONNX opset that brought int4 and uint4.
 FOUR_BIT_OPSET = 21
 
+#: The one that brought DynamicQuantizeLinear.
+_INTEGER_OPSET = 11
+
 
 def quantize(
     source: str | Path,
@@ -141,7 +144,7 @@ def quantize(
         prepared, base, sha256 = _ready(
             opened, workdir, data, inputs, model, trust_pickle, progress, given
         )
-        _require_four_bit_types(prepared, asked.bits)
+        _require_opset(prepared, asked.bits)
         if given is None:
             made = make_graph_plan(
                 prepared,
@@ -252,7 +255,7 @@ def make_plan(
         prepared, base, sha256 = _ready(
             opened, workdir, data, inputs, model, trust_pickle, progress
         )
-        _require_four_bit_types(prepared, asked.bits)
+        _require_opset(prepared, asked.bits)
         return make_graph_plan(
             prepared,
             base,
@@ -304,11 +307,14 @@ def _ready(
     return prepared, open_base(prepared, workdir, progress), sha256
 
 
-def _require_four_bit_types(prepared: Prepared, bits: int) -> None:
+def _require_opset(prepared: Prepared, bits: int) -> None:
+    """SourceError where the graph's opset lacks the operators, and could not be raised."""
     captured = prepared.captured
-    if bits == 4 and captured.opset < FOUR_BIT_OPSET:
+    need, what = (FOUR_BIT_OPSET, "4-bit types") if bits == 4 else (_INTEGER_OPSET, "8-bit forms")
+    if captured.opset < need:
         why = f" ({captured.notes[-1]})" if captured.notes else ""
+        instead = "; use --bits 8" if captured.opset >= _INTEGER_OPSET else ""
         raise SourceError(
-            f"{prepared.source.path}: ONNX opset {captured.opset}, 4-bit types need"
-            f" {FOUR_BIT_OPSET} and converting failed{why}; use --bits 8"
+            f"{prepared.source.path}: ONNX opset {captured.opset}, {what} need {need} and"
+            f" converting failed{why}{instead or '; export it anew at opset 21'}"
         )

@@ -19,6 +19,7 @@ from edgeopt.errors import EdgeoptError, UsageError
 from edgeopt.files.open import open_source
 from edgeopt.graphs.capture import Captured, capture
 from edgeopt.measure.environment import environment
+from edgeopt.measure.gate import basis
 from edgeopt.measure.pair import measure_pair
 from edgeopt.runtimes.engine import Case
 from edgeopt.verbs.graph_source import Prepared
@@ -149,7 +150,7 @@ def prove_shrunk(
         samples=prepared.label,
         measurements=tuple(m for m in pair.measurements if m.metric != "file"),
         environment=environment(threads=asked.threads),
-        verdict=Verdict(tuple(checks), (*unproven, *lost)),
+        verdict=Verdict(tuple(checks), (*unproven, *lost), basis(prepared.given, pair.samples)),
         usage=made.usage,
         # What was opened twice, to be captured and to be changed, says the same twice.
         notes=tuple(dict.fromkeys((*prepared.captured.notes, *made.notes, *pair.notes))),

@@ -11,7 +11,7 @@ from edgeopt.core import Source
 from edgeopt.core.packages import is_installed
 from edgeopt.data.inputspec import parse_inputs
 from edgeopt.data.samples import Samples, load
-from edgeopt.data.synthetic import synthetic
+from edgeopt.data.synthetic import Hint, synthetic
 from edgeopt.errors import InputsError, MissingExtraError, SourceError, UsageError
 from edgeopt.verbs.graph_source import example_of, has_graph
 
@@ -111,5 +111,6 @@ def open_torch(
     )
     samples = None if raw is None else raw.fit(loaded.inputs.specs)
     sizes = {name: axis.first for name, axis in loaded.inputs.axes.items()}
-    made_up = synthetic(loaded.inputs.specs, None, count=8, seed=0, sizes=sizes)
+    hints = {name: Hint(0, high) for name, high in loaded.inputs.high.items()}
+    made_up = synthetic(loaded.inputs.specs, hints, count=8, seed=0, sizes=sizes)
     return Opened(source, made, samples, made_up)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeopt.core import Check, Fidelity, Progress, Proof, Source, Verdict, format_bytes
+from edgeopt.core import Basis, Check, Fidelity, Progress, Proof, Source, Verdict, format_bytes
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files import packed
 from edgeopt.files.open import open_source
@@ -240,7 +240,9 @@ def verify_weights(
         measurements=(),
         environment=environment(threads=threads),
         verdict=Verdict(
-            checks, ("weights proven; speed not: give --model to get a runnable file",)
+            checks,
+            ("weights proven; speed not: give --model to get a runnable file",),
+            Basis("weights", len(ratios)),
         ),
         usage=(
             "import edgeopt\n"
@@ -258,12 +260,19 @@ def _coverage(source: Source, header: packed.Header) -> dict[str, Any]:
     stored = header.layouts.keys() | header.tied.keys()
     kept = [w for w in floats if w.name not in stored]
     kept_bytes = sum(w.nbytes for w in kept)
+    bits: dict[str, int] = {}
+    for layout in header.layouts.values():
+        width = str(layout.scheme.bits)
+        bits[width] = bits.get(width, 0) + math.prod(layout.shape)
+    if kept:
+        bits["float"] = sum(w.size for w in kept)
     return {
         "share": 1.0 - kept_bytes / total if total else 0.0,
         "source_bytes": total,
         "kept_bytes": kept_bytes,
         "kept": [{"tensor": w.name, "nbytes": w.nbytes} for w in kept],
         "quantized_tensors": len(header.layouts),
+        "bits": bits,
     }
 
 

@@ -14,6 +14,7 @@ from edgeopt.data.fitting import fit_feeds, fixed_batch, order_names
 from edgeopt.data.settle import larger, settle
 from edgeopt.errors import CaptureError, InputsError
 from edgeopt.graphs.capture.check import file_io, open_session
+from edgeopt.graphs.capture.declared import plain_file
 from edgeopt.graphs.capture.opset import opset_of, raise_opset
 from edgeopt.graphs.capture.repeat import repeated
 from edgeopt.graphs.hints import input_hints
@@ -56,13 +57,9 @@ def take(
             f"{path}: onnxruntime cannot load it: {reason.rstrip('.')}; give a model that"
             " plain ONNX Runtime runs"
         )
-    specs, _ = io
-    for spec in specs:
-        if "(" in spec.dtype:  # a sequence, a map
-            raise InputsError(
-                f"{path}: input {spec.name} takes {spec.dtype}, which no array holds; give the part"
-                " of the model behind it"
-            )
+    specs, outputs = io
+    _require_tensors(path, (*specs, *outputs))
+    path = plain_file(path, workdir)
     fixed = {spec.name: spec.shape for spec in inputs}
     _require_fit(specs, fixed)
     sized = _sized(specs, inputs)
@@ -91,6 +88,16 @@ def _fitted(example: Mapping[str, Array] | None, specs: Sequence[InputSpec]) -> 
     if fixed_batch(example, specs, names) > 1:
         return {}  # one sample makes no batch: the sizes are the model's own
     return next(fit_feeds(iter([dict(example)]), specs, names, 1, "--data"))
+
+
+def _require_tensors(path: Path, values: Sequence[InputSpec]) -> None:
+    """InputsError for an input or output that is no tensor: a sequence, a map, an optional."""
+    for value in values:
+        if "(" in value.dtype:
+            raise InputsError(
+                f"{path}: {value.name} is {value.dtype}, which no array holds; give the part of the"
+                " model without it (a classifier of sklearn: convert it with zipmap=False)"
+            )
 
 
 def _require_fit(specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int | str]]) -> None:

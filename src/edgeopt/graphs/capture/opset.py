@@ -7,25 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
-import onnx.inliner
-import onnx.version_converter
 
 from edgeopt.core import Array
 from edgeopt.graphs.capture.check import FLOOR_DB, agreement_db, run_onnx
+from edgeopt.graphs.capture.converting import converted_model, opset_in
 from edgeopt.graphs.capture.limits import EXTERNAL_OVER
 from edgeopt.runtimes.reasons import attempt, one_line
 
-__all__ = ["convert_opset", "converted_model", "opset_of", "raise_opset"]
+__all__ = ["convert_opset", "opset_of", "raise_opset"]
 
 
 def opset_of(path: Path) -> int:
     """The opset of ONNX's own domain that a file asks for."""
-    return _opset(onnx.load(path, load_external_data=False))
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
-    return max(versions, default=1)
+    return opset_in(onnx.load(path, load_external_data=False))
 
 
 def raise_opset(
@@ -43,49 +37,6 @@ def raise_opset(
     if reason is None:
         return opset, ()
     return have, (f"the file keeps opset {have} (4-bit types need 21): {reason}",)
-
-
-def converted_model(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """A model at another opset, by onnx's converter, with what that leaves wrong put right first.
-
-    It knows no local functions, which are inlined; and it leaves ``Hardmax`` as it was, although
-    opset 13 took it from "all axes from ``axis`` on, as one" to one axis (``Softmax`` and
-    ``LogSoftmax``, which changed alike, it converts).
-    """
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
-    if _opset(model) < _ONE_AXIS <= opset:
-        model = onnx.ModelProto.FromString(model.SerializeToString())
-        _flatten_hardmax(model.graph)
-    return onnx.version_converter.convert_version(model, opset)
-
-
-#: The opset since which Hardmax works along one axis.
-_ONE_AXIS = 13
-
-
-def _flatten_hardmax(graph: onnx.GraphProto) -> None:
-    """Hardmax over several axes as Flatten, Hardmax over the last of two, and Reshape."""
-    nodes = []
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                _flatten_hardmax(attribute.g)
-        if node.op_type != "Hardmax" or node.domain not in ("", "ai.onnx"):
-            nodes.append(node)
-            continue
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-        source, result = node.input[0], node.output[0]
-        flat, hard, shape = (f"{result}/{end}" for end in ("flat", "hard", "shape"))
-        make = onnx.helper.make_node
-        nodes += [
-            make("Flatten", [source], [flat], axis=axis),
-            make("Hardmax", [flat], [hard], axis=1),
-            make("Shape", [source], [shape]),
-            make("Reshape", [hard, shape], [result]),
-        ]
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 def convert_opset(

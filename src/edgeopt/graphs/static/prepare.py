@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from edgeopt.core import Array
 from edgeopt.errors import SourceError
-from edgeopt.graphs.capture.opset import converted_model
+from edgeopt.graphs.capture.converting import converted_model
 from edgeopt.graphs.static.graph import Graph, Node, attribute, rename_reads
 from edgeopt.graphs.static.rules import RULES
 from edgeopt.graphs.static.strided import remove_strided_copies
@@ -307,7 +307,10 @@ def _bias_add(graph: Graph, node: Node) -> Node | None:
         return None
     bias = next((n for n in add.input if n != node.output[0]), "")
     columns = graph.shape(node.input[1])[1]
-    return add if graph.is_float(bias) and graph.shape(bias) == (columns,) else None
+    if not graph.is_float(bias) or graph.shape(bias) != (columns,):
+        return None
+    # An infinity has no code: what adds it stays in float, and the product before it need not.
+    return add if bool(np.isfinite(graph.array(bias)).all()) else None
 
 
 _STEPS: tuple[Callable[[Graph], None], ...] = (

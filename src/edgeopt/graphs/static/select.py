@@ -14,6 +14,10 @@ from edgeopt.graphs.static.rules import DEFAULT_REASON, REASONS, RULES, SEEDS, R
 __all__ = ["Selection", "data_inputs", "select"]
 
 
+#: Operators whose third input is added to the result.
+_BIASED = frozenset({"Conv", "ConvTranspose", "Gemm"})
+
+
 @dataclass(frozen=True)
 class Selection:
     """What :func:`select` found in one graph.
@@ -140,6 +144,9 @@ class _Selector:
                 return f"its weight is shared with {other.op_type}, which reads floats"
         if not np.prod(self.graph.shape(name)):
             return "its weight is empty"
+        bias = node.input[2] if node.op_type in _BIASED and len(node.input) > 2 else ""
+        if self.graph.is_float(bias) and not np.isfinite(self.graph.array(bias)).all():
+            return "its bias holds infinities"
         return None
 
     def _forward(self) -> dict[int, Rule]:

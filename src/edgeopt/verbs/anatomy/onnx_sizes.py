@@ -104,7 +104,7 @@ def _openers(source: Source) -> tuple[Callable[[], ir.Model], Callable[[], ir.Mo
     import onnx
     import onnx_ir as ir
 
-    from edgeopt.graphs.capture.opset import converted_model
+    from edgeopt.graphs.capture.converting import converted_model
     from edgeopt.graphs.fold import load_model
     from edgeopt.graphs.identity import identify
     from edgeopt.runtimes.reasons import attempt
@@ -154,7 +154,7 @@ def _quantized_bytes(model: ir.Model, source: Source, bits: int) -> int | None:
     from edgeopt.verbs.graph_base import Asked
     from edgeopt.verbs.output import metadata_of
 
-    asked = Asked(bits, target="portable")
+    asked = Asked(bits, prefer="size", target="portable")
     sites, left = find_sites(model.graph)
     (recipe,) = recipes(
         bits,

@@ -1,9 +1,10 @@
 """How large the model would be in other forms, from shapes alone.
 
 What edgeopt writes as safetensors is predicted to the byte, by the code that lays it out. So is
-the ONNX that it writes from an ONNX source, up to the size that is worth reading, and every GGUF
-file of a model whose family is known; elsewhere nobody knows the graph before capture: estimates,
-marked so.
+the FP16 ONNX that it writes from an ONNX source, up to the size that is worth reading, and every
+GGUF file of a model whose family is known. INT8 and INT4 ONNX are counted as the plain recipe makes
+them; the fidelity that is measured then may ask for more, so they are no promise. Elsewhere nobody
+knows the graph before capture: estimates, marked so.
 """
 
 from __future__ import annotations
@@ -129,21 +130,17 @@ def _counted(source: Source, sizes: Mapping[str, int]) -> Iterator[Prediction]:
     for name, options in _COUNTED.items():
         if name not in sizes:
             continue
-        if name == "FP16":
-            command, note = commands.export(source, *options), ""
-        else:
-            command, note = commands.quantize(source, *options), _PLAIN_RECIPE
-        yield Prediction(name, "ONNX", sizes[name], True, command, note)
+        half = name == "FP16"
+        make, note = (commands.export, "") if half else (commands.quantize, _PLAIN_RECIPE)
+        yield Prediction(name, "ONNX", sizes[name], half, make(source, *options), note)
 
 
 _COUNTED = {
     "FP16": ("--half",),
-    "INT8": ("--bits", "8", "--target", "portable"),
-    "INT4": ("--bits", "4", "--target", "portable"),
+    "INT8": ("--bits", "8", "--target", "portable", "--prefer", "size"),
+    "INT4": ("--bits", "4", "--target", "portable", "--prefer", "size"),
 }
-_PLAIN_RECIPE = (
-    "exact for the plain recipe; some bytes more where the fidelity measured asks for them"
-)
+_PLAIN_RECIPE = "the plain recipe's; more where the fidelity measured asks for it"
 
 
 def _quantized(weight: Weight, scheme: Affine) -> int:
