@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -94,12 +95,40 @@ def matches(path: Path, head: bytes) -> bool:
     """A folder with ``config.json`` and weights beside it, or sentence-transformers' list."""
     if (path / "modules.json").is_file():
         return True
-    return (path / "config.json").is_file() and _weights_file(path) is not None
+    if not (path / "config.json").is_file():
+        return False
+    return _weights_file(path) is not None or any(
+        _SHARD.fullmatch(file.name) for file in path.glob("model-*.safetensors")
+    )
 
 
 def _weights_file(folder: Path) -> Path | None:
     names = (folder / name for name in (*_SAFETENSORS, *_TORCH))
     return next((file for file in names if file.exists()), None)
+
+
+#: A shard's name, as transformers writes it.
+_SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
+
+
+def _shards(folder: Path) -> list[Path]:
+    """Shards whose index is missing, in order; empty where there are none. SourceError where not
+    all of them are there."""
+    found = {
+        (int(named[1]), int(named[2])): file
+        for file in sorted(folder.glob("model-*.safetensors"))
+        if (named := _SHARD.fullmatch(file.name)) is not None
+    }
+    if not found:
+        return []
+    count = max(total for _, total in found)
+    missing = [number for number in range(1, count + 1) if (number, count) not in found]
+    if missing or len(found) != count:
+        raise SourceError(
+            f"{folder}: has {len(found)} of {count} shards of model.safetensors and no index"
+            " (model.safetensors.index.json); all of them are needed"
+        )
+    return [found[number, count] for number in range(1, count + 1)]
 
 
 def describe(path: Path) -> Source:
@@ -180,13 +209,28 @@ def _within(module: str, weight: Weight) -> Weight:
 
 def _weights(folder: Path) -> Source:
     file = _weights_file(folder)
+    if file is None and (shards := _shards(folder)):
+        return _unwrapped(safetensors.describe_shards(shards))
     if file is None:
         raise SourceError(
             f"{folder}: has no weights; looked for {', '.join((*_SAFETENSORS, *_TORCH))}"
         )
     if file.name in _SAFETENSORS:
-        return safetensors.describe(file)
-    return _torch_shards(file) if file.name.endswith(".json") else _torch(file)
+        return _unwrapped(safetensors.describe(file))
+    return _unwrapped(_torch_shards(file) if file.name.endswith(".json") else _torch(file))
+
+
+#: What torch.compile and DataParallel put into the names of a module that was saved wrapped.
+_COMPILED, _PARALLEL = "_orig_mod.", "module."
+
+
+def _unwrapped(source: Source) -> Source:
+    """The same weights under the names that the model itself gives them."""
+    names = [weight.name.replace(_COMPILED, "") for weight in source.weights]
+    if names and all(name.startswith(_PARALLEL) for name in names):
+        names = [name.removeprefix(_PARALLEL) for name in names]
+    pairs = zip(source.weights, names, strict=True)
+    return replace(source, weights=tuple(replace(weight, name=name) for weight, name in pairs))
 
 
 def _torch(file: Path) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -17,6 +18,10 @@ __all__ = ["open_source"]
 _BESIDE = (".json", ".txt", ".md", ".py", ".csv", ".yaml", ".yml", ".npy", ".npz", ".jinja")
 
 
+#: How hubs name models: an owner and a name.
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
 def open_source(path: str | os.PathLike[str]) -> Source:
     """Describe the model at ``path``, recognised by its content, without reading any tensor.
 
@@ -25,6 +30,11 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     SourceError (missing, empty, unreadable, no model) or FormatError (a broken file).
     """
     path = Path(path)
+    if not path.exists() and _HUB_ID.fullmatch(str(path)) and not path.parent.exists():
+        raise SourceError(
+            f"{path}: no such file or folder; if it is a model's name on a hub, download it first"
+            f" (hf download {path} --local-dir FOLDER) and give the folder"
+        )
     with reading(path):
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -59,7 +69,18 @@ def _open_folder(path: Path) -> Source:
         )
     if path.name.endswith(".mlpackage") and (path / "Manifest.json").exists():
         raise SourceError(f"{path}: is a CoreML package; give the model it was made from")
+    if (path / "adapter_config.json").is_file():
+        raise SourceError(
+            f"{path}: is a LoRA adapter, which changes another model's weights; merge it into its"
+            " base first (peft: AutoPeftModelForCausalLM, merge_and_unload, save_pretrained)"
+        )
+    if (path / "model_index.json").is_file():
+        raise SourceError(
+            f"{path}: is a diffusers pipeline of several models; give one of its folders"
+        )
     models = _models_in(path)
+    if not models and any((path / name).is_file() for name in _TOKENIZERS):
+        raise SourceError(f"{path}: holds a tokenizer and no weights; is the download complete?")
     if len(models) == 1:
         return models[0][1].describe(models[0][0])
     if models:
@@ -73,6 +94,9 @@ def _open_folder(path: Path) -> Source:
         f"{path}: is a folder with no model in it; looked for config.json with model.safetensors "
         "or pytorch_model.bin (whole or with an index), modules.json, and a single model file"
     )
+
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt")
 
 
 def _models_in(path: Path) -> list[tuple[Path, FormatModule]]:

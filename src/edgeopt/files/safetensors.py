@@ -163,6 +163,30 @@ def describe_index(path: Path) -> Source:
     )
 
 
+def describe_shards(files: Sequence[Path]) -> Source:
+    """A sharded model whose index is missing: all that its shards hold. FormatError where a tensor
+    is in two of them."""
+    parts = [describe(file) for file in files]
+    seen: set[str] = set()
+    for part in parts:
+        for weight in part.weights:
+            if weight.name in seen:
+                raise FormatError(part.path, f"tensor {weight.name!r} is in another shard as well")
+            seen.add(weight.name)
+    return Source(
+        path=files[0],
+        kind="safetensors",
+        files=tuple(files),
+        nbytes=sum(part.nbytes for part in parts),
+        weights=tuple(weight for part in parts for weight in part.weights),
+        details={
+            "metadata": {k: v for part in parts for k, v in part.details["metadata"].items()},
+            "header_bytes": sum(part.details["header_bytes"] for part in parts),
+            "files": {file.name: part.nbytes for file, part in zip(files, parts, strict=True)},
+        },
+    )
+
+
 def weight_map(path: Path) -> dict[str, str]:
     """An index's map from tensor names to the plain names of files beside it."""
     placed = read_json(path, limit=MAX_HEADER).get("weight_map")

@@ -24,7 +24,7 @@ from edgeopt.llm.tokenizers import read_tokenizer
 from edgeopt.llm.tokenizers.notes import phi3_spaces, token_notes
 from edgeopt.numerics.ggml import decode, decodes
 
-__all__ = ["read_model"]
+__all__ = ["quantized_by", "read_model"]
 
 #: Metadata that describes the types of the tensors, written anew with them, or a file's part.
 _OF_FILES = frozenset(
@@ -92,13 +92,38 @@ def _from_folder(source: Source, pre_tokenizer: str | None) -> LanguageModel:
 
 def _require_floats(source: Source, config: Mapping[str, Any]) -> None:
     """Weights that another tool has quantized are no floats, whatever their names say."""
-    quantized = config.get("quantization_config")
-    if quantized:
-        method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else "?"
+    method = quantized_by(config, source)
+    if method is not None:
         raise SourceError(
             f"{source.path}: its weights are quantized already ({method}); give the folder with "
             "the float weights"
         )
+
+
+#: What tensors are called by which tool, where the configuration does not say it.
+_MARKS: tuple[tuple[str, str], ...] = (
+    (r".*\.weight\._(data|scale|shift)", "by quanto"),
+    (r".*\.(qweight|qzeros|g_idx)", "by GPTQ or AWQ"),
+    (r".*\.weight\.(absmax|quant_map|quant_state.*|nested_.*)", "by bitsandbytes"),
+    (r".*\.weight_(packed|scale_inv|scale|shape|zero_point)", "as compressed-tensors or FP8"),
+    (r".*\.(scales|biases)", "by MLX"),
+)
+
+
+def quantized_by(config: Mapping[str, Any], source: Source) -> str | None:
+    """Which tool has quantized a folder's weights; None where they are floats."""
+    told = config.get("quantization_config")
+    if told:
+        return str(told.get("quant_method", "?") if isinstance(told, dict) else "?")
+    if isinstance(config.get("quantization"), dict):
+        return "by MLX"
+    for weight in source.weights:
+        for pattern, tool in _MARKS:
+            if re.fullmatch(pattern, weight.name):
+                return f"{tool}: {one_line(weight.name)}"
+        if weight.dtype.startswith("float8"):
+            return f"{weight.dtype}: {one_line(weight.name)}"
+    return None
 
 
 #: llama.cpp strips spaces after special tokens if the model's name says Phi-3, whatever model it
