@@ -205,7 +205,9 @@ spoiled("an index that names another shard", "does not hold", source="sharded")(
 spoiled("an index that leads elsewhere", "plain file name", source="sharded")(
     reindexed(lambda where: where.update({"lm_head.weight": "../secret.safetensors"}))
 )
-spoiled("an index that is missing", source="sharded")(without("model.safetensors.index.json"))
+spoiled("an index and a shard that are missing", "2 of 3 shards", "no index", source="sharded")(
+    lambda folder: without("model.safetensors.index.json")(folder) or without(SHARD)(folder)
+)
 spoiled("an index of no JSON", "index.json", source="sharded")(
     replaced("model.safetensors.index.json", "{")
 )

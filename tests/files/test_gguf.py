@@ -271,8 +271,6 @@ def test_what_is_odd_and_allowed(tmp_path):
         pair("tokenizer.chat_template", 8, text(template)),
         pair("nested", 9, nested(2)),
         pair("flags", 9, struct.pack("<IQ3B", 7, 3, 1, 0, 2)),
-        pair("split.count", 2, struct.pack("<H", 3)),
-        pair("split.no", 2, struct.pack("<H", 0)),
         pair("names", 9, struct.pack("<IQ", 8, 2) + text("a") + text(b"\xff")),
         alignment(64),
     ]
@@ -299,7 +297,7 @@ def test_what_is_odd_and_allowed(tmp_path):
         assert header.metadata["nested"].values()[0][0].tolist() == [7]
         assert header.metadata["flags"].values().tolist() == [1, 0, 2]
         assert header.metadata["names"].values() == ["a", b"\xff"]
-        assert source.details["split"] == (0, 3)
+        assert source.details["split"] is None
         a, b, c, d = source.weights
         assert a.array().shape == (3, 0)
         assert b.name == "../b\0"

@@ -30,7 +30,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     SourceError (missing, empty, unreadable, no model) or FormatError (a broken file).
     """
     path = Path(path)
-    if not path.exists() and _HUB_ID.fullmatch(str(path)) and not path.parent.exists():
+    if _HUB_ID.fullmatch(str(path)) and not path.parent.exists():
         raise SourceError(
             f"{path}: no such file or folder; if it is a model's name on a hub, download it first"
             f" (hf download {path} --local-dir FOLDER) and give the folder"
