@@ -81,6 +81,10 @@ def main() -> NoReturn:
         fail(str(error), error.exit_code)
     except BrokenPipeError:
         reader_left()
+    except SystemExit:
+        if isinstance(sys.stdout, click.utils.PacifyFlushWrapper):
+            reader_left()  # what click noticed first, and ends with 1
+        raise
     except OSError as error:
         # What the system refused where no verb expected it: still a line, and no traceback.
         fail(f"{error.filename or 'reading or writing'}: {error.strerror or error}", 2)
