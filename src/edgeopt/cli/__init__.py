@@ -82,7 +82,7 @@ def main() -> NoReturn:
     except BrokenPipeError:
         reader_left()
     except SystemExit:
-        if isinstance(sys.stdout, click.utils.PacifyFlushWrapper):
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
             reader_left()  # what click noticed first, and ends with 1
         raise
     except OSError as error:
