@@ -8,7 +8,8 @@ import click
 
 from edgeopt.cli import options as opt
 from edgeopt.cli.options import SETTINGS
-from edgeopt.cli.show import console, print_document, progress, show_proof
+from edgeopt.cli.show import console, fail, print_document, progress, show_proof
+from edgeopt.errors import UsageError
 
 __all__ = ["COMMANDS"]
 
@@ -141,23 +142,55 @@ def export(source: str, as_json: bool, **options: Any) -> None:
 @click.command(
     context_settings=SETTINGS, short_help="Prove any artifact against the model it came from."
 )
-@click.argument("source", metavar="SOURCE")
-@click.argument("artifact", metavar="ARTIFACT")
+@click.argument("source", metavar="[SOURCE]")
+@click.argument("artifact", metavar="ARTIFACT", required=False)
 @opt.inputs
 @opt.loading
 @opt.proving
 @opt.text
 @opt.json
-def verify(source: str, artifact: str, as_json: bool, **options: Any) -> None:
+def verify(source: str, artifact: str | None, as_json: bool, **options: Any) -> None:
     """Compare ARTIFACT with SOURCE: size, fidelity, latency, memory. Exit code 3 if it fails.
+
+    ARTIFACT alone: is it still the file that was written, by the digests in the plan beside it?
 
     A GGUF ARTIFACT is compared with its folder or another GGUF, tensor by tensor; with --text also
     by what both predict: perplexity, KL divergence, same top."""
+    if artifact is None:
+        _verify_alone(source, as_json)
+        return
     from edgeopt.verbs.verify import verify as run
 
     with progress() as report:
         proof = run(source, artifact, progress=report, **options)
     show_proof(proof, as_json)
+
+
+def _verify_alone(artifact: str, as_json: bool) -> None:
+    context = click.get_current_context()
+    given = [
+        "/".join(parameter.opts)
+        for parameter in context.command.params
+        if parameter.param_type_name == "option"
+        and parameter.name not in (None, "as_json")
+        and context.get_parameter_source(str(parameter.name))
+        is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)}: for comparing with a source; give both: edgeopt verify SOURCE"
+            f" {artifact}"
+        )
+    from edgeopt.verbs.written import check_file
+
+    found = check_file(artifact)
+    if as_json:
+        print_document(found.to_json())
+    else:
+        click.echo(found)
+    for check in found.checks:
+        if not check.passed:
+            fail(f"changed, {check.name}: {check.found}, asked: {check.limit}; {check.advice}", 3)
 
 
 @click.command(

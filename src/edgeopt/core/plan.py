@@ -160,6 +160,7 @@ class _Written:
     choices: tuple[Choice, ...]
     digest: str = ""
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    artifact: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _decision(written: _WrittenDecision, index: int) -> Decision:

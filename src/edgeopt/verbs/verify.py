@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from edgeopt.files.open import open_source
 from edgeopt.verbs.applies import require_meaning
 from edgeopt.verbs.graph_source import has_graph, narrowed, prepare
 from edgeopt.verbs.output import scratch
+from edgeopt.verbs.written import as_written
 
 __all__ = ["verify", "verify_weights"]
 
@@ -51,6 +53,9 @@ def verify(
     and with ``text``, a file, next-token distributions are compared over ``chunks`` of ``context``
     tokens. The other arguments are those of :func:`edgeopt.quantize`.
 
+    Where the artifact's plan lies beside it, the artifact's SHA-256 is held against what the plan
+    says was written: a file that was changed since is not proven, however alike its answers are.
+
     Raises:
         EdgeoptError: a source or an artifact that cannot be used (see :mod:`edgeopt.errors`).
     """
@@ -69,10 +74,11 @@ def verify(
         chunks=chunks,
         context=context,
     )
+    changed = as_written(made.path)
     if made.kind == "gguf":
         from edgeopt.verbs.verify_gguf import verify_gguf
 
-        return verify_gguf(
+        proof = verify_gguf(
             opened,
             made,
             text=None if text is None else Path(text),
@@ -81,11 +87,12 @@ def verify(
             min_sqnr=min_sqnr,
             progress=progress,
         )
+        return _with(proof, changed)
     if progress is not None:
         progress("reading", None)
     sha256 = opened.sha256()
     if made.kind == "safetensors":
-        return verify_weights(opened, made, sha256, min_sqnr, threads)
+        return _with(verify_weights(opened, made, sha256, min_sqnr, threads), changed)
     if made.kind != "onnx":
         raise SourceError(
             f"{made.path}: is {made.kind}; verify takes an ONNX file, packed safetensors or GGUF"
@@ -118,7 +125,7 @@ def verify(
         prepared = narrowed(prepared, made.inputs, data)
         read = read_half if bits == 16 else read_coverage
         coverage = read(made.path, float_bytes(prepared.captured.model))
-        return prove_graph(
+        proof = prove_graph(
             "verify",
             prepared,
             made.path,
@@ -133,6 +140,12 @@ def verify(
             notes=_other_source(origin.get("source_sha256"), sha256),
             progress=progress,
         )
+    return _with(proof, changed)
+
+
+def _with(proof: Proof, checks: tuple[Check, ...]) -> Proof:
+    verdict = dataclasses.replace(proof.verdict, checks=(*proof.verdict.checks, *checks))
+    return dataclasses.replace(proof, verdict=verdict)
 
 
 def _origin(metadata: Mapping[str, str]) -> Mapping[str, Any]:
