@@ -94,7 +94,10 @@ def test_an_artifact_is_as_it_was_written(name: str, made: dict[str, tuple[Path,
     _, artifact = made[name]
     found = check_file(artifact)
     assert found.unchanged
-    assert len(found.checks) >= 2
+    named = {check.name for check in found.checks}
+    assert {"file as it was written", "plan as it was written"} <= named
+    if name != "gguf":  # GGUF files are as llama.cpp's own tools write them
+        assert {"source that the file names", "plan that the file names"} <= named
     ran = _command(str(artifact))
     assert ran.returncode == 0, ran.stderr
     assert "AS WRITTEN" in ran.stdout

@@ -161,7 +161,11 @@ def _metadata(artifact: Path, document: Mapping[str, Any]) -> tuple[Check, ...]:
         return ()
     if not isinstance(said, dict):
         return ()
-    pairs = (("source", "source_sha256", "source_sha256"), ("plan", "plan_sha256", "digest"))
+    pairs = (
+        ("source", "source_sha256", "source_sha256"),
+        ("plan", "plan_sha256", "digest"),  # in ONNX
+        ("plan", "plan", "digest"),  # in packed weights
+    )
     return tuple(
         Check(
             f"{name} that the file names",
