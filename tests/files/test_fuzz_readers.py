@@ -696,3 +696,33 @@ def test_what_is_made_is_often_sound(
 
     tried()
     assert 0.02 < sum(outcomes) / len(outcomes) < 1.0
+
+
+#: Every format, by name: what makes its files, and what is asked of each.
+FORMATS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Path, Any], None]]] = {
+    "gguf": (damaged(gguf_file()), test_gguf.hypothesis.inner_test),
+    "gguf imatrix": (damaged(gguf_file("imatrix")), test_gguf_imatrix.hypothesis.inner_test),
+    "old imatrix": (damaged(old_imatrix()), test_old_imatrix.hypothesis.inner_test),
+    "safetensors": (damaged(safetensors_file()), test_safetensors.hypothesis.inner_test),
+    "folder": (folder_files(), test_folders.hypothesis.inner_test),
+    "onnx": (damaged(onnx_file()), test_onnx.hypothesis.inner_test),
+    "sentencepiece": (damaged(sentencepiece_file()), test_sentencepiece.hypothesis.inner_test),
+    "torch zip": (damaged(torch_zip_file()), test_torch_zip.hypothesis.inner_test),
+    "torch legacy": (damaged(torch_legacy_file()), test_torch_legacy.hypothesis.inner_test),
+}
+
+#: Files of each format in the slow run.
+MANY = 20_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
+def test_many(place: Path, name: str) -> None:
+    sound, asked = FORMATS[name]
+
+    @settings(fuzzed, max_examples=MANY, database=None)
+    @given(sound)
+    def tried(raw: Any) -> None:
+        asked(place, raw)
+
+    tried()

@@ -91,7 +91,7 @@ def _read_plain(kind: Any, value: Any, place: str) -> Any:
         if isinstance(value, str) and value in _WORDS:
             return float(value)
         _require(value, (int, float), "a number", place)
-        if not math.isfinite(value) or abs(value) >= 1e300:
+        if abs(value) >= 1e300 or not math.isfinite(value):  # a huge int is no float: first
             raise _wrong(place, value, "a number that JSON has")
         return value
     if kind is int:
