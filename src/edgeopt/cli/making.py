@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from edgeopt.cli import options as opt
-from edgeopt.cli.options import SETTINGS
+from edgeopt.cli.options import SETTINGS, Command
 from edgeopt.cli.show import console, print_document, progress, show_proof
 
 __all__ = ["COMMANDS"]
@@ -16,6 +16,7 @@ _SHOW_PLAN = "-"
 
 
 @click.command(
+    cls=Command,
     context_settings=SETTINGS,
     short_help="Say why a model file is so big, and what would make it smaller.",
 )
@@ -38,7 +39,9 @@ def inspect(source: str, deep: bool, as_json: bool) -> None:
 
 
 @click.command(
-    context_settings=SETTINGS, short_help="Make a model file smaller and faster, and prove it."
+    cls=Command,
+    context_settings=SETTINGS,
+    short_help="Make a model file smaller and faster, and prove it.",
 )
 @click.argument("source", metavar="SOURCE")
 @opt.out
@@ -110,6 +113,7 @@ def quantize(
 
 
 @click.command(
+    cls=Command,
     context_settings=SETTINGS,
     short_help="Write a model as ONNX or GGUF without quantizing, and prove it.",
 )
@@ -139,7 +143,9 @@ def export(source: str, as_json: bool, **options: Any) -> None:
 
 
 @click.command(
-    context_settings=SETTINGS, short_help="Prove any artifact against the model it came from."
+    cls=Command,
+    context_settings=SETTINGS,
+    short_help="Prove any artifact against the model it came from.",
 )
 @click.argument("source", metavar="SOURCE")
 @click.argument("artifact", metavar="ARTIFACT")
@@ -161,6 +167,7 @@ def verify(source: str, artifact: str, as_json: bool, **options: Any) -> None:
 
 
 @click.command(
+    cls=Command,
     context_settings=SETTINGS,
     short_help="Make an importance matrix for quantizing a language model.",
 )
