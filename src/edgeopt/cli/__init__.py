@@ -29,12 +29,24 @@ class _Interrupted(Exception):
     """Ctrl-C, in place of the KeyboardInterrupt that click would answer with an empty line."""
 
 
+class _ReaderLeft(Exception):
+    """A pipe's reader is gone; click would end with 1."""
+
+
 class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise _Interrupted from None
+        except BrokenPipeError:
+            raise _ReaderLeft from None
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except BrokenPipeError:  # of --help
+            raise _ReaderLeft from None
 
 
 @click.group(cls=_Commands, context_settings=SETTINGS)
@@ -79,7 +91,7 @@ def main() -> NoReturn:
         fail(error.format_message(), 2)
     except EdgeoptError as error:
         fail(str(error), error.exit_code)
-    except BrokenPipeError:
+    except (BrokenPipeError, _ReaderLeft):
         reader_left()
     except OSError as error:
         # What the system refused where no verb expected it: still a line, and no traceback.

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 import signal
 import stat
@@ -26,6 +25,7 @@ from types import FrameType
 from typing import NoReturn
 
 from edgeopt.errors import OutputError
+from edgeopt.files import leftovers
 
 __all__ = ["checked_folder", "checked_output", "writing", "writing_folder", "writing_group"]
 
@@ -212,10 +212,11 @@ def writing_group(
 
 
 def _hidden(target: Path, suffix: str) -> Path:
-    """A name beside ``target`` that nobody has."""
+    """A name beside ``target`` that nobody has; what killed runs left there is removed."""
+    leftovers.clear(target.parent, ".", ".tmp")
     # The name is cut so that it fits wherever the target's own name does.
     stem = os.fsencode(target.stem)[:64].decode(errors="ignore")
-    return target.with_name(f".{stem}.{secrets.token_hex(6)}.tmp{suffix}")
+    return target.with_name(f".{stem}.{leftovers.owned_name()}.tmp{suffix}")
 
 
 def _create(target: Path, stack: ExitStack, folder: Path | None) -> Path:

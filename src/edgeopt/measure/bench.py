@@ -66,7 +66,12 @@ def run_bench(
         settings = replace(settings, memory=available)
     trials, warnings = without_repacking(trials, settings)
     session = _Session(tuple(trials), settings, progress, warnings)
-    with tempfile.TemporaryDirectory(prefix="edgeopt-", ignore_cleanup_errors=True) as name:
+    from edgeopt.files import leftovers  # not there on a machine that is measured on
+
+    leftovers.clear(Path(tempfile.gettempdir()), "edgeopt-")
+    with tempfile.TemporaryDirectory(
+        prefix=f"edgeopt-{leftovers.owned_name()}-", ignore_cleanup_errors=True
+    ) as name:
         folder = Path(name).resolve()
         jobs = {id(trial): write_job(trial, folder, i) for i, trial in enumerate(trials)}
         session.steps = settings.processes * len(session.groups)

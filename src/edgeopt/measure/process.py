@@ -155,7 +155,12 @@ def workplace(
     Raises InputsError where there are none or their names differ, OutputError where the disk
     that temporary files go to is full.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeopt-", ignore_cleanup_errors=True) as name:
+    from edgeopt.files import leftovers  # not there on a machine that is measured on
+
+    leftovers.clear(Path(tempfile.gettempdir()), "edgeopt-")
+    with tempfile.TemporaryDirectory(
+        prefix=f"edgeopt-{leftovers.owned_name()}-", ignore_cleanup_errors=True
+    ) as name:
         place = _furnish(feeds, Path(name))
         place.elsewhere = on
         yield place

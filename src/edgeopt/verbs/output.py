@@ -15,6 +15,7 @@ from typing import Any
 from edgeopt.core import Plan, Proof, Source
 from edgeopt.core.given import home_of
 from edgeopt.errors import OutputError, UsageError
+from edgeopt.files import leftovers
 from edgeopt.files.atomic import checked_output, writing_group
 
 __all__ = [
@@ -52,7 +53,8 @@ _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errn
 def scratch() -> Iterator[Path]:
     """A folder for what is made on the way; OutputError where the disk under it has no room."""
     try:
-        with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+        leftovers.clear(Path(tempfile.gettempdir()), "edgeopt-")
+        with tempfile.TemporaryDirectory(prefix=f"edgeopt-{leftovers.owned_name()}-") as folder:
             yield Path(folder)
     except OSError as error:
         if error.errno not in _NO_ROOM:

@@ -31,6 +31,7 @@ from edgeopt.core import (
 )
 from edgeopt.core.ggml import PLAIN_TYPES
 from edgeopt.errors import FormatError, OutputError, SourceError, UsageError
+from edgeopt.files import leftovers
 from edgeopt.files.open import open_source
 from edgeopt.llm.model import LanguageModel
 from edgeopt.llm.read import read_model
@@ -240,7 +241,9 @@ def reference_file(
         )
     if progress is not None:
         progress(f"writing the reference, {format_bytes(needed)} for a while", None)
-    with tempfile.TemporaryDirectory(prefix=".edgeopt-", dir=folder) as name:
+    leftovers.clear(folder, ".edgeopt-")
+    prefix = f".edgeopt-{leftovers.owned_name()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as name:
         path = Path(name) / "reference.gguf"
         path.touch()
         start = time.perf_counter()
