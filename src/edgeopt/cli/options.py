@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from edgeopt.core.calls import command_line
-
 __all__ = [
     "SETTINGS",
     "Command",
@@ -38,13 +36,15 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         _, _, order = self.make_parser(ctx).parse_args(list(args))
-        once = [p for p in order if isinstance(p, click.Option) and not p.multiple]
+        once = [p for p in order if isinstance(p, click.Option) and not (p.multiple or p.is_eager)]
         for number, option in enumerate(once):
             if option in once[:number]:
                 raise click.UsageError(f"{option.opts[-1]} is given twice; give it once", ctx)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
+        from edgeopt.core.calls import command_line
+
         typed = [name for name in ctx.params if ctx.get_parameter_source(name) in _TYPED]
         with command_line(typed):
             return super().invoke(ctx)

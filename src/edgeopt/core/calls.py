@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
-from edgeopt.core.takes import Takes, takes_of
+from edgeopt.core.takes import Takes, flag_of, takes_of
 from edgeopt.errors import CallError
 
 __all__ = ["Signature", "checked", "command_line", "stated"]
@@ -82,6 +82,10 @@ class Signature:
             return takes.read(value)
         except (TypeError, ValueError) as error:
             reason = f" ({error})" if str(error) else ""
+            if takes.choices or _TYPED.get() is not None:
+                known = ", ".join(map(str, takes.choices))
+                wanted = f"use {known}" if known else f"takes {takes.what}{reason}"
+                raise CallError(f"{flag_of(name)} {value}: {wanted}") from None
             raise CallError(
                 f"{self.name}(): {name} takes {takes.what}, not {_shown(value)}{reason}"
             ) from None
@@ -89,8 +93,8 @@ class Signature:
     def run(self, function: Callable[..., R], values: Mapping[str, Any]) -> R:
         """Call ``function``, which :func:`stated` tells what the user gave."""
         typed = _TYPED.get()
-        said = frozenset(values) if typed is None else typed & frozenset(values)
-        token = _STATED.set(frozenset(name for name in said if values[name] is not None))
+        said = [name for name in values if typed is None or name in typed]
+        token = _STATED.set(frozenset(name for name in said if values[name] not in (None, ())))
         try:
             return function(**values)
         finally:

@@ -14,7 +14,7 @@ from typing import Any
 
 from edgeopt.core import given
 
-__all__ = ["TAKES", "Takes", "takes_of"]
+__all__ = ["TAKES", "Takes", "flag_of", "takes_of"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,6 @@ def _number(value: Any) -> float:
     if getattr(value, "shape", ()) != ():
         raise TypeError
     number = float(value)
-    if number != number:
-        raise ValueError("it is no number")
     return value if isinstance(value, (int, float)) else number
 
 
@@ -300,6 +298,23 @@ TAKES: Mapping[str | tuple[str, str], Takes] = {
     "precision": _choice("fp32", "bf16", "fp16"),
     "accumulation": _WHOLE,
 }
+
+
+#: What the command line calls options, where it is not Python's name with two dashes.
+_FLAGS: Mapping[str, str] = {
+    "inputs": "--input",
+    "evaluation": "--eval",
+    "layer_ratios": "--layer-ratio",
+    "losses": "--loss",
+    "metrics": "--metric",
+    "seconds": "--time",
+    "tensor_types": "--tensor-type",
+}
+
+
+def flag_of(name: str) -> str:
+    """How messages and the command line spell an option."""
+    return _FLAGS.get(name, f"--{name.replace('_', '-')}")
 
 
 def takes_of(verb: str, name: str) -> Takes:

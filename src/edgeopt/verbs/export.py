@@ -83,8 +83,6 @@ def export(
     Raises:
         EdgeoptError: bad input or usage (see :mod:`edgeopt.errors`); nothing is written then.
     """
-    if to not in (None, "onnx", "gguf"):
-        raise UsageError(f"--to {to}: export writes onnx and gguf")
     _check_opset(opset)
     over = external_over(external_data)
     opened = open_source(source)

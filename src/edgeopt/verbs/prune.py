@@ -89,8 +89,6 @@ def prune(
         EdgeoptError: bad input or usage (see :mod:`edgeopt.errors`); nothing is written then.
     """
     training, options = _sorted(dict(more))
-    if method not in METHODS:
-        raise UsageError(f"--method {method}: use {', '.join(METHODS)}")
     found = tuple(find_metric(name) for name in metrics)
     asked = Asked(found, data, min_sqnr, max_drop, threads)
     chosen = METHODS[method]
