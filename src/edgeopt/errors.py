@@ -4,6 +4,7 @@
 
     EdgeoptError                      1
     +-- UsageError                    2   an option that cannot be honoured
+    |   +-- CallError                 2   a wrong call from Python; a TypeError too
     +-- SourceError                   2   the input cannot be used
     |   +-- FormatError               2   a file that breaks its format (file, field, offset)
     |   +-- UnsafeError               2   loading it would run code: needs the user's word
@@ -24,6 +25,7 @@ from __future__ import annotations
 import os
 
 __all__ = [
+    "CallError",
     "CaptureError",
     "EdgeoptError",
     "FormatError",
@@ -50,6 +52,11 @@ class UsageError(EdgeoptError):
     """An option, or a pair of options, that cannot be honoured."""
 
     exit_code = 2
+
+
+class CallError(UsageError, TypeError):
+    """A function was called with a keyword that it does not have, or with a value of a kind that it
+    does not take: what Python itself calls a TypeError."""
 
 
 class SourceError(EdgeoptError):

@@ -278,7 +278,7 @@ OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
 def test_options_that_cannot_be_honoured(folder: Path, name: str, here: Here) -> None:
     options, words = OPTIONS[name]
     before = contents(folder)
-    given = ["-o", "out.gguf", *options]
+    given = options if "-o" in options else ["-o", "out.gguf", *options]
     proving = [] if "--prove" in options or "onnx" in options else ["--prove", "none"]
     left = here("quantize", "model", *proving, *given, cwd=folder)
     assert_refused(left, 2, *words)

@@ -195,7 +195,7 @@ def test_names_tell_files_apart(paths: list[str], names: list[str]) -> None:
         ({"threads": [1, 1]}, "give each number once"),
         ({"batch": [-1]}, "--batch -1; use 1 or more"),
         ({"seq": 0}, "--seq 0; use 1 or more"),
-        ({"runtime": "tflite"}, "--runtime tflite; use onnxruntime"),
+        ({"runtime": "tflite"}, "--runtime tflite: use onnxruntime"),
         ({"seconds": 0.0}, "--time 0; use"),
         ({"seconds": float("nan")}, "--time nan; use"),
         ({"timeout": -1.0}, "--timeout -1; use"),

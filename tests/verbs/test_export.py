@@ -216,7 +216,7 @@ def test_sources_and_outputs_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         export(source, source)
     assert source.read_bytes() == before
-    with pytest.raises(UsageError, match="export writes onnx and gguf"):
+    with pytest.raises(UsageError, match="--to safetensors: use onnx, gguf"):
         export(source, to="safetensors")
     from onnxruntime.quantization import quantize_dynamic
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from edgeopt.cli import options as opt
-from edgeopt.cli.options import SETTINGS
+from edgeopt.cli.options import SETTINGS, Command
 from edgeopt.cli.show import console, fail, print_document, progress, show_proof
 from edgeopt.errors import UsageError
 
@@ -17,6 +17,7 @@ _SHOW_PLAN = "-"
 
 
 @click.command(
+    cls=Command,
     context_settings=SETTINGS,
     short_help="Say why a model file is so big, and what would make it smaller.",
 )
@@ -39,7 +40,9 @@ def inspect(source: str, deep: bool, as_json: bool) -> None:
 
 
 @click.command(
-    context_settings=SETTINGS, short_help="Make a model file smaller and faster, and prove it."
+    cls=Command,
+    context_settings=SETTINGS,
+    short_help="Make a model file smaller and faster, and prove it.",
 )
 @click.argument("source", metavar="SOURCE")
 @opt.out
@@ -111,6 +114,7 @@ def quantize(
 
 
 @click.command(
+    cls=Command,
     context_settings=SETTINGS,
     short_help="Write a model as ONNX or GGUF without quantizing, and prove it.",
 )
@@ -140,7 +144,9 @@ def export(source: str, as_json: bool, **options: Any) -> None:
 
 
 @click.command(
-    context_settings=SETTINGS, short_help="Prove any artifact against the model it came from."
+    cls=Command,
+    context_settings=SETTINGS,
+    short_help="Prove any artifact against the model it came from.",
 )
 @click.argument("source", metavar="[SOURCE]")
 @click.argument("artifact", metavar="ARTIFACT", required=False)
@@ -194,6 +200,7 @@ def _verify_alone(artifact: str, as_json: bool) -> None:
 
 
 @click.command(
+    cls=Command,
     context_settings=SETTINGS,
     short_help="Make an importance matrix for quantizing a language model.",
 )

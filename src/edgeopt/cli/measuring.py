@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from edgeopt.cli import options as opt
-from edgeopt.cli.options import SETTINGS
+from edgeopt.cli.options import SETTINGS, Command
 from edgeopt.cli.show import check_reports, progress, show_results
 
 __all__ = ["COMMANDS"]
@@ -128,7 +128,11 @@ _gate = click.option(
 )
 
 
-@click.command(context_settings=SETTINGS, short_help="Measure latency, load time, memory and size.")
+@click.command(
+    cls=Command,
+    context_settings=SETTINGS,
+    short_help="Measure latency, load time, memory and size.",
+)
 @click.argument("artifacts", metavar="ARTIFACT...", nargs=-1, required=True)
 @_how
 @opt.on
@@ -167,7 +171,9 @@ def bench(
     show_results(results, as_json, reports, charts, chart_format, fail_if)
 
 
-@click.command(context_settings=SETTINGS, short_help="Compare artifacts, or saved results.")
+@click.command(
+    cls=Command, context_settings=SETTINGS, short_help="Compare artifacts, or saved results."
+)
 @click.argument("items", metavar="A B...", nargs=-1, required=True)
 @click.option(
     "--metric",

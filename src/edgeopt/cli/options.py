@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 __all__ = [
     "SETTINGS",
+    "Command",
     "external",
     "force",
     "gguf",
@@ -26,6 +28,29 @@ __all__ = [
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Command(click.Command):
+    """A command that drops nothing of what was typed: an option that takes one value is given once,
+    and the verb is told which options were given at all."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(list(args))
+        once = [p for p in order if isinstance(p, click.Option) and not (p.multiple or p.is_eager)]
+        for number, option in enumerate(once):
+            if option in once[:number]:
+                raise click.UsageError(f"{option.opts[-1]} is given twice; give it once", ctx)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from edgeopt.core.calls import command_line
+
+        typed = [name for name in ctx.params if ctx.get_parameter_source(name) in _TYPED]
+        with command_line(typed):
+            return super().invoke(ctx)
+
+
+_TYPED = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
 
 def options(*given: Callable[[Any], Any]) -> Callable[[_Command], _Command]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeopt.cli import options as opt
-from edgeopt.cli.options import SETTINGS
+from edgeopt.cli.options import SETTINGS, Command
 from edgeopt.cli.show import progress, show_proof
 from edgeopt.errors import UsageError
 
@@ -18,7 +18,9 @@ __all__ = ["COMMANDS"]
 
 
 @click.command(
-    context_settings=SETTINGS, short_help="Take weights out of a model, and prove what is left."
+    cls=Command,
+    context_settings=SETTINGS,
+    short_help="Take weights out of a model, and prove what is left.",
 )
 @click.argument("source", metavar="SOURCE")
 @click.option(
@@ -128,7 +130,9 @@ def prune(source: str, as_json: bool, **options: Any) -> None:
 
 
 @click.command(
-    context_settings=SETTINGS, short_help="Train a smaller model to answer as a larger one does."
+    cls=Command,
+    context_settings=SETTINGS,
+    short_help="Train a smaller model to answer as a larger one does.",
 )
 @click.argument("teacher", metavar="TEACHER")
 @opt.out

@@ -26,7 +26,16 @@ from edgeopt.core import Array
 from edgeopt.core.importing import current_folder
 from edgeopt.errors import InputsError
 
-__all__ = ["Reader", "each_file", "open_callable", "open_file", "open_npy", "zipped"]
+__all__ = [
+    "Reader",
+    "each_file",
+    "open_arrays",
+    "open_callable",
+    "open_file",
+    "open_npy",
+    "open_object",
+    "zipped",
+]
 
 #: What numpy and zipfile raise on a file that is not what it says.
 _BROKEN = (
@@ -129,7 +138,65 @@ def open_callable(spec: str) -> Callable[[], Iterator[dict[str, Array]]]:
         if not hasattr(target, part):
             raise InputsError(f"--data {spec}: {module_name} has no {attribute!r}")
         target = getattr(target, part)
+    return _passes(spec, target)
 
+
+def open_arrays(value: Any) -> Reader | None:
+    """Arrays (or tensors) by input name, or a single one: the leading axis counts samples. None
+    where ``value`` is neither."""
+    if isinstance(value, Mapping):
+        if not value:
+            raise InputsError("data holds no arrays; give one an input, by its name")
+        arrays = _as_feed(value)
+    elif _is_array(value):
+        arrays = _as_feed(value)
+    else:
+        return None
+    for name, array in arrays.items():
+        if not array.ndim:
+            raise InputsError(f"data, {name} is a single number; a leading sample axis is needed")
+    _same_count({name: len(array) for name, array in arrays.items()}, "data")
+    count = len(next(iter(arrays.values())))
+
+    def rows() -> Iterator[dict[str, Array]]:
+        return ({n: np.array(a[i : i + 1]) for n, a in arrays.items()} for i in range(count))
+
+    return Reader(count, rows)
+
+
+def _is_array(value: Any) -> bool:
+    """An array, or what can be seen as one without a copy: a tensor."""
+    return hasattr(value, "shape") and hasattr(value, "dtype") and hasattr(value, "__array__")
+
+
+def open_object(spec: str, target: Any) -> Callable[[], Iterator[dict[str, Array]]]:
+    """Feeds from an object that a caller holds: a callable, a loader, a data set that is asked by
+    number, a list, or a generator, whose feeds are kept as they come for the next pass."""
+    if not callable(target) and isinstance(target, Iterator):
+        return _passes(spec, Kept(target))
+    if not callable(target) and not hasattr(target, "__iter__"):
+        return _passes(spec, lambda: (target[i] for i in range(len(target))))
+    return _passes(spec, target)
+
+
+class Kept:
+    """What can be gone through once, kept so that it can be gone through again."""
+
+    def __init__(self, once: Iterator[Any]) -> None:
+        self._once = once
+        self._seen: list[Any] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        for number in itertools.count():
+            if number == len(self._seen):
+                item = next(self._once, _END)
+                if item is _END:
+                    return
+                self._seen.append(item)
+            yield self._seen[number]
+
+
+def _passes(spec: str, target: Any) -> Callable[[], Iterator[dict[str, Array]]]:
     def rows() -> Iterator[dict[str, Array]]:
         with _seeded(0):
             produced = _called(spec, target)
@@ -215,8 +282,16 @@ def _as_feed(item: Any) -> dict[str, Array]:
 
 
 def _as_array(name: str, value: Any) -> Array:
-    # a torch tensor that requires grad refuses numpy; detach is how it wants to be asked
-    array = np.asarray(value.detach() if hasattr(value, "detach") else value)
+    try:
+        # a torch tensor that requires grad, or lies elsewhere, refuses numpy until it is asked so
+        tensor = value.detach().cpu() if hasattr(value, "detach") else value
+        if str(getattr(tensor, "dtype", "")) == "torch.bfloat16":
+            tensor = tensor.float()
+        array = np.asarray(tensor)
+    except Exception as error:  # what is no array may raise anything
+        raise InputsError(
+            f"input {name} is given {type(value).__name__}, which is no array: {error}"
+        ) from error
     if array.dtype.kind not in "biufU" and array.dtype.name != "bfloat16":
         raise InputsError(f"input {name} is given {array.dtype}; numbers or booleans are needed")
     return array

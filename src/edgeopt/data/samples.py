@@ -13,6 +13,9 @@
 * ``module:callable``, importable from the working directory: yields dicts by input name, or
   tuples or single arrays by position; each is one feed as it stands.
 
+From Python also arrays by input name (as in an ``.npz``), one array or tensor (as in an ``.npy``),
+and what :func:`edgeopt.data.readers.open_object` takes.
+
 Files are told apart by content. Nothing is ever unpickled.
 """
 
@@ -27,6 +30,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from edgeopt.core import Array, InputSpec
+from edgeopt.core.given import is_given, lookup
 from edgeopt.data import readers
 from edgeopt.data.fitting import fit_feeds, fixed_batch, order_names
 from edgeopt.errors import InputsError
@@ -145,6 +149,8 @@ def load(spec: str, limit: int | None = DEFAULT_LIMIT) -> Samples:
         InputsError: nothing there, a file that is no array, arrays that disagree on the number
             of samples, Python objects instead of numbers, or a callable that cannot be imported.
     """
+    if is_given(spec):
+        return _load_object(spec, limit)
     path = Path(spec)
     if path.is_dir():
         return _load_folder(path)
@@ -157,6 +163,16 @@ def load(spec: str, limit: int | None = DEFAULT_LIMIT) -> Samples:
         f"--data {spec!r} is no file, folder or module:callable; give an .npz, an .npy, a folder"
         " of .npy files or a callable"
     )
+
+
+def _load_object(spec: str, limit: int | None) -> Samples:
+    """What a Python caller handed over: arrays have a row a sample, as files do; everything else
+    yields feeds, as a callable does."""
+    value = lookup(spec)
+    if (reader := readers.open_arrays(value)) is not None:
+        label = f"arrays in memory, {reader.count} samples"
+        return Samples(label, reader.rows, reader.count)
+    return Samples(spec, readers.open_object(spec, value), None, limit)
 
 
 def _load_folder(path: Path) -> Samples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from edgeopt.core.calls import checked
 from edgeopt.errors import UnsafeError
 from edgeopt.files import torch_exported
 from edgeopt.files.reading import FileBytes
@@ -32,8 +34,9 @@ class PlainProgram:
     dimensions: Mapping[str, tuple[int | str, ...]]
 
 
+@checked
 @contextmanager
-def plain_program(path: Path) -> Iterator[PlainProgram]:
+def plain_program(path: str | os.PathLike[str]) -> Iterator[PlainProgram]:
     """A copy of an exported program (``.pt2``) that torch loads without running code of the file.
 
     Nothing is in it that was not examined, and no pickle at all; see
@@ -43,7 +46,7 @@ def plain_program(path: Path) -> Iterator[PlainProgram]:
     """
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as spooled:
         stream: Any = spooled
-        extra = repack(path, stream)
+        extra = repack(Path(path), stream)
         stream.seek(0)
         yield PlainProgram(stream, dimensions(extra))
 

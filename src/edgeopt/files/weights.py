@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.core import DTYPE_BITS, Source, Weight, format_bytes
+from edgeopt.core.calls import checked
 from edgeopt.errors import MissingExtraError, SourceError
 from edgeopt.files import packed
 from edgeopt.files.open import open_source
@@ -104,6 +105,7 @@ class Weights(Mapping[str, NDArray[Any]]):
         return self._weights[name]
 
 
+@checked
 def load_weights(path: str | os.PathLike[str]) -> Weights:
     """The weights in a model file of any known format; packed ones dequantized on access.
 

@@ -6,6 +6,7 @@ class of error: whatever they raise becomes one of ours, in a line.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import math
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edgeopt.core.given import is_given, lookup
 from edgeopt.core.importing import current_folder
 from edgeopt.errors import CaptureError, SourceError, UnsafeError, UsageError
 from edgeopt.runtimes.reasons import attempt, one_line
@@ -58,6 +60,8 @@ def build(name: str, option: str = "--model") -> nn.Module:
     ``option`` is what errors call it. Raises UsageError for another form, SourceError where the
     code cannot be imported or called, or gives no module.
     """
+    if is_given(name):
+        return _made(lookup(name), name, option)
     package, _, attribute = name.partition(":")
     if not package or not attribute:
         raise UsageError(f"{option} {name} is not of the form package.module:callable")
@@ -72,8 +76,14 @@ def build(name: str, option: str = "--model") -> nn.Module:
             near = ", ".join(names[:6]) or "nothing public"
             raise SourceError(f"{option} {name}: {package} has no {part}; it has {near}")
         found = getattr(found, part)
+    return _made(found, name, option)
+
+
+def _made(found: Any, name: str, option: str) -> nn.Module:
+    """The module that was named, or what calling it gives."""
     if isinstance(found, nn.Module):
-        return found
+        # One that a caller holds must stay as it is.
+        return copy.deepcopy(found) if is_given(name) else found
     if not callable(found):
         raise SourceError(f"{option} {name} is a {type(found).__name__}, not something to call")
     model, error = attempt(found)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from edgeopt.core import Array
+from edgeopt.core.given import is_given
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.open import open_source
 from edgeopt.runtimes.reasons import attempt, one_line
@@ -131,7 +132,9 @@ def load_student(
     does not match its teacher.
     """
     path = Path(spec)
-    if path.exists():
+    if is_given(spec):
+        student = _called_like(build(spec, "--student"), teacher)
+    elif path.exists():
         student = _from_file(path, teacher, code, trust)
     elif ":" in spec:
         student = _called_like(build(spec, "--student"), teacher)

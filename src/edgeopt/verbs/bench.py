@@ -16,6 +16,7 @@ from edgeopt.measure.bench import Bench, BenchSettings, Trial
 from edgeopt.report.results_files import write_document
 from edgeopt.verbs.bench_place import place
 from edgeopt.verbs.bench_trials import RUNTIMES, Asked, names_of, runtime_of, trials_of
+from edgeopt.verbs.calling import verb
 from edgeopt.verbs.saved import against, file_of, open_saved
 
 __all__ = ["bench"]
@@ -28,6 +29,7 @@ _FEWEST_PROCESSES = 5
 _MOST_THREADS = 1024
 
 
+@verb()
 def bench(
     artifacts: Sequence[str | Path],
     *,

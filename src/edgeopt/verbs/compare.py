@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from edgeopt.runtimes.devices import resolve
 from edgeopt.runtimes.engine import Case
 from edgeopt.verbs.bench import bench
 from edgeopt.verbs.bench_trials import Asked, fitting_sizes, hints_of, runtime_of, specs_of
+from edgeopt.verbs.calling import verb
 from edgeopt.verbs.gguf_runs import is_embedder, read_text
 from edgeopt.verbs.labelled import read_labelled
 from edgeopt.verbs.layers import layer_errors, tensors_of, with_errors
@@ -49,6 +51,9 @@ _ARRAYS = frozenset(name for name, room in _ANSWERS_TO.items() if room == "array
 #: Options that bench and the comparison both take, beside those that are sequences.
 _SHARED = ("device", "seq", "runtime", "model", "trust_pickle")
 
+#: What compare has of its own, and what of bench it has no use for.
+_OWN = frozenset({"artifacts", "data", "other_machine", "out", "progress", "baseline"})
+
 _PERPLEXITY = "perplexity"
 
 #: Why an artifact that answers to this is not run on the task.
@@ -58,10 +63,14 @@ _NEEDS: Mapping[str, str] = {
     "weights": "weights without code cannot be run; give --model package.module:callable",
 }
 
+#: Keywords that go on to bench.
+_BENCH = tuple(name for name in signature(bench).parameters if name not in _OWN)
+
 #: What the artifacts of one call are called beside saved results.
 _NOW = "now"
 
 
+@verb(more=_BENCH)
 def compare(
     items: Sequence[str | Path],
     *,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.core import Progress, Proof, Source
 from edgeopt.errors import UsageError
 from edgeopt.files.open import open_source
+from edgeopt.verbs.calling import verb
 from edgeopt.verbs.graph_source import prepare
 from edgeopt.verbs.output import scratch
 from edgeopt.verbs.quality import find_metric
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["distill"]
 
 
+@verb(more=[f.name for f in dataclasses.fields(TrainOptions)])
 def distill(
     teacher: str | Path,
     out: str | Path | None = None,

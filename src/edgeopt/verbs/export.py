@@ -11,7 +11,8 @@ from edgeopt.core import Change, Progress, Proof, Source
 from edgeopt.errors import CaptureError, SourceError, UsageError
 from edgeopt.files.open import open_source
 from edgeopt.verbs.applies import require_meaning
-from edgeopt.verbs.gguf_options import GgufOptions, lacks_cache, wants_gguf
+from edgeopt.verbs.calling import verb
+from edgeopt.verbs.gguf_options import GGUF_KEYWORDS, GgufOptions, lacks_cache, wants_gguf
 from edgeopt.verbs.graph_source import Prepared, prepare, require_graph
 from edgeopt.verbs.output import external_over
 
@@ -31,6 +32,7 @@ _HALF = (
 )
 
 
+@verb(more=GGUF_KEYWORDS)
 def export(
     source: str | Path,
     out: str | Path | None = None,
@@ -81,8 +83,6 @@ def export(
     Raises:
         EdgeoptError: bad input or usage (see :mod:`edgeopt.errors`); nothing is written then.
     """
-    if to not in (None, "onnx", "gguf"):
-        raise UsageError(f"--to {to}: export writes onnx and gguf")
     _check_opset(opset)
     over = external_over(external_data)
     opened = open_source(source)

@@ -14,7 +14,7 @@ from edgeopt.errors import UsageError
 if TYPE_CHECKING:
     from typing import NotRequired
 
-__all__ = ["Depth", "GgufKeywords", "GgufOptions", "lacks_cache", "wants_gguf"]
+__all__ = ["GGUF_KEYWORDS", "Depth", "GgufKeywords", "GgufOptions", "lacks_cache", "wants_gguf"]
 
 Depth = Literal["none", "quick", "full"]
 
@@ -34,6 +34,9 @@ class GgufKeywords(TypedDict):
     text: NotRequired[str | Path | None]
     chunks: NotRequired[int]
     context: NotRequired[int]
+
+
+GGUF_KEYWORDS = tuple(GgufKeywords.__annotations__)
 
 
 @dataclass(frozen=True)

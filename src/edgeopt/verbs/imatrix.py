@@ -16,6 +16,7 @@ from edgeopt.files.open import open_source
 from edgeopt.files.reading import as_named, open_regular, read_json
 from edgeopt.llm.chunks import Chunk, Specials, token_chunks
 from edgeopt.llm.families import family_of
+from edgeopt.verbs.calling import verb
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,6 +50,7 @@ class Collected:
         return f"{self.path}: {self.fitted}, from {made.chunks} chunks of {made.chunk_size} tokens"
 
 
+@verb()
 def imatrix(
     folder: str | Path,
     text: str | Path,

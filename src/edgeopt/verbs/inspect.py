@@ -20,6 +20,7 @@ from edgeopt.verbs.anatomy.findings import Evidence, Finding, findings, is_embed
 from edgeopt.verbs.anatomy.groups import Group, group
 from edgeopt.verbs.anatomy.predictions import Prediction, predictions
 from edgeopt.verbs.anatomy.scan import Scan, scan
+from edgeopt.verbs.calling import verb
 
 __all__ = ["INSPECTION_VERSION", "Cause", "Inspection", "inspect"]
 
@@ -67,6 +68,7 @@ class Inspection:
         return {"edgeopt_inspection": INSPECTION_VERSION, **document}
 
 
+@verb()
 def inspect(
     path: str | os.PathLike[str], *, deep: bool = False, progress: Progress | None = None
 ) -> Inspection:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.core.calls import checked
 from edgeopt.errors import MissingExtraError, SourceError, UsageError
 from edgeopt.files.weights import Weights, load_weights
 
@@ -37,6 +38,7 @@ class LoadedInto:
     empty: tuple[str, ...] = ()
 
 
+@checked
 def load_into(
     module: Any,
     path: str | os.PathLike[str],

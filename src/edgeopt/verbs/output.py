@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.core import Plan, Proof, Source
+from edgeopt.core.given import home_of
 from edgeopt.core.source import file_sha256
 from edgeopt.errors import OutputError, UsageError
 from edgeopt.files import leftovers
@@ -97,7 +98,7 @@ def require_suffix(out: str | Path, suffix: str, instead: str = "") -> None:
 
 def default_path(source: Source, tag: str, suffix: str) -> Path:
     """The name that an artifact gets where nobody gives it one."""
-    path = source.path.absolute()
+    path = home_of(source.path).absolute()
     stem = path.name if path.is_dir() else path.name.removesuffix(path.suffix)
     return path.parent / f"{stem}-{tag}{suffix}"
 

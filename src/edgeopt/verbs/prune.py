@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.core import Progress, Proof
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.open import open_source
+from edgeopt.verbs.calling import verb
 from edgeopt.verbs.graph_source import Prepared, prepare
 from edgeopt.verbs.output import scratch
 from edgeopt.verbs.prune_methods import METHODS, Made, Work
-from edgeopt.verbs.prune_options import PruneOptions
+from edgeopt.verbs.prune_options import PRUNE_KEYWORDS, PruneOptions
 from edgeopt.verbs.quality import find_metric
 from edgeopt.verbs.shrink_prove import Asked
 from edgeopt.verbs.shrink_write import Recipe, Result, format_for, keep_proven
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["prune"]
 
 
+@verb(more=PRUNE_KEYWORDS)
 def prune(
     source: str | Path,
     out: str | Path | None = None,
@@ -87,8 +89,6 @@ def prune(
         EdgeoptError: bad input or usage (see :mod:`edgeopt.errors`); nothing is written then.
     """
     training, options = _sorted(dict(more))
-    if method not in METHODS:
-        raise UsageError(f"--method {method}: use {', '.join(METHODS)}")
     found = tuple(find_metric(name) for name in metrics)
     asked = Asked(found, data, min_sqnr, max_drop, threads)
     chosen = METHODS[method]

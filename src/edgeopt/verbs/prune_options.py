@@ -12,7 +12,7 @@ from typing import TypedDict
 from edgeopt.errors import UsageError
 from edgeopt.files.reading import open_regular, reading
 
-__all__ = ["PruneKeywords", "PruneOptions", "flag", "read_pattern", "read_ratios"]
+__all__ = ["PRUNE_KEYWORDS", "PruneKeywords", "PruneOptions", "flag", "read_pattern", "read_ratios"]
 
 _SCOPES = ("layer", "global")
 _IMPORTANCES = ("magnitude", "bn", "taylor", "activation")
@@ -53,6 +53,9 @@ class PruneKeywords(TypedDict, total=False):
     patience: int | None
     precision: str
     accumulation: int
+
+
+PRUNE_KEYWORDS = tuple(PruneKeywords.__annotations__)
 
 
 @dataclass(frozen=True)

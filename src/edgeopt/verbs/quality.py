@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.core import Quality
+from edgeopt.core.given import is_given, lookup
 from edgeopt.core.importing import current_folder
 from edgeopt.errors import InputsError, UsageError
 from edgeopt.measure.answers import Answers
@@ -52,6 +53,8 @@ def find_metric(spec: str) -> Metric:
     """
     if spec in BUILT_IN:
         return BUILT_IN[spec]
+    if is_given(spec):
+        return _of_callable(spec, spec.partition(":")[2], lookup(spec))
     module_name, colon, attribute = spec.partition(":")
     if not (colon and module_name and attribute):
         raise UsageError(f"--metric {spec!r}: use {', '.join(BUILT_IN)}, or module:callable")
@@ -60,6 +63,10 @@ def find_metric(spec: str) -> Metric:
         if not hasattr(target, part):
             raise UsageError(f"--metric {spec}: {module_name} has no {attribute!r}")
         target = getattr(target, part)
+    return _of_callable(spec, attribute, target)
+
+
+def _of_callable(spec: str, name: str, target: Any) -> Metric:
     if not callable(target):
         raise UsageError(f"--metric {spec}: {type(target).__name__} cannot be called")
 
@@ -76,7 +83,7 @@ def find_metric(spec: str) -> Metric:
             )
         return numbers if numbers.ndim else float(numbers)
 
-    return Metric(attribute, bool(getattr(target, "higher_is_better", True)), spec, run)
+    return Metric(name, bool(getattr(target, "higher_is_better", True)), spec, run)
 
 
 def judge_answers(subject: str, metric: Metric, answers: Answers, data: Labelled) -> Quality:

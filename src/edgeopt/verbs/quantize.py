@@ -10,8 +10,9 @@ from edgeopt.core import Plan, Progress, Proof, Source
 from edgeopt.errors import SourceError
 from edgeopt.files.open import open_source
 from edgeopt.verbs.applies import require_meaning
+from edgeopt.verbs.calling import verb
 from edgeopt.verbs.elsewhere import connected
-from edgeopt.verbs.gguf_options import GgufOptions, lacks_cache, wants_gguf
+from edgeopt.verbs.gguf_options import GGUF_KEYWORDS, GgufOptions, lacks_cache, wants_gguf
 from edgeopt.verbs.graph_base import Asked, Base, open_base, require_float
 from edgeopt.verbs.graph_build import build
 from edgeopt.verbs.graph_plan import make_graph_plan
@@ -33,6 +34,7 @@ FOUR_BIT_OPSET = 21
 _INTEGER_OPSET = 11
 
 
+@verb(more=GGUF_KEYWORDS)
 def quantize(
     source: str | Path,
     out: str | Path | None = None,
@@ -46,7 +48,7 @@ def quantize(
     block_size: int | None = None,
     prefer: str = "balanced",
     target: str = "here",
-    plan: str | Path | None = None,
+    plan: str | Path | Plan | None = None,
     external_data: str | int = "auto",
     min_sqnr: float | None = None,
     force: bool = False,
@@ -202,6 +204,7 @@ def quantize(
         )
 
 
+@verb(more=GGUF_KEYWORDS)
 def make_plan(
     source: str | Path,
     *,

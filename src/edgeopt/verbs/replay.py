@@ -29,10 +29,10 @@ _CHOICES: Mapping[str, frozenset[str]] = {
 }
 
 
-def read_plan(path: str | Path | None) -> Plan | None:
-    """The plan in a file; UsageError where it is none."""
-    if path is None:
-        return None
+def read_plan(path: str | Path | Plan | None) -> Plan | None:
+    """The plan in a file, or itself; UsageError where the file holds none."""
+    if path is None or isinstance(path, Plan):
+        return path
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

@@ -14,6 +14,7 @@ from edgeopt.errors import SourceError, UsageError
 from edgeopt.files import packed
 from edgeopt.files.open import open_source
 from edgeopt.verbs.applies import require_meaning
+from edgeopt.verbs.calling import verb
 from edgeopt.verbs.graph_source import has_graph, narrowed, prepare
 from edgeopt.verbs.output import scratch
 from edgeopt.verbs.written import as_written
@@ -28,6 +29,7 @@ _FOUR_BIT_DTYPES = frozenset({"int4", "uint4", "int2", "uint2", "float4_e2m1fn"}
 _WORST = 5
 
 
+@verb()
 def verify(
     source: str | Path,
     artifact: str | Path,

@@ -23,7 +23,7 @@ from edgeopt.graphs.capture.feeds_file import read_feed, write_feed
 if TYPE_CHECKING:
     from edgeopt.graphs.capture.loaded import Loaded
 
-__all__ = ["main"]
+__all__ = ["answer", "main"]
 
 Tell = Callable[[str], None]
 
@@ -46,20 +46,26 @@ def main(job_path: str) -> int:
 
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
     workdir = Path(job["workdir"])
-    try:
-        result = _do(job, workdir, tell)
-    except FormatError as error:
-        # Its arguments are not its message: it is rebuilt as its parent class.
-        result = {"error": "SourceError", "message": str(error)}
-    except MissingExtraError as error:
-        result = {"error": type(error).__name__, "message": str(error)}
-    except EdgeoptError as error:
-        result = {"error": type(error).__name__, "message": " ".join(str(error).split())}
-    except MemoryError:
-        result = {"error": "CaptureError", "message": "the export ran out of memory"}
+    result = answer(job, workdir, tell)
     result["peak_bytes"] = _peak()
     (workdir / "result.json").write_text(json.dumps(result), encoding="utf-8")
     return 0
+
+
+def answer(job: Mapping[str, Any], workdir: Path, tell: Tell) -> dict[str, Any]:
+    """What comes of a job: where the file lies and how it came about, or the error's name and
+    message."""
+    try:
+        return _do(job, workdir, tell)
+    except FormatError as error:
+        # Its arguments are not its message: it is rebuilt as its parent class.
+        return {"error": "SourceError", "message": str(error)}
+    except MissingExtraError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+    except EdgeoptError as error:
+        return {"error": type(error).__name__, "message": " ".join(str(error).split())}
+    except MemoryError:
+        return {"error": "CaptureError", "message": "the export ran out of memory"}
 
 
 def _die_with_parent() -> None:

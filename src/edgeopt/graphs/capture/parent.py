@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any
 
 from edgeopt import errors
 from edgeopt.core import Array, InputSpec, Progress, Source
+from edgeopt.core.given import is_given
 from edgeopt.errors import EdgeoptError, UnsafeError, WorkerError
 from edgeopt.graphs.capture.feeds_file import read_feed, write_feed
 
@@ -106,7 +110,7 @@ def capture(
         job["example"] = str(room / "given.npz")
     path = room / "job.json"
     path.write_text(json.dumps(job), encoding="utf-8")
-    answer = _run(path, room, progress)
+    answer = _here(job, room, progress) if is_given(model) else _run(path, room, progress)
     if "error" in answer:
         raise _rebuilt(answer["error"], answer["message"])
     return _captured(answer)
@@ -118,6 +122,35 @@ def _untrusted(source: Source) -> str:
     if source.kind == "torch-module":
         remedy += ", or the code with --model package.module:callable"
     return f"{source.path}: {why}; {remedy}"
+
+
+def _here(job: Mapping[str, Any], room: Path, progress: Progress | None) -> dict[str, Any]:
+    """The job done in this process, which alone has the model's code: torch's generators, its
+    choices and what it prints are as before afterwards."""
+    import torch
+
+    from edgeopt.graphs.capture import child
+    from edgeopt.runtimes.torch_exporting import quiet
+
+    def tell(step: str) -> None:
+        if progress is not None:
+            progress(step, None)
+
+    disabled = logging.root.manager.disable
+    said = io.StringIO()
+    with (
+        torch.random.fork_rng(devices=[]),
+        quiet(),
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            return {"peak_bytes": 0, **child.answer(job, room, tell)}
+        finally:
+            logging.disable(disabled)
 
 
 def _run(job: Path, room: Path, progress: Progress | None) -> dict[str, Any]:

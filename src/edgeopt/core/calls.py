@@ -1,0 +1,121 @@
+"""What a public function is called with: every name known, every value of a kind that it takes.
+
+A call from Python and one from the command line pass the same gate, so that nothing but an
+:class:`~edgeopt.errors.EdgeoptError` comes of a wrong one, and what an option takes is said once
+(:data:`edgeopt.core.takes.TAKES`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, ParamSpec, TypeVar
+
+from edgeopt.core.takes import Takes, flag_of, takes_of
+from edgeopt.errors import CallError
+
+__all__ = ["Signature", "checked", "command_line", "stated"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_TYPED: ContextVar[frozenset[str] | None] = ContextVar("typed", default=None)
+_STATED: ContextVar[frozenset[str] | None] = ContextVar("stated", default=None)
+
+
+@contextmanager
+def command_line(typed: Iterable[str]) -> Iterator[None]:
+    """Within the block verbs are called with every option; the user typed these."""
+    token = _TYPED.set(frozenset(typed))
+    try:
+        yield
+    finally:
+        _TYPED.reset(token)
+
+
+def stated() -> frozenset[str] | None:
+    """Names of the options that the user gave to the verb that is running, whatever their values;
+    None outside of one."""
+    return _STATED.get()
+
+
+class Signature:
+    """What a public function takes; ``more`` are the keywords that go on to others."""
+
+    def __init__(self, function: Callable[..., Any], more: Iterable[str] = ()) -> None:
+        self.name = function.__name__
+        self.more = tuple(more)
+        self._signature = inspect.signature(function)
+        parameters = self._signature.parameters
+        self._rest = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
+        self.names = tuple(name for name in parameters if name != self._rest) + self.more
+        self.takes: Mapping[str, Takes] = {name: takes_of(self.name, name) for name in self.names}
+
+    def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments by name, each as its :class:`Takes` reads it. CallError for a wrong one."""
+        for name in kwargs:
+            if name not in self.names:
+                raise CallError(f"{self.name}() has no option {name!r}{self._near(name)}")
+        try:
+            bound = self._signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise CallError(f"{self.name}(): {error}") from None
+        given = {**bound.pop(self._rest or "", {}), **bound}
+        return {name: self._read(name, value) for name, value in given.items()}
+
+    def _near(self, name: str) -> str:
+        near = difflib.get_close_matches(name, self.names, 1, 0.5) or [
+            known for known in self.names if known in name or name in known
+        ]
+        return f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(self.names)}"
+
+    def _read(self, name: str, value: Any) -> Any:
+        parameter = self._signature.parameters.get(name)
+        if value is None and (parameter is None or parameter.default is None):
+            return None
+        takes = self.takes[name]
+        try:
+            return takes.read(value)
+        except (TypeError, ValueError) as error:
+            reason = f" ({error})" if str(error) else ""
+            if takes.choices or _TYPED.get() is not None:
+                known = ", ".join(map(str, takes.choices))
+                wanted = f"use {known}" if known else f"takes {takes.what}{reason}"
+                raise CallError(f"{flag_of(name)} {value}: {wanted}") from None
+            raise CallError(
+                f"{self.name}(): {name} takes {takes.what}, not {_shown(value)}{reason}"
+            ) from None
+
+    def run(self, function: Callable[..., R], values: Mapping[str, Any]) -> R:
+        """Call ``function``, which :func:`stated` tells what the user gave."""
+        typed = _TYPED.get()
+        said = [name for name in values if typed is None or name in typed]
+        token = _STATED.set(frozenset(name for name in said if values[name] not in (None, ())))
+        try:
+            return function(**values)
+        finally:
+            _STATED.reset(token)
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, called with nothing that it does not take."""
+    signature = Signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return signature.run(function, signature.bound(args, kwargs))
+
+    return call
+
+
+def _shown(value: Any) -> str:
+    """A value in few words: its type, and itself where that is short."""
+    kind = type(value).__name__
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        text = repr(value)
+        return f"{kind} {text[:40]}{'...' if len(text) > 40 else ''}" if value is not None else text
+    return f"a {kind}"
