@@ -18,6 +18,7 @@ from edgeopt.core.source import file_sha256
 from edgeopt.errors import OutputError, UsageError
 from edgeopt.files import leftovers
 from edgeopt.files.atomic import checked_output, writing_group
+from edgeopt.verbs.written import plan_path, record_of
 
 __all__ = [
     "artifact_path",
@@ -25,7 +26,6 @@ __all__ = [
     "external_over",
     "metadata_of",
     "not_kept",
-    "plan_path",
     "require_suffix",
     "scratch",
     "write_proven",
@@ -118,14 +118,6 @@ def external_over(asked: str | int) -> int | None:
     raise UsageError(f"--external-data {asked}: not one of {', '.join(known)}")
 
 
-def plan_path(artifact: Path) -> Path:
-    """The plan's file beside an artifact: ``model-int8.onnx`` -> ``model-int8.onnx.plan.json``.
-
-    Under the whole name: ``model.onnx`` and ``model.gguf`` in one folder each keep their own.
-    """
-    return artifact.with_name(f"{artifact.name}.plan.json")
-
-
 def metadata_of(
     source_sha256: str, plan: Plan | None, options: Mapping[str, Any]
 ) -> dict[str, str]:
@@ -185,14 +177,12 @@ def write_proven(
 
 
 def _digests(temporary: Sequence[Path], targets: Sequence[Path], beside: int) -> dict[str, Any]:
-    """SHA-256 of what was written, for the plan: see :mod:`edgeopt.verbs.written`."""
-    found = file_sha256(temporary[-1])
     data = {
         target.name: file_sha256(path)
         for path, target in zip(temporary[:beside], targets, strict=False)
         if path.exists()
     }
-    return {"sha256": found, "nbytes": temporary[-1].stat().st_size, "data": data}
+    return record_of(file_sha256(temporary[-1]), temporary[-1].stat().st_size, data)
 
 
 def _link_short_name(plan: Path, artifact: Path) -> None:

@@ -2,11 +2,13 @@
 
 A quantized artifact's plan holds the SHA-256 of what was written: of the file itself and of its
 weights' file, where those lie beside it. Both stand under the plan's key ``artifact``, which is no
-part of the plan: a plan that is replayed elsewhere decides the same without it.
+part of the plan: a plan that is replayed elsewhere decides the same without it. That record has a
+digest of its own, so that one that was damaged is not taken for one that was never there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,9 +19,8 @@ from edgeopt.core import Check, Plan
 from edgeopt.core.source import file_sha256
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.open import open_source
-from edgeopt.verbs.output import plan_path
 
-__all__ = ["Written", "as_written", "check_file"]
+__all__ = ["Written", "as_written", "check_file", "plan_path", "record_of"]
 
 _ANEW = "make it anew from its source: what was proven is another file"
 
@@ -68,14 +69,24 @@ class Written:
         return "\n".join(lines)
 
 
-def as_written(artifact: Path) -> tuple[Check, ...]:
-    """The check of ``verify SOURCE ARTIFACT``: one, or none where no plan beside it has digests.
+def plan_path(artifact: Path) -> Path:
+    """The plan's file beside an artifact: ``model-int8.onnx`` -> ``model-int8.onnx.plan.json``.
 
-    Raises SourceError where the file cannot be read.
+    Under the whole name: ``model.onnx`` and ``model.gguf`` in one folder each keep their own.
     """
-    document = _document(plan_path(artifact))
-    record = document.get("artifact") if document is not None else None
-    return _files(artifact, record) if isinstance(record, dict) else ()
+    return artifact.with_name(f"{artifact.name}.plan.json")
+
+
+def record_of(sha256: str, nbytes: int, data: Mapping[str, str]) -> dict[str, Any]:
+    """What a plan's key ``artifact`` holds; ``data``: the SHA-256 of files beside, by name."""
+    record = {"sha256": sha256, "nbytes": nbytes, "data": dict(data)}
+    return {**record, "digest": _digest_of(record)}
+
+
+def as_written(artifact: Path) -> tuple[Check, ...]:
+    """The checks of ``verify SOURCE ARTIFACT``: none where no plan lies beside the artifact."""
+    beside = plan_path(artifact)
+    return _files(artifact, _document(beside)) if beside.exists() else ()
 
 
 def check_file(path: str | Path) -> Written:
@@ -83,42 +94,50 @@ def check_file(path: str | Path) -> Written:
     what the artifact's metadata says of its source and its plan.
 
     Raises:
-        UsageError: no plan with digests lies beside it.
+        UsageError: no plan lies beside it.
         SourceError: the file is not there, or cannot be read.
     """
     artifact = Path(path)
     beside = plan_path(artifact)
     if not artifact.is_file():
         raise SourceError(f"{artifact}: no such file; give an artifact that edgeopt wrote")
-    document = _document(beside)
-    record = None if document is None else document.get("artifact")
-    if document is None or not isinstance(record, dict):
-        why = "is not there" if not beside.exists() else "holds no digest of what was written"
+    if not beside.exists():
         raise UsageError(
-            f"{artifact}: {beside.name} {why}; to prove a file without one, give its source:"
-            f" edgeopt verify SOURCE {artifact.name}"
+            f"{artifact}: {beside.name} is not there; to prove a file without one, give its"
+            f" source: edgeopt verify SOURCE {artifact.name}"
         )
-    checks = (*_files(artifact, record), _plan(document))
-    if checks[0].passed:
+    document = _document(beside)
+    files = _files(artifact, document)
+    checks = (*files, _plan(document))
+    if all(check.passed for check in files):
         checks += _metadata(artifact, document)
     return Written(artifact, beside, checks)
 
 
-def _document(path: Path) -> dict[str, Any] | None:
+def _document(path: Path) -> dict[str, Any]:
+    """The plan's file; empty where it is no plan any more."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _files(artifact: Path, record: Mapping[str, Any]) -> tuple[Check, ...]:
-    checks = [_digest("file as it was written", artifact, record.get("sha256"))]
-    beside = record.get("data")
-    if isinstance(beside, dict):
-        for name, sha256 in beside.items():
-            data = artifact.with_name(Path(name).name)
-            checks.append(_digest(f"{data.name} as it was written", data, sha256))
+def _digest_of(record: Mapping[str, Any]) -> str:
+    body = {key: value for key, value in record.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _files(artifact: Path, document: Mapping[str, Any]) -> tuple[Check, ...]:
+    record = document.get("artifact")
+    if not isinstance(record, dict) or record.get("digest") != _digest_of(record):
+        name = plan_path(artifact).name
+        found = f"{name}: damaged, or of another program"
+        return (Check("digests as they were written", False, found, "those of the file", _ANEW),)
+    checks = [_digest("file as it was written", artifact, record["sha256"])]
+    for name, sha256 in record["data"].items():
+        data = artifact.with_name(Path(name).name)
+        checks.append(_digest(f"{data.name} as it was written", data, sha256))
     return tuple(checks)
 
 
