@@ -39,6 +39,7 @@ __all__ = [
     "UnsafeError",
     "UsageError",
     "WorkerError",
+    "install_line",
 ]
 
 
@@ -121,7 +122,32 @@ class MissingExtraError(EdgeoptError):
     exit_code = 2
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs {package}: pip install 'edgeopt[{extra}]'")
+        super().__init__(f"{purpose} needs {package}: {install_line(extra)}")
+
+
+def install_line(extra: str) -> str:
+    """What installs an extra from where edgeopt itself came: a folder or a repository as pip noted
+    it (PEP 610), else its name."""
+    import json
+    import shlex
+    from importlib.metadata import PackageNotFoundError, distribution
+    from pathlib import Path
+    from urllib.parse import unquote, urlsplit
+
+    try:
+        noted = json.loads(distribution("edgeopt").read_text("direct_url.json") or "{}")
+        url, vcs = str(noted.get("url", "")), noted.get("vcs_info", {}).get("vcs")
+    except (PackageNotFoundError, ValueError, AttributeError):
+        url, vcs = "", None
+    path = unquote(urlsplit(url).path) if url.startswith("file:") else ""
+    if vcs:
+        what = f"edgeopt[{extra}] @ {vcs}+{url}"
+    elif path and Path(path).exists():
+        what = f"{path}[{extra}]"
+    else:
+        what = f"edgeopt[{extra}]"
+    quoted = shlex.quote(what)
+    return f"pip install {quoted}"
 
 
 class WorkerError(EdgeoptError):

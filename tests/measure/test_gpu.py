@@ -117,7 +117,7 @@ def test_no_library_no_driver_no_device(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "pynvml", None)
     gpus = Gpus()
     assert gpus.devices == ()
-    assert "edgeopt[gpu]" in gpus.reason
+    assert "[gpu]'" in gpus.reason
     gpus.close()
     assert GpuMemoryMeter.begin(gpus).read() == GpuMemory(None, gpus.reason)
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeopt.errors import install_line
+
 __all__ = ["Gpu", "GpuMemory", "GpuMemoryMeter", "Gpus"]
 
 #: The inode of the first PID namespace (PROC_PID_INIT_INO): a process elsewhere has other PIDs
@@ -62,7 +64,7 @@ class Gpus:
             try:
                 library = importlib.import_module("pynvml")
             except ImportError:
-                self.reason = "no nvidia-ml-py here: pip install 'edgeopt[gpu]'"
+                self.reason = f"no nvidia-ml-py here: {install_line('gpu')}"
                 return
         self._nvml = library
         try:
