@@ -9,6 +9,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from struct import pack
 from typing import Any
 
 import numpy as np
@@ -207,6 +208,41 @@ def test_legacy_storage_views(tmp_path: Path) -> None:
     np.testing.assert_array_equal(source.weights[1].array(), [5, 6, 7, 8])
     storage = source.weights[1].storage
     assert storage and (storage.key, storage.offset, storage.nbytes) == ("1", 20, 40)
+
+
+def as_python2(data: bytes) -> bytes:
+    """A legacy file's five pickles with every text as Python 2 wrote it: a string of bytes."""
+    import pickletools
+
+    stream, out = io.BytesIO(data), b""
+    for _ in range(5):
+        begin = stream.tell()
+        found = [(op.name, arg, at) for op, arg, at in pickletools.genops(stream)]
+        ends = [at for _, _, at in found[1:]] + [stream.tell()]
+        for (name, arg, at), end in zip(found, ends, strict=True):
+            if name == "BINUNICODE":
+                raw = arg.encode()
+                head = b"U" + bytes([len(raw)]) if len(raw) < 256 else b"T" + pack("<i", len(raw))
+                out += head + raw
+            else:
+                out += data[at:end]
+        assert stream.tell() > begin
+    return out + stream.read()
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_legacy_file_of_python_2(tmp_path: Path, long: bool) -> None:
+    """Names, keys of storages and system information are strings of bytes there. torch's safe way
+    does not know the opcode of those longer than 255 bytes; ours does."""
+    held = {"conv.weight": torch.randn(4, 3, 2), "größe": torch.arange(6)}
+    if long:
+        held["features." + "deep." * 60 + "weight"] = torch.ones(2)
+    path = save(OrderedDict(held), tmp_path / "x.pth", "legacy", pickle_protocol=2)
+    path.write_bytes(as_python2(path.read_bytes()))
+    assert b"U\x0bconv.weight" in path.read_bytes()
+    loaded = torch.load(path, weights_only=not long)
+    assert list(loaded) == list(held)
+    assert_state_dict(describe(path), loaded)
 
 
 def test_big_endian(tmp_path: Path) -> None:
@@ -454,6 +490,32 @@ def test_torchscript(tmp_path: Path) -> None:
         assert_state_dict(source, script.state_dict())
         buffers = {n for n, _ in model.named_buffers()}
         assert {w.name for w in source.weights if w.role == "buffer"} == buffers
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("instead", ["x", "/"], ids=["renamed", "a_folder"])
+@pytest.mark.parametrize(
+    ("member", "says"),
+    [
+        ("constants.pkl", "constants.pkl"),
+        ("data.pkl", "data.pkl"),
+        ("data/0", "storage 0: .*no record"),
+    ],
+)
+def test_torchscript_that_lacks_a_member(
+    tmp_path: Path, member: str, says: str, instead: str
+) -> None:
+    """An error that names what is missing, never a KeyError."""
+    whole, path = tmp_path / "whole.pt", tmp_path / "x.pt"
+    torch.jit.script(nn.Linear(8, 4)).save(whole)
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(path, "w") as new:
+        for info in old.infolist():
+            name = info.filename
+            if name.endswith(f"/{member}"):
+                name += instead
+            new.writestr(name, b"" if name.endswith("/") else old.read(info))
+    with pytest.raises(FormatError, match=says):
+        describe(path)
 
 
 @pytest.mark.filterwarnings("ignore")
