@@ -9,11 +9,15 @@ import click
 from edgeopt.cli import options as opt
 from edgeopt.cli.options import SETTINGS, Command
 from edgeopt.cli.show import console, fail, print_document, progress, show_proof
+from edgeopt.core.takes import flag_of
 from edgeopt.errors import UsageError
 
 __all__ = ["COMMANDS"]
 
 _SHOW_PLAN = "-"
+
+#: What ``verify ARTIFACT`` takes.
+_ALONE = frozenset({"source", "as_json"})
 
 
 @click.command(
@@ -173,19 +177,11 @@ def verify(source: str, artifact: str | None, as_json: bool, **options: Any) -> 
 
 
 def _verify_alone(artifact: str, as_json: bool) -> None:
-    context = click.get_current_context()
-    given = [
-        "/".join(parameter.opts)
-        for parameter in context.command.params
-        if parameter.param_type_name == "option"
-        and parameter.name not in (None, "as_json")
-        and context.get_parameter_source(str(parameter.name))
-        is click.core.ParameterSource.COMMANDLINE
-    ]
+    given = [name for name in opt.typed(click.get_current_context()) if name not in _ALONE]
     if given:
         raise UsageError(
-            f"{', '.join(given)}: for comparing with a source; give both: edgeopt verify SOURCE"
-            f" {artifact}"
+            f"{', '.join(map(flag_of, given))}: for comparing with a source; give both: edgeopt"
+            f" verify SOURCE {artifact}"
         )
     from edgeopt.verbs.written import check_file
 

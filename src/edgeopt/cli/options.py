@@ -45,12 +45,16 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         from edgeopt.core.calls import command_line
 
-        typed = [name for name in ctx.params if ctx.get_parameter_source(name) in _TYPED]
-        with command_line(typed):
+        with command_line(typed(ctx)):
             return super().invoke(ctx)
 
 
 _TYPED = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+
+
+def typed(ctx: click.Context) -> list[str]:
+    """Names of the parameters that the user gave, whatever their values."""
+    return [name for name in ctx.params if ctx.get_parameter_source(name) in _TYPED]
 
 
 def options(*given: Callable[[Any], Any]) -> Callable[[_Command], _Command]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from edgeopt.core import given
 
-__all__ = ["TAKES", "Takes", "flag_of", "takes_of"]
+__all__ = ["TAKES", "Takes", "flag_of", "is_module", "takes_of"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _data(value: Any) -> str:
     return given.add(value)
 
 
-def _is_module(value: Any) -> bool:
+def is_module(value: Any) -> bool:
     """Without importing torch: whoever has a module has imported it."""
     return not isinstance(value, type) and any(
         base.__module__ == "torch.nn.modules.module" and base.__name__ == "Module"
@@ -155,7 +155,7 @@ def _paths(value: Any) -> tuple[Any, ...]:
 
 
 def _sources(value: Any) -> tuple[Any, ...]:
-    if _is_path(value) or _is_module(value):
+    if _is_path(value) or is_module(value):
         return (_source(value),)
     return tuple(map(_source, _sequence(value)))
 

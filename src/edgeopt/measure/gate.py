@@ -45,6 +45,9 @@ DIRECTION = re.compile("embed|hidden|feature|pool")
 #: together, about which single ones scatter; 6 dB is twice the amplitude of the error.
 ROW_MARGIN_DB = 6.0
 
+#: For what 8 bits are too few for.
+_FLOAT16 = "keep the model in float16, with edgeopt export --half"
+
 #: With fewer samples than this a figure comes with its spread over them.
 FEW_ROWS = 16
 
@@ -203,7 +206,7 @@ def _tensors(changes: Sequence[Change]) -> Iterator[Check]:
         passed=over >= 0,
         found=f"{_db(worst.sqnr_db)} ({worst.decision.tensor}, {bits} bits)",
         limit=f"{TENSOR_FLOORS[bits]:g} dB or more at {bits} bits",
-        advice="use --bits 8" if bits < 8 else "its values do not fit 8 bits; leave it in float",
+        advice="use --bits 8" if bits < 8 else _FLOAT16,
     )
 
 
@@ -230,7 +233,7 @@ def _more(bits: int | None, given: bool) -> str:
     if bits == 8 and samples:
         return f"use {samples[0]} (real samples calibrate better), or lower --min-sqnr knowingly"
     if bits == 8:
-        return "keep it in float16 (edgeopt export --half), or lower --min-sqnr knowingly"
+        return f"{_FLOAT16}, or lower --min-sqnr knowingly"
     return "lower --min-sqnr knowingly, or look for the output that differs"
 
 
@@ -290,7 +293,7 @@ def _fidelity(
         passed=not broken,
         found=f"NaN or Inf in {', '.join(broken)}" if broken else "no NaN or Inf",
         limit="none that the source does not have",
-        advice={16: "leave out --half", 8: "leave it in float"}.get(bits or 0, "use --bits 8"),
+        advice={16: "leave out --half", 8: _FLOAT16}.get(bits or 0, "use --bits 8"),
     )
     numbers = [f for f in varying if not math.isnan(f.sqnr_db)]
     classes = [f for f in varying if math.isnan(f.sqnr_db)]

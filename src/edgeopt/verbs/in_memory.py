@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from edgeopt.core import given
+from edgeopt.core.takes import is_module
 from edgeopt.errors import CallError, SourceError
 
-__all__ = ["Written", "is_module", "write"]
+__all__ = ["Written", "write"]
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,6 @@ def write(value: Any, folder: Path) -> Written:
 def _torch() -> Any:
     """torch where it is loaded: whoever has something of it in hand has loaded it."""
     return sys.modules.get("torch")
-
-
-def is_module(value: Any) -> bool:
-    torch = _torch()
-    return torch is not None and isinstance(value, torch.nn.Module)
 
 
 def _is_scripted(value: Any) -> bool:

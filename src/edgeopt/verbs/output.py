@@ -7,14 +7,13 @@ import dataclasses
 import errno
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from edgeopt.core import Plan, Proof, Source
 from edgeopt.core.given import home_of
-from edgeopt.core.source import file_sha256
 from edgeopt.errors import OutputError, UsageError
 from edgeopt.files import leftovers
 from edgeopt.files.atomic import checked_output, writing_group
@@ -161,8 +160,8 @@ def write_proven(
                 unused.unlink()  # until it is written
             proof = make(temporary[-1])
             if plan is not None:
-                written = _digests(temporary, targets, len(beside))
-                text = json.dumps({**plan.to_json(), "artifact": written}, indent=1)
+                document = {**plan.to_json(), "artifact": record_of(proof.artifact)}
+                text = json.dumps(document, indent=1)
                 temporary[-2].write_text(text + "\n", encoding="utf-8")
                 artifact = {**proof.artifact, "plan": str(targets[-2])}
                 proof = dataclasses.replace(proof, artifact=artifact)
@@ -174,15 +173,6 @@ def write_proven(
     if plan is not None:
         _link_short_name(plan_path(out), out)
     return proof
-
-
-def _digests(temporary: Sequence[Path], targets: Sequence[Path], beside: int) -> dict[str, Any]:
-    data = {
-        target.name: file_sha256(path)
-        for path, target in zip(temporary[:beside], targets, strict=False)
-        if path.exists()
-    }
-    return record_of(file_sha256(temporary[-1]), temporary[-1].stat().st_size, data)
 
 
 def _link_short_name(plan: Path, artifact: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.core import Change, InputSpec, Plan, Progress, Proof, file_sha256, shown_shape
+from edgeopt.data.sizes import batch_axes, batch_symbols
 from edgeopt.graphs.coverage import Coverage, misplaced
 from edgeopt.graphs.draws import draws
 from edgeopt.graphs.loose import loose_outputs
@@ -143,12 +144,12 @@ def _noise(model: Path) -> str:
 
 
 def _batch_inputs(inputs: Sequence[InputSpec]) -> tuple[str, ...]:
-    """The inputs whose first axis is a free dimension that is theirs alone: a batch."""
-    leading = {spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], str)}
-    others = {dim for spec in inputs for dim in spec.shape[1:]}
-    if len(leading) != 1 or leading & others:
+    """The inputs whose first axis is the one batch that all of them share; none where a batch lies
+    inside (a recurrent state's), so that rows cannot be stacked."""
+    symbols, axes = batch_symbols(inputs), batch_axes(inputs)
+    if len(symbols) != 1 or any(axis for axis in axes.values()):
         return ()
-    return tuple(spec.name for spec in inputs if spec.shape and spec.shape[0] in leading)
+    return tuple(spec.name for spec in inputs if spec.shape and spec.shape[0] == symbols[0])
 
 
 def saturation(products: int, there: Mapping[str, Any]) -> tuple[str, ...]:

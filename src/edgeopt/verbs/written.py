@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeopt.core import Check, Plan
-from edgeopt.core.source import file_sha256
+from edgeopt.core import Check, Plan, file_sha256
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.open import open_source
 
@@ -77,9 +76,10 @@ def plan_path(artifact: Path) -> Path:
     return artifact.with_name(f"{artifact.name}.plan.json")
 
 
-def record_of(sha256: str, nbytes: int, data: Mapping[str, str]) -> dict[str, Any]:
-    """What a plan's key ``artifact`` holds; ``data``: the SHA-256 of files beside, by name."""
-    record = {"sha256": sha256, "nbytes": nbytes, "data": dict(data)}
+def record_of(artifact: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plan's key ``artifact`` holds, of what the proof says of the files it read."""
+    data = {Path(file["path"]).name: file["sha256"] for file in artifact.get("data", ())}
+    record = {"sha256": artifact["sha256"], "data": data}
     return {**record, "digest": _digest_of(record)}
 
 
