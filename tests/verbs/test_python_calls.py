@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 import edgeopt
 from edgeopt.errors import EdgeoptError
-
-torch = pytest.importorskip("torch")
 
 VERBS = ("quantize", "prune", "distill", "export", "verify", "inspect", "bench", "compare")
 JUNK: tuple[Any, ...] = (3.5, -1, "no such", b"bytes", object(), [object()], {"a": 1}, True, 10**30)
