@@ -332,7 +332,7 @@ def test_what_goes_wrong(tmp_path: Path, head: Any, monkeypatch: pytest.MonkeyPa
     with pytest.raises(SourceError, match="torch cannot load it"):
         started(path, "torch-state-dict", model=HEAD)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(MissingExtraError, match=r"edgeopt\[torch\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install '.*\[torch\]"):
         started(path, "torch-state-dict", model=HEAD)
 
 

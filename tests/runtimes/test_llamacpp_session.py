@@ -185,7 +185,11 @@ def test_failures_of_the_library(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("raised", "expected", "text"),
     [
-        (ModuleNotFoundError("no", name="llama_cpp"), MissingExtraError, r"edgeopt\[llama\]"),
+        (
+            ModuleNotFoundError("no", name="llama_cpp"),
+            MissingExtraError,
+            r"pip install '.*\[llama\]",
+        ),
         (RuntimeError("Failed to load\nlibllama.so"), WorkerError, "install it again"),
     ],
 )
