@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgeopt.core import Affine, Change, Decision, Fidelity, Measurement, Verdict
+from edgeopt.core import Affine, Change, Decision, Fidelity, Measurement, OfKind, Verdict
 from edgeopt.errors import UsageError
 from edgeopt.measure.gate import FLOORS, ROW_MARGIN_DB, judge
 from edgeopt.measure.pair import Mates, PairResult
@@ -218,3 +218,27 @@ def test_advice_is_never_what_was_given(name: str, bits: int | None, given: bool
     assert not (bits == 8 and "--bits 8" in advice), advice
     assert not (bits == 4 and "--bits 4" in advice), advice
     assert not (bits != 16 and "leave out --half" in advice), advice
+
+
+def of_kinds(**db: float) -> Fidelity:
+    kinds = tuple(OfKind(kind, value, 0.05, 1.0) for kind, value in db.items())
+    return dataclasses.replace(GOOD, sqnr_db=33.0, kinds=kinds, probability=True)
+
+
+def test_the_worst_kind_of_inputs_counts() -> None:
+    found = verdict(pair(dataclasses.replace(of_kinds(voice=40.0, tone=12.0), probability=False)))
+    (check,) = [check for check in found.checks if check.name == "fidelity"]
+    assert not check.passed
+    assert "12.0 dB" in check.found
+    assert "worst on tone" in check.found
+
+
+def test_a_probability_near_nought_is_said_to_be_judged_by_its_errors() -> None:
+    found = verdict(pair(of_kinds(voice=40.0, silence=-4.0)))
+    (check,) = [check for check in found.checks if check.name == "near nought"]
+    assert check.passed
+    assert "0.05" in check.found
+    assert "silence" in check.found
+    assert found.proven
+    asked = verdict(pair(of_kinds(voice=40.0, silence=-4.0)), min_sqnr=15.0)
+    assert [check.name for check in asked.checks if not check.passed] == ["fidelity"]

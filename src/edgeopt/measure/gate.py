@@ -13,12 +13,14 @@ from typing import Any
 
 from edgeopt.core import Basis, Change, Check, Fidelity, Verdict, format_bytes
 from edgeopt.errors import UsageError
+from edgeopt.measure.kinds import WorstKind, worst_kind
 from edgeopt.measure.pair import SLOWER, Mates, PairResult, Repeats
 
 __all__ = [
     "AGREEMENT",
     "FEW_ROWS",
     "FLOORS",
+    "NEAR",
     "ROW_MARGIN_DB",
     "SAME_ANSWERS",
     "TENSOR_FLOORS",
@@ -47,6 +49,9 @@ ROW_MARGIN_DB = 6.0
 
 #: For what 8 bits are too few for.
 _FLOAT16 = "keep the model in float16, with edgeopt export --half"
+
+#: The largest error, by bits, of a probability that is near nought (or one) and is judged by it.
+NEAR: Mapping[int | None, float] = {16: 0.01, 8: 0.1, 4: 0.2, None: 0.03}
 
 #: With fewer samples than this a figure comes with its spread over them.
 FEW_ROWS = 16
@@ -299,15 +304,20 @@ def _fidelity(
     classes = [f for f in varying if math.isnan(f.sqnr_db)]
     advice = _more(bits, given)
     if numbers:
-        worst = min(numbers, key=lambda f: f.sqnr_db)
         floor = _of(FLOORS, bits) if min_sqnr is None else min_sqnr
+        near = _of(NEAR, bits) if min_sqnr is None else None
+        db, output, kind = min(
+            ((k.db, f, k) for f in numbers for k in [worst_kind(f, near, floor)]),
+            key=lambda found: found[0],
+        )
         yield Check(
             name="fidelity",
-            passed=worst.sqnr_db >= floor,
-            found=f"{_db(worst.sqnr_db)} ({worst.output}{_spread(worst)})",
+            passed=db >= floor,
+            found=f"{_db(db)} ({output.output}{_on(kind) or _spread(output)})",
             limit=f"{floor:g} dB or more",
             advice=advice,
         )
+        yield from _small_errors(numbers, near, floor, advice)
     if classes:
         worst = min(classes, key=lambda f: f.top1 or 0.0)
         share, least = worst.top1 or 0.0, _of(AGREEMENT, bits)
@@ -318,6 +328,29 @@ def _fidelity(
             limit=f"{least:.0%} or more",
             advice=advice,
         )
+
+
+def _on(worst: WorstKind) -> str:
+    """The kind of samples that is the worst."""
+    return f", worst on {worst.kind}" if worst.kind else ""
+
+
+def _small_errors(
+    outputs: Sequence[Fidelity], near: float | None, floor: float, advice: str
+) -> Iterator[Check]:
+    """What was judged by the size of its errors in place of decibels is said to be."""
+    found = [(k.largest, f, k) for f in outputs for k in [worst_kind(f, near, floor)] if k.near]
+    if not found or near is None:
+        return
+    largest, output, kind = max(found, key=lambda each: each[0])
+    yield Check(
+        name="near nought",
+        passed=largest <= near,
+        found=f"off by {largest:.2g} at most, every decision the same ({output.output}, a "
+        f"probability, on {', '.join(kind.near)})",
+        limit=f"{near:g} or less where decibels say little",
+        advice=advice,
+    )
 
 
 def _spread(worst: Fidelity) -> str:

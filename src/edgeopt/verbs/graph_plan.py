@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +18,16 @@ import numpy as np
 
 from edgeopt.core import Choice, Plan, Progress
 from edgeopt.errors import UsageError
+from edgeopt.graphs.chances import probability_outputs
 from edgeopt.graphs.external import files_nbytes
 from edgeopt.graphs.forms import FORMS
 from edgeopt.graphs.outliers import find_outliers
 from edgeopt.graphs.planning import Recipe, decide, recipes
+from edgeopt.graphs.sites import Site
 from edgeopt.graphs.transform import CodeCache
 from edgeopt.graphs.tune import TUNES
 from edgeopt.measure.contest import fastest, time_candidates
-from edgeopt.measure.gate import FLOORS
+from edgeopt.measure.gate import FLOORS, NEAR
 from edgeopt.measure.score import score_candidates
 from edgeopt.verbs.elsewhere import machine
 from edgeopt.verbs.graph_base import Asked, Base, needs_unsigned
@@ -53,6 +56,13 @@ _SHARES: Mapping[int, tuple[float, ...]] = {
     8: (0.005, 0.01, 0.02),
     4: (0.02, 0.05, 0.1, 0.2, 0.4, 1.0),
 }
+
+#: Parts of a graph that are kept in float in turn, to see what each of them costs, and the share of
+#: the float bytes that may be kept so.
+_PARTS, _MOST_KEPT = 12, 0.6
+
+#: How exporters name the branches of an If.
+_BRANCH = re.compile("(then|else)_branch")
 
 #: Rungs of the outlier ladder.
 _STEPS = 8
@@ -137,13 +147,16 @@ class _Planner:
         return files_nbytes(self.file(plan))
 
     def score(self, plan: Plan) -> float:
-        """SQNR (dB) of the worst output on the trial inputs."""
+        """SQNR (dB) of the worst output on the worst kind of the trial inputs."""
         key = plan.digest()
         if key not in self._scores:
             found = score_candidates(
                 self.prepared.captured.model,
                 {"candidate": self.file(plan)},
                 self.prepared.trial,
+                kinds=self.prepared.trial_kinds,
+                probabilities=probability_outputs(self.prepared.captured.model),
+                near=NEAR[self.asked.bits] if self.asked.min_sqnr is None else None,
                 threads=self.asked.threads,
                 on=self.on,
                 progress=self.progress,
@@ -388,7 +401,68 @@ def _except(planner: _Planner, recipe: Recipe, plan: Plan) -> tuple[Plan, frozen
     }
     wanted = planner.least_db
     chosen, reason = _first_that_holds(planner, plans, wanted)
-    return chosen, ladder[chosen.choice("exceptions")], reason
+    taken = ladder[chosen.choice("exceptions")]
+    if bits == 8 and planner.score(chosen) < planner.floor_db + _EXCEPTIONS_DB[bits]:
+        return _keep_what_matters(planner, recipe, plan, reason)
+    return chosen, taken, reason
+
+
+def _keep_what_matters(
+    planner: _Planner, recipe: Recipe, plan: Plan, before: str
+) -> tuple[Plan, frozenset[str], str]:
+    """Where the smallest tensors are not what costs fidelity: keep each part of the graph out in
+    turn, and then as many of them together as the floor needs, most gained first."""
+    choices = {c.name: c.value for c in plan.choices if c.name in ("residual", "outliers")}
+
+    def without(parts: Sequence[Sequence[Site]]) -> Plan:
+        kept = [site.name for part in parts for site in part]
+        name = f"{len(kept)} of {len(planner.base.sites)} that cost most"
+        return planner.plan(
+            dataclasses.replace(recipe, exceptions=frozenset(kept)),
+            {**choices, "exceptions": name if kept else "none"},
+            plan.calibration,
+        )
+
+    parts = _parts(planner.base.sites)
+    gain = [planner.score(without([part])) for part in parts]
+    order = sorted(range(len(parts)), key=lambda i: -gain[i])
+    wanted, room = planner.least_db, _MOST_KEPT * planner.base.float_bytes
+    taken: list[list[Site]] = []
+    shown = []
+    for index in order:
+        if _weight([*taken, parts[index]]) > room:
+            continue
+        taken.append(parts[index])
+        shown.append(f"{_weight(taken):,} B: {planner.score(without(taken)):.1f} dB")
+        if planner.score(without(taken)) >= wanted:
+            break
+    # What was taken before the one that mattered may not have been needed.
+    for part in sorted(taken, key=lambda part: -_weight([part])):
+        fewer = [other for other in taken if other is not part]
+        if planner.score(without(fewer)) >= min(wanted, planner.score(without(taken))):
+            taken = fewer
+    best = without(taken)
+    names = frozenset(site.name for part in taken for site in part)
+    reason = f"{before}; kept in float, most gained first, {', '.join(shown) or 'nothing'}"
+    return best, names, f"{reason}; {planner.score(best):.1f} dB with those that it needs"
+
+
+def _weight(parts: Sequence[Sequence[Site]]) -> int:
+    return sum(site.nbytes for part in parts for site in part)
+
+
+def _parts(sites: Sequence[Site]) -> list[list[Site]]:
+    """Sites in the graph's order, cut into parts; twins (one layer in both branches of an If, of
+    which the trial inputs take one) go together."""
+    twins: dict[str, list[Site]] = {}
+    for site in sites:
+        twins.setdefault(_BRANCH.sub("branch", site.name), []).append(site)
+    groups = list(twins.values())
+    size = -(-len(groups) // _PARTS)
+    return [
+        [site for group in groups[at : at + size] for site in group]
+        for at in range(0, len(groups), size)
+    ]
 
 
 def _ladder(base: Base, shares: Sequence[float]) -> dict[str, frozenset[str]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.core import Change, InputSpec, Plan, Progress, Proof, file_sha256, shown_shape
 from edgeopt.data.sizes import batch_axes, batch_symbols
+from edgeopt.graphs.chances import probability_outputs
 from edgeopt.graphs.coverage import Coverage, misplaced
 from edgeopt.graphs.draws import draws
 from edgeopt.graphs.loose import loose_outputs
@@ -61,6 +62,8 @@ def prove_graph(
         seconds=_SECONDS,
         batch=_batch_inputs(captured.inputs),
         loose=loose_outputs(captured.model),
+        probabilities=probability_outputs(captured.model),
+        kinds=prepared.kinds,
         on=on,
         progress=progress,
     )
