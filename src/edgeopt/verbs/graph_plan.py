@@ -61,6 +61,9 @@ _SHARES: Mapping[int, tuple[float, ...]] = {
 #: the float bytes that may be kept so.
 _PARTS, _MOST_KEPT = 12, 0.6
 
+#: Decibels above the floor that what is kept so must bring: the trial inputs are few.
+_KEPT_DB = 3.0
+
 #: How exporters name the branches of an If.
 _BRANCH = re.compile("(then|else)_branch")
 
@@ -426,7 +429,7 @@ def _keep_what_matters(
     parts = _parts(planner.base.sites)
     gain = [planner.score(without([part])) for part in parts]
     order = sorted(range(len(parts)), key=lambda i: -gain[i])
-    wanted, room = planner.least_db, _MOST_KEPT * planner.base.float_bytes
+    wanted, room = planner.floor_db + _KEPT_DB, _MOST_KEPT * planner.base.float_bytes
     taken: list[list[Site]] = []
     shown = []
     for index in order:
