@@ -167,9 +167,19 @@ def test_answers_count_beside_decibels() -> None:
     worse = only(sqnr_db=13.9, top1=0.86, rows=2000)
     assert failed(verdict(worse, bits=4, given=True)) == ["same answers"]
     assert verdict(only(sqnr_db=13.9, top1=0.9, rows=2000), bits=4, given=True).proven
-    # on inputs that nobody gave there are no answers, and another floor was asked for knowingly
+    # on inputs that nobody gave there are no answers
     assert verdict(worse, bits=4).proven
-    assert verdict(worse, bits=4, given=True, min_sqnr=8.0).proven
+    # a floor of decibels is one of decibels: answers have a floor, and an option, of their own
+    assert failed(verdict(worse, bits=4, given=True, min_sqnr=8.0)) == ["same answers"]
+    assert verdict(worse, bits=4, given=True, min_same=0.8).proven
+    assert failed(verdict(worse, bits=4, min_same=0.9)) == ["same answers"]
+    assert failed(verdict(only(top1=0.999, rows=2000), given=True, min_same=1)) == ["same answers"]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, math.nan, 90])
+def test_a_share_of_answers_is_from_nought_to_one(share: float) -> None:
+    with pytest.raises(UsageError, match="--min-same .*share from 0 to 1"):
+        verdict(min_same=share)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ def judge(
     changes: Sequence[Change] = (),
     misplaced: Sequence[str] = (),
     given: bool = False,
+    min_same: float | None = None,
     noise: str = "",
 ) -> Verdict:
     """Judge a measured pair.
@@ -85,11 +86,15 @@ def judge(
     the artifact is meant to be a quantized (or float16), smaller one; otherwise coverage and size
     are not asked for. ``changes`` are what is said to have happened to each tensor, ``misplaced``
     where the file holds something else. ``given``: the samples are the user's, not made up; then
-    an output that is a classification must keep its answers, too. ``noise``: what draws at random
+    an output that is a classification must keep its answers, too, whatever floor ``min_sqnr`` asks
+    for: a share of ``min_same`` (default :data:`SAME_ANSWERS`; given, made-up inputs are held to it
+    as well). ``noise``: what draws at random
     in the source, and what to set, should its answers differ from run to run.
     """
     if min_sqnr is not None and not math.isfinite(min_sqnr):
         raise UsageError(f"--min-sqnr {min_sqnr}: not a number of decibels, such as 20")
+    if min_same is not None and not 0 <= min_same <= 1:
+        raise UsageError(f"--min-same {min_same:g}: not a share from 0 to 1, such as 0.9")
     checks: list[Check] = []
     if quantized:
         checks += [_something_done(coverage, bits), _smaller(*sizes, bits)]
@@ -107,8 +112,10 @@ def judge(
         checks.append(_varies(pair.repeats, floor, noise))
     checks += _same_sets(pair, bits, _more(bits, given))
     checks += _fidelity(pair.fidelity, bits, min_sqnr, given)
-    if given and min_sqnr is None:
-        checks += [c for c in [same_answers(pair.fidelity, _more(bits, given))] if c is not None]
+    if given or min_same is not None:
+        share = SAME_ANSWERS if min_same is None else min_same
+        same = same_answers(pair.fidelity, _closer(bits, given), share)
+        checks += [] if same is None else [same]
     if pair.mates is not None:
         checks.append(_mates(pair.mates, floor))
     unproven += [f"output {f.output}: constant in the source" for f in pair.fidelity if f.constant]
@@ -125,9 +132,12 @@ def basis(given: bool, samples: int) -> Basis:
     return Basis("samples" if given else "made-up", samples)
 
 
-def same_answers(fidelity: Sequence[Fidelity], advice: str) -> Check | None:
-    """The share of samples whose answer stays the same, of the output where it is least; None
-    where no output is a classification (see :class:`~edgeopt.core.Fidelity`, ``top1``)."""
+def same_answers(
+    fidelity: Sequence[Fidelity], advice: str, least: float = SAME_ANSWERS
+) -> Check | None:
+    """The share of samples whose answer stays the same, of the output where it is lowest, against
+    the ``least`` that is asked for; None where no output is a classification (see
+    :class:`~edgeopt.core.Fidelity`, ``top1``)."""
     classes = [
         f
         for f in fidelity
@@ -140,11 +150,16 @@ def same_answers(fidelity: Sequence[Fidelity], advice: str) -> Check | None:
     changed = round((1 - share) * worst.rows)
     return Check(
         name="same answers",
-        passed=share >= SAME_ANSWERS or changed <= _MAY_CHANGE,
+        passed=share >= least or (least <= SAME_ANSWERS and changed <= _MAY_CHANGE),
         found=f"{share:.1%} of {worst.rows} ({worst.output})",
-        limit=f"{SAME_ANSWERS:.0%} or more",
+        limit=f"{least:.3g} or more" if least * 100 % 1 else f"{least:.0%} or more",
         advice=advice,
     )
+
+
+def _closer(bits: int | None, given: bool) -> str:
+    """What to try where answers change."""
+    return _more(bits, given).replace("lower --min-sqnr", "lower --min-same")
 
 
 def _varies(repeats: Repeats, floor: float, noise: str) -> Check:

@@ -51,6 +51,7 @@ def quantize(
     plan: str | Path | Plan | None = None,
     external_data: str | int = "auto",
     min_sqnr: float | None = None,
+    min_same: float | None = None,
     force: bool = False,
     threads: int = 1,
     on: str | None = None,
@@ -81,6 +82,8 @@ def quantize(
             files, ``OUT`` and ``OUT.data`` beside it, which the runtime maps; ``always`` and
             ``never``; or a number of bytes in place of the 256 MiB.
         min_sqnr: fidelity floor in dB (default 20 at 8 bits, 8 at 4).
+        min_same: the least share (0 to 1) of samples whose answer stays the same, where an output
+            is a classification; 0.9 with ``data``, whatever ``min_sqnr`` says.
         force: keep the artifact although the proof failed.
         threads: of the runtime, while timing.
         on: another machine to quantize for, ``ssh://user@host[:port][/folder]`` or
@@ -107,6 +110,7 @@ def quantize(
         "on": on,
         "remote_python": remote_python,
         "external_data": external_data,
+        "min_same": min_same,
     }
     opened = open_source(source)
     options = GgufOptions(**gguf)
@@ -182,6 +186,7 @@ def quantize(
                 path,
                 bits=asked.bits,
                 min_sqnr=min_sqnr,
+                min_same=min_same,
                 prefer=asked.prefer,
                 threads=threads,
                 coverage=coverage,
@@ -218,6 +223,7 @@ def make_plan(
     prefer: str = "balanced",
     target: str = "here",
     min_sqnr: float | None = None,
+    min_same: float | None = None,
     threads: int = 1,
     on: str | None = None,
     remote_python: str = "python3",
@@ -239,6 +245,7 @@ def make_plan(
         "threads": threads,
         "on": on,
         "remote_python": remote_python,
+        "min_same": min_same,
     }
     opened = open_source(source)
     options = GgufOptions(**gguf)

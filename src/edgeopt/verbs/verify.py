@@ -39,6 +39,7 @@ def verify(
     model: str | None = None,
     trust_pickle: bool = False,
     min_sqnr: float | None = None,
+    min_same: float | None = None,
     prefer: str = "balanced",
     threads: int = 1,
     text: str | Path | None = None,
@@ -75,6 +76,7 @@ def verify(
         text=text,
         chunks=chunks,
         context=context,
+        min_same=min_same,
     )
     changed = as_written(made.path)
     if made.kind == "gguf":
@@ -134,6 +136,7 @@ def verify(
             made.path,
             bits=bits,
             min_sqnr=min_sqnr,
+            min_same=min_same,
             prefer=prefer,
             threads=threads,
             coverage=coverage if bits is not None else None,
