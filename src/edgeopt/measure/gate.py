@@ -13,6 +13,7 @@ from typing import Any
 
 from edgeopt.core import Basis, Change, Check, Fidelity, Verdict, format_bytes
 from edgeopt.errors import UsageError
+from edgeopt.measure.jobs import ROW_MARGIN_DB
 from edgeopt.measure.kinds import WorstKind, worst_kind
 from edgeopt.measure.pair import SLOWER, Mates, PairResult, Repeats
 
@@ -42,10 +43,6 @@ SAME_ANSWERS, _MAY_CHANGE = 0.9, 1
 
 #: Outputs whose largest element is no answer: what counts is where they point.
 DIRECTION = re.compile("embed|hidden|feature|pool")
-
-#: Decibels under the floor that a single row of a batch may be. The floor is asked of all rows
-#: together, about which single ones scatter; 6 dB is twice the amplitude of the error.
-ROW_MARGIN_DB = 6.0
 
 #: For what 8 bits are too few for.
 _FLOAT16 = "keep the model in float16, with edgeopt export --half"

@@ -29,7 +29,7 @@ from edgeopt.measure.process import Feeds
 from edgeopt.numerics.statistics import ratio_interval, round_ratios
 from edgeopt.runtimes.onnxruntime import Session, preload
 
-__all__ = ["JOBS", "interleave", "match_outputs"]
+__all__ = ["JOBS", "ROW_MARGIN_DB", "interleave", "match_outputs"]
 
 #: Seconds that a block of inferences takes: long against the clock and a context switch, short
 #: against what changes on the machine (frequency, neighbours).
@@ -188,6 +188,12 @@ def score(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> d
             continue
         found = [worst_kind(meter.result(), job.get("near")).db for meter in meters.values()]
         scores[name] = min((db for db in found if not math.isnan(db)), default=math.inf)
+        if job.get("batch"):
+            mates = _beside_others(
+                *(job["batch"], source, candidate, meters, names, feeds, folder, voice)
+            )
+            if mates is not None and mates["alone_db"] > mates["beside_db"] + ROW_MARGIN_DB:
+                scores[name] = min(scores[name], mates["beside_db"] + ROW_MARGIN_DB)
     return {"scores": scores}
 
 
@@ -282,6 +288,10 @@ def _repeats(
             found.append((db, name))
     return None if not found else dict(zip(("db", "output"), min(found), strict=True))
 
+
+#: Decibels under the floor that a single row of a batch may be. The floor is asked of all rows
+#: together, about which single ones scatter; 6 dB is twice the amplitude of the error.
+ROW_MARGIN_DB = 6.0
 
 #: Rows of a batch that is put together from single samples.
 _BATCH = 8

@@ -32,7 +32,7 @@ from edgeopt.measure.score import score_candidates
 from edgeopt.verbs.elsewhere import machine
 from edgeopt.verbs.graph_base import Asked, Base, needs_unsigned
 from edgeopt.verbs.graph_build import build
-from edgeopt.verbs.graph_source import Prepared
+from edgeopt.verbs.graph_source import Prepared, batch_inputs
 from edgeopt.verbs.graph_static import static_plans
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ _SHARES: Mapping[int, tuple[float, ...]] = {
 #: Parts of a graph that are kept in float in turn, to see what each of them costs, and the share of
 #: the float bytes that may be kept so.
 _PARTS, _MOST_KEPT = 12, 0.6
+
+#: Bytes of weights from which there are half as many parts: each takes a file to write and run.
+_LARGE = 64 << 20
 
 #: Decibels above the floor that what is kept so must bring: the trial inputs are few.
 _KEPT_DB = 3.0
@@ -95,6 +98,7 @@ class _Planner:
     machine: Mapping[str, Any]
     on: RemoteJobs | None
     progress: Progress | None
+    batch: tuple[str, ...] = ()
     _written: dict[str, Path] = field(default_factory=dict)
     _scores: dict[str, float] = field(default_factory=dict)
 
@@ -158,6 +162,7 @@ class _Planner:
                 {"candidate": self.file(plan)},
                 self.prepared.trial,
                 kinds=self.prepared.trial_kinds,
+                batch=self.batch,
                 probabilities=probability_outputs(self.prepared.captured.model),
                 near=NEAR[self.asked.bits] if self.asked.min_sqnr is None else None,
                 threads=self.asked.threads,
@@ -214,7 +219,8 @@ def make_graph_plan(
     if asked.block_size is not None and asked.bits == 4:
         _check_block(base, asked.block_size)
     planner = _Planner(
-        prepared, base, asked, workdir, sha256, cache, machine(on, asked.threads), on, progress
+        *(prepared, base, asked, workdir, sha256, cache, machine(on, asked.threads), on, progress),
+        batch=batch_inputs(prepared.captured.inputs) if prepared.captured.batches else (),
     )
     here = asked.target == "here"
     tried = recipes(
@@ -229,10 +235,21 @@ def make_graph_plan(
     first, reasons = _hold_fidelity(planner, tried[0], residual)
     exceptions = reasons.pop("tensors")
     plans = {tried[0].name: first}
-    for recipe in tried[1:]:
-        plans[recipe.name] = planner.plan(
-            dataclasses.replace(recipe, exceptions=exceptions), {"residual": residual}
-        )
+    for recipe in (*tried[1:], *_in_float(planner, tried, exceptions)):
+        # What one form cannot spare another may: each is asked without exceptions first.
+        plans[recipe.name] = planner.plan(recipe, {"residual": residual})
+        if not exceptions:
+            continue
+        if planner.score(plans[recipe.name]) >= planner.least_db:
+            if len(plans) > 1 and _is_much(planner, exceptions):
+                del plans[tried[0].name]  # the same answers, and less of it in float
+            continue
+        if planner.asked.bits == 8:
+            plans[recipe.name], _ = _hold_fidelity(planner, recipe, residual)
+        else:
+            plans[recipe.name] = planner.plan(
+                dataclasses.replace(recipe, exceptions=exceptions), {"residual": residual}
+            )
     plans = static_plans(planner, tried[-1], residual) | plans
     why: dict[str, str] = dict(reasons)
     timings: dict[str, dict[str, list[float]]] = {}
@@ -255,6 +272,24 @@ def make_graph_plan(
             for c in chosen.choices
         ),
     )
+
+
+def _in_float(
+    planner: _Planner, tried: Sequence[Recipe], exceptions: frozenset[str]
+) -> tuple[Recipe, ...]:
+    """The recipe that computes in float from 8-bit weights, where integer products alone were to
+    be tried and cost so much that tensors had to be excepted."""
+    if planner.asked.bits != 8 or not exceptions or planner.asked.prefer == "memory":
+        return ()
+    if any(recipe.product == "folded" for recipe in tried):
+        return ()
+    return (dataclasses.replace(tried[0], name="folded", product="folded"),)
+
+
+def _is_much(planner: _Planner, exceptions: frozenset[str]) -> bool:
+    """Whether more is kept in float than the shares of the smallest tensors."""
+    kept = sum(site.nbytes for site in planner.base.sites if site.name in exceptions)
+    return planner.asked.bits == 8 and kept > max(_SHARES[8]) * planner.base.float_bytes
 
 
 def _choose(
@@ -461,7 +496,7 @@ def _parts(sites: Sequence[Site]) -> list[list[Site]]:
     for site in sites:
         twins.setdefault(_BRANCH.sub("branch", site.name), []).append(site)
     groups = list(twins.values())
-    size = -(-len(groups) // _PARTS)
+    size = -(-len(groups) // (_PARTS if sum(s.nbytes for s in sites) < _LARGE else _PARTS // 2))
     return [
         [site for group in groups[at : at + size] for site in group]
         for at in range(0, len(groups), size)

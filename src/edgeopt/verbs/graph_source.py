@@ -12,7 +12,7 @@ from edgeopt.core import Array, InputSpec, Progress, Source
 from edgeopt.data.hint import Hint
 from edgeopt.data.inputspec import parse_inputs
 from edgeopt.data.samples import Feed, Samples, load
-from edgeopt.data.sizes import batch_symbols, sizes_of
+from edgeopt.data.sizes import batch_axes, batch_symbols, sizes_of
 from edgeopt.data.split import split
 from edgeopt.data.synthetic import OTHER_BATCH, pinned, synthetic
 from edgeopt.errors import InputsError, SourceError, UsageError
@@ -21,6 +21,7 @@ from edgeopt.verbs.token_hints import with_tokens
 
 __all__ = [
     "Prepared",
+    "batch_inputs",
     "example_of",
     "has_graph",
     "narrowed",
@@ -229,6 +230,15 @@ def _sizes(captured: Captured) -> dict[str, int]:
     shapes = {name: array.shape for name, array in captured.example.items()}
     sizes = sizes_of(captured.inputs, shapes)
     return {**sizes, **dict.fromkeys(batch_symbols(captured.inputs), 1)}
+
+
+def batch_inputs(inputs: Sequence[InputSpec]) -> tuple[str, ...]:
+    """The inputs whose first axis is the one batch that all of them share; none where a batch lies
+    inside (a recurrent state's), so that rows cannot be stacked."""
+    symbols, axes = batch_symbols(inputs), batch_axes(inputs)
+    if len(symbols) != 1 or any(axis for axis in axes.values()):
+        return ()
+    return tuple(spec.name for spec in inputs if spec.shape and spec.shape[0] == symbols[0])
 
 
 def _batch(captured: Captured) -> int | None:

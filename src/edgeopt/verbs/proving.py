@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.core import Change, InputSpec, Plan, Progress, Proof, file_sha256, shown_shape
-from edgeopt.data.sizes import batch_axes, batch_symbols
+from edgeopt.core import Change, Plan, Progress, Proof, file_sha256, shown_shape
 from edgeopt.graphs.chances import probability_outputs
 from edgeopt.graphs.coverage import Coverage, misplaced
 from edgeopt.graphs.draws import draws
@@ -18,7 +17,7 @@ from edgeopt.measure.pair import measure_pair
 from edgeopt.report.usage import usage_lines
 from edgeopt.verbs.elsewhere import machine
 from edgeopt.verbs.graph_base import needs_unsigned
-from edgeopt.verbs.graph_source import Prepared, single_steps
+from edgeopt.verbs.graph_source import Prepared, batch_inputs, single_steps
 
 if TYPE_CHECKING:
     from edgeopt.measure.remote.jobs import RemoteJobs
@@ -61,7 +60,7 @@ def prove_graph(
         prepared.proof,
         threads=threads,
         seconds=_SECONDS,
-        batch=_batch_inputs(captured.inputs),
+        batch=batch_inputs(captured.inputs),
         loose=loose_outputs(captured.model),
         probabilities=probability_outputs(captured.model),
         kinds=prepared.kinds,
@@ -146,15 +145,6 @@ def _noise(model: Path) -> str:
     if not drawn.nodes:
         return ""
     return f"{', '.join(drawn.nodes)} of the source draws at random: {drawn.remedy}"
-
-
-def _batch_inputs(inputs: Sequence[InputSpec]) -> tuple[str, ...]:
-    """The inputs whose first axis is the one batch that all of them share; none where a batch lies
-    inside (a recurrent state's), so that rows cannot be stacked."""
-    symbols, axes = batch_symbols(inputs), batch_axes(inputs)
-    if len(symbols) != 1 or any(axis for axis in axes.values()):
-        return ()
-    return tuple(spec.name for spec in inputs if spec.shape and spec.shape[0] == symbols[0])
 
 
 def saturation(products: int, there: Mapping[str, Any]) -> tuple[str, ...]:
