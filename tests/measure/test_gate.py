@@ -178,7 +178,7 @@ def test_answers_count_beside_decibels() -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, math.nan, 90])
 def test_a_share_of_answers_is_from_nought_to_one(share: float) -> None:
-    with pytest.raises(UsageError, match="--min-same .*share from 0 to 1"):
+    with pytest.raises(UsageError, match=r"--min-same .*share from 0 to 1"):
         verdict(min_same=share)
 
 

@@ -56,7 +56,7 @@ def test_no_kinds_no_change():
 
 
 def chance(low: float, error: float) -> tuple[np.ndarray, np.ndarray]:
-    reference = np.full((1, 1), low)
+    reference = np.full((1, 200), low)
     return reference, reference + error
 
 
@@ -86,3 +86,9 @@ def test_values_beyond_one_are_no_probabilities():
     assert not measured(
         {"a": (np.full((1, 2), 1.5), np.full((1, 2), 1.4))}, probability=True
     ).probability
+
+
+def test_a_single_number_is_held_against_what_it_is_elsewhere():
+    one = np.ones((1, 1))
+    found = measured({"a": (one, one), "b": (one * 1e-3, one * 1e-3 + 0.05)})
+    assert found.kinds[1].sqnr_db == pytest.approx(10 * math.log10(0.5 / 0.05**2), abs=0.01)

@@ -31,8 +31,8 @@ class OfKind:
     """How close one output is over the samples of one kind, of those that were made up.
 
     ``sqnr_db`` is against the output's own power on that kind, which counts as no less than a
-    hundredth of its power over all kinds; ``same_side``: the share of elements that are on the same
-    side of one half, for a probability what is decided.
+    hundredth of its power over all kinds (of n numbers, a share of one in n). ``same_side``: the
+    share of elements on the same side of one half, for a probability what is decided.
     """
 
     kind: str

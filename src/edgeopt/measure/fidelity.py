@@ -31,6 +31,7 @@ _DISTRIBUTION = 1e-3
 
 #: An output's power on one kind of samples counts as no less than this share of its power on all:
 #: what is next to nothing beside what the output says elsewhere is not held to its own decibels.
+#: Nor are a few numbers that happen to be small: of n there are, the share is one in n at least.
 _LEAST_POWER = 0.01
 
 
@@ -46,7 +47,8 @@ class _Sums:
 
     def of_kind(self, kind: str, power: float) -> OfKind:
         """``power``: the output's mean square over all kinds."""
-        signal = max(self.signal, _LEAST_POWER * power * self.elements)
+        least = max(_LEAST_POWER, 1 / max(self.elements, 1))
+        signal = max(self.signal, least * power * self.elements)
         share = self.same_side / self.elements if self.elements else 1.0
         return OfKind(kind, _sqnr_db(signal, self.noise), self.max_abs, share)
 
