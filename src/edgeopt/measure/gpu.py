@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 __all__ = ["Gpu", "GpuMemory", "GpuMemoryMeter", "Gpus"]
 
 #: The inode of the first PID namespace (PROC_PID_INIT_INO): a process elsewhere has other PIDs
