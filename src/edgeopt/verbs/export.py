@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeopt.core import Change, Progress, Proof, Source
 from edgeopt.errors import CaptureError, SourceError, UsageError
 from edgeopt.files.open import open_source
+from edgeopt.targets.gguf.options import GGUF_KEYWORDS, GgufOptions, lacks_cache, wants_gguf
+from edgeopt.targets.keep import external_over
+from edgeopt.targets.onnx.source import Prepared, prepare, require_graph
 from edgeopt.verbs.applies import require_meaning
 from edgeopt.verbs.calling import verb
-from edgeopt.verbs.gguf_options import GGUF_KEYWORDS, GgufOptions, lacks_cache, wants_gguf
-from edgeopt.verbs.graph_source import Prepared, prepare, require_graph
-from edgeopt.verbs.output import external_over
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from edgeopt.verbs.gguf_options import GgufKeywords
+    from edgeopt.targets.gguf.options import GgufKeywords
 
 __all__ = ["export"]
 
@@ -74,7 +74,7 @@ def export(
         min_sqnr: fidelity floor in dB (default 30, with ``half`` 40).
         data, inputs, model, trust_pickle, prefer, force, threads: as in
             :func:`edgeopt.quantize`; ``data`` is only proven on, and gives example inputs.
-        gguf: see :class:`edgeopt.verbs.gguf_options.GgufOptions`; ``type`` is F16, BF16 or F32,
+        gguf: see :class:`edgeopt.targets.gguf.options.GgufOptions`; ``type`` is F16, BF16 or F32,
             by default 16 bits of the kind that the source has.
 
     Returns:
@@ -104,10 +104,10 @@ def export(
     from edgeopt.graphs.coverage import read_half
     from edgeopt.graphs.external import data_path
     from edgeopt.graphs.half import halve
-    from edgeopt.verbs.graph_base import fold_base, require_float
-    from edgeopt.verbs.graph_build import write_model
-    from edgeopt.verbs.output import artifact_path, metadata_of, scratch, write_proven
-    from edgeopt.verbs.proving import prove_graph
+    from edgeopt.targets.keep import artifact_path, metadata_of, scratch, write_proven
+    from edgeopt.targets.onnx.base_graph import fold_base, require_float
+    from edgeopt.targets.onnx.build import options_of, write_model
+    from edgeopt.targets.onnx.prove import prove_graph
 
     require_float(opened)
     path = artifact_path(opened, out, "fp16" if half else "fp32", ".onnx")
@@ -163,11 +163,6 @@ def export(
         )
 
 
-def options_of(half: bool, opset: int | None) -> Mapping[str, Any]:
-    """What an exported file says of how it was made: all that its bytes depend on."""
-    return {"to": "onnx", "half": half, "opset": opset}
-
-
 def _default_opset(kind: str) -> int:
     """An ONNX source keeps its own; what comes from torch gets the one that quantize uses."""
     return 1 if kind == "onnx" else 21
@@ -218,7 +213,7 @@ def _to_gguf(
     force: bool,
     progress: Progress | None,
 ) -> Proof:
-    from edgeopt.verbs.quantize_gguf import default_export_type, make_gguf
+    from edgeopt.targets.gguf.make import default_export_type, make_gguf
 
     kind = (options.type or default_export_type(source)).upper()
     if kind not in _PLAIN:

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 from edgeopt.core import Plan, Progress, Proof, Source
 from edgeopt.errors import SourceError
 from edgeopt.files.open import open_source
+from edgeopt.targets.gguf.options import GGUF_KEYWORDS, GgufOptions, lacks_cache, wants_gguf
+from edgeopt.targets.keep import external_over, scratch
+from edgeopt.targets.machine import connected
+from edgeopt.targets.onnx.base_graph import Asked, Base, open_base, require_float
+from edgeopt.targets.onnx.build import build
+from edgeopt.targets.onnx.plan import make_graph_plan
+from edgeopt.targets.onnx.replay import asked_by, fitting_plan, read_plan, require_sound
+from edgeopt.targets.onnx.source import Prepared, has_graph, prepare, require_graph
 from edgeopt.verbs.applies import require_meaning
 from edgeopt.verbs.calling import verb
-from edgeopt.verbs.elsewhere import connected
-from edgeopt.verbs.gguf_options import GGUF_KEYWORDS, GgufOptions, lacks_cache, wants_gguf
-from edgeopt.verbs.graph_base import Asked, Base, open_base, require_float
-from edgeopt.verbs.graph_build import build
-from edgeopt.verbs.graph_plan import make_graph_plan
-from edgeopt.verbs.graph_source import Prepared, has_graph, prepare, require_graph
-from edgeopt.verbs.output import external_over, scratch
-from edgeopt.verbs.replay import asked_by, fitting_plan, read_plan, require_sound
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from edgeopt.verbs.gguf_options import GgufKeywords
+    from edgeopt.targets.gguf.options import GgufKeywords
 
 __all__ = ["FOUR_BIT_OPSET", "make_plan", "quantize"]
 
@@ -87,7 +87,7 @@ def quantize(
             ``adb://serial``: candidates are scored and timed there, and the proof is measured
             there, with its own ONNX Runtime in ``remote_python``.
         gguf: what only GGUF knows: ``type``, ``tensor_types``, ``imatrix`` and more, see
-            :class:`edgeopt.verbs.gguf_options.GgufOptions`.
+            :class:`edgeopt.targets.gguf.options.GgufOptions`.
 
     Returns:
         The proof. Where ``proof.proven`` is false and ``force`` was not given, nothing was kept.
@@ -111,7 +111,7 @@ def quantize(
     opened = open_source(source)
     options = GgufOptions(**gguf)
     if wants_gguf(opened, to, out, options):
-        from edgeopt.verbs.quantize_gguf import make_gguf
+        from edgeopt.targets.gguf.make import make_gguf
 
         require_meaning("GGUF", block_size=block_size, **graphs)
         return make_gguf(
@@ -126,7 +126,7 @@ def quantize(
         )
     if _weights_only(opened, to, model):
         require_meaning("safetensors", **graphs)
-        from edgeopt.verbs.quantize_weights import quantize_weights
+        from edgeopt.targets.packed.make import quantize_weights
 
         return quantize_weights(
             opened, out, asked=asked, plan=read_plan(plan), force=force, progress=progress
@@ -134,8 +134,8 @@ def quantize(
     from edgeopt.graphs.coverage import read_coverage
     from edgeopt.graphs.external import data_path
     from edgeopt.graphs.transform import CodeCache
-    from edgeopt.verbs.output import artifact_path, metadata_of, write_proven
-    from edgeopt.verbs.proving import prove_graph
+    from edgeopt.targets.keep import artifact_path, metadata_of, write_proven
+    from edgeopt.targets.onnx.prove import prove_graph
 
     given = read_plan(plan)
     if given is not None:
@@ -243,13 +243,13 @@ def make_plan(
     opened = open_source(source)
     options = GgufOptions(**gguf)
     if wants_gguf(opened, to, out, options):
-        from edgeopt.verbs.quantize_gguf import gguf_plan
+        from edgeopt.targets.gguf.make import gguf_plan
 
         require_meaning("GGUF", block_size=block_size, **graphs)
         return gguf_plan(opened, options, bits)
     if _weights_only(opened, to, model):
         require_meaning("safetensors", **graphs)
-        from edgeopt.verbs.quantize_weights import plan_weights
+        from edgeopt.targets.packed.make import plan_weights
 
         return plan_weights(opened, bits=asked.bits, block_size=block_size, options=asked.options())
     from edgeopt.graphs.transform import CodeCache

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeopt.core import Basis, Check, Fidelity, Progress, Proof, Source, Verdict, format_bytes
+from edgeopt.core import Check, Progress, Proof, Source
 from edgeopt.errors import SourceError, UsageError
-from edgeopt.files import packed
 from edgeopt.files.open import open_source
+from edgeopt.targets.keep import scratch
+from edgeopt.targets.onnx.source import has_graph, narrowed, prepare
+from edgeopt.targets.packed.prove import verify_weights
+from edgeopt.targets.written import as_written, other_source
 from edgeopt.verbs.applies import require_meaning
 from edgeopt.verbs.calling import verb
-from edgeopt.verbs.graph_source import has_graph, narrowed, prepare
-from edgeopt.verbs.output import scratch
-from edgeopt.verbs.written import as_written
 
-__all__ = ["verify", "verify_weights"]
+__all__ = ["verify"]
 
 #: Operators and dtypes that only weights of 4 bits and less have.
 _FOUR_BIT_OPS = frozenset({"MatMulNBits", "GatherBlockQuantized", "MatMulBnb4"})
 _FOUR_BIT_DTYPES = frozenset({"int4", "uint4", "int2", "uint2", "float4_e2m1fn"})
-
-#: Tensors shown by name when weights are compared.
-_WORST = 5
 
 
 @verb()
@@ -78,7 +74,7 @@ def verify(
     )
     changed = as_written(made.path)
     if made.kind == "gguf":
-        from edgeopt.verbs.verify_gguf import verify_gguf
+        from edgeopt.targets.gguf.verify import verify_gguf
 
         proof = verify_gguf(
             opened,
@@ -105,7 +101,7 @@ def verify(
             "give the code with --model package.module:callable"
         )
     from edgeopt.graphs.coverage import float_bytes, read_coverage, read_half
-    from edgeopt.verbs.proving import prove_graph
+    from edgeopt.targets.onnx.prove import prove_graph
 
     origin = _origin(made.details["metadata"])
     options = _mapping(origin.get("options"))
@@ -139,7 +135,7 @@ def verify(
             coverage=coverage if bits is not None else None,
             quantized=bits is not None,
             source_sha256=sha256,
-            notes=_other_source(origin.get("source_sha256"), sha256),
+            notes=other_source(origin.get("source_sha256"), sha256),
             progress=progress,
         )
     return _with(proof, changed)
@@ -169,138 +165,3 @@ def _bits_shown(artifact: Source) -> int | None:
     if _FOUR_BIT_OPS & set(ops) or any(w.dtype in _FOUR_BIT_DTYPES for w in artifact.weights):
         return 4
     return 8 if ops else None
-
-
-def _other_source(claimed: object, sha256: str) -> tuple[str, ...]:
-    if not isinstance(claimed, str) or not claimed or claimed == sha256:
-        return ()
-    return (
-        f"the artifact says it was made from another file (SHA-256 {claimed[:12]}..., "
-        f"this source has {sha256[:12]}...)",
-    )
-
-
-# ---------------------------------------------------------------------------------------------
-# weights without a graph
-
-
-def verify_weights(
-    source: Source,
-    artifact: Source,
-    sha256: str,
-    min_sqnr: float | None,
-    threads: int,
-    shown: Path | None = None,
-) -> Proof:
-    """Every tensor of the source against what the artifact gives back in its place.
-
-    ``shown`` is the name that the artifact will have, where that is not yet its own.
-    """
-    from edgeopt.measure.environment import environment
-    from edgeopt.measure.gate import FLOORS
-    from edgeopt.verbs.quantize_weights import prove_weights
-
-    metadata = artifact.details["metadata"]
-    if not packed.is_packed(metadata):
-        raise SourceError(f"{artifact.path}: holds no packed weights; give what edgeopt wrote")
-    header = packed.read_header(artifact.path, metadata)
-    ratios = prove_weights(source, artifact.path)
-    worst = sorted(ratios, key=lambda name: ratios[name])[:_WORST]
-    bits = min((layout.scheme.bits for layout in header.layouts.values()), default=8)
-    floor = FLOORS[4 if bits <= 4 else 8] if min_sqnr is None else min_sqnr
-    lowest = ratios[worst[0]] if worst else math.inf
-    coverage = _coverage(source, header)
-    checks = (
-        Check(
-            "something quantized",
-            bool(header.layouts),
-            f"{coverage['share']:.1%} of the float weights' bytes",
-            "more than none",
-            "make it anew with edgeopt quantize",
-        ),
-        Check(
-            "file smaller",
-            artifact.nbytes < source.nbytes,
-            f"{format_bytes(artifact.nbytes)} from {format_bytes(source.nbytes)}",
-            "fewer bytes than the source",
-            "use --bits 4",
-        ),
-        Check(
-            "fidelity",
-            lowest >= floor,
-            f"{lowest:.1f} dB ({worst[0]})" if worst else "no tensors",
-            f"{floor:g} dB or more in every tensor",
-            "use --bits 8, or check that the artifact was made from this source",
-        ),
-    )
-    return Proof(
-        verb="verify",
-        source={
-            "path": str(source.path),
-            "kind": source.kind,
-            "nbytes": source.nbytes,
-            "sha256": sha256,
-        },
-        artifact={
-            "path": str(shown or artifact.path),
-            "format": "safetensors",
-            "nbytes": artifact.nbytes,
-            "sha256": artifact.sha256(),
-        },
-        plan=None,
-        changes=(),
-        coverage=coverage,
-        fidelity=tuple(_of_weight(name, ratios[name]) for name in worst),
-        samples="the weights themselves, the worst first",
-        measurements=(),
-        environment=environment(threads=threads),
-        verdict=Verdict(
-            checks,
-            ("weights proven; speed not: give --model to get a runnable file",),
-            Basis("weights", len(ratios)),
-        ),
-        usage=(
-            "import edgeopt\n"
-            f"weights = edgeopt.load_weights({str(shown or artifact.path)!r})\n"
-            "for name, array in weights.items():\n"
-            "    print(name, array.dtype, array.shape)"
-        ),
-        notes=_other_source(header.source_sha256, sha256),
-    )
-
-
-def _coverage(source: Source, header: packed.Header) -> dict[str, Any]:
-    floats = [w for w in source.weights if w.is_float]
-    total = sum(w.nbytes for w in floats)
-    stored = header.layouts.keys() | header.tied.keys()
-    kept = [w for w in floats if w.name not in stored]
-    kept_bytes = sum(w.nbytes for w in kept)
-    bits: dict[str, int] = {}
-    for layout in header.layouts.values():
-        width = str(layout.scheme.bits)
-        bits[width] = bits.get(width, 0) + math.prod(layout.shape)
-    if kept:
-        bits["float"] = sum(w.size for w in kept)
-    return {
-        "share": 1.0 - kept_bytes / total if total else 0.0,
-        "source_bytes": total,
-        "kept_bytes": kept_bytes,
-        "kept": [{"tensor": w.name, "nbytes": w.nbytes} for w in kept],
-        "quantized_tensors": len(header.layouts),
-        "bits": bits,
-    }
-
-
-def _of_weight(name: str, ratio: float) -> Fidelity:
-    """A weight's own signal to noise, in the form of an output's; nothing else is known of it."""
-    return Fidelity(
-        output=name,
-        sqnr_db=ratio,
-        cosine=math.nan,
-        max_abs=math.nan,
-        top1=None,
-        kl=None,
-        finite=ratio > -math.inf,
-        constant=False,
-        samples=1,
-    )
