@@ -190,7 +190,8 @@ def test_layers_are_put_together_and_their_errors_are_the_codes(
 
 
 def test_layers_that_edgeopt_quantized(tmp_path: Path) -> None:
-    from edgeopt.targets.packed.make import carry_out, plan_weights
+    from edgeopt.targets.packed.make import carry_out
+    from edgeopt.targets.packed.plan import plan_weights
 
     rng = np.random.default_rng(0)
     weights = {"a.weight": rng.standard_normal((64, 96)).astype(np.float32)}

@@ -404,7 +404,7 @@ def test_nothing_is_written_when_planning_fails(
     def fail(*_: Any, **__: Any) -> Any:
         raise SourceError("broken on purpose")
 
-    monkeypatch.setattr("edgeopt.verbs.quantize.build", fail)
+    monkeypatch.setattr("edgeopt.targets.onnx.target.build", fail)
     before = listing(text.parent)
     with pytest.raises(SourceError, match="on purpose"):
         quantize(text, prefer="size")

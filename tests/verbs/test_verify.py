@@ -17,7 +17,8 @@ from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.open import open_source
 from edgeopt.measure import pair
 from edgeopt.targets.onnx import prove as proving
-from edgeopt.targets.packed.make import carry_out, plan_weights
+from edgeopt.targets.packed.make import carry_out
+from edgeopt.targets.packed.plan import plan_weights
 from edgeopt.verbs.verify import verify
 
 

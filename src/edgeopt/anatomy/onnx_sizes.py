@@ -151,8 +151,8 @@ def _quantized_bytes(model: ir.Model, source: Source, bits: int) -> int | None:
     from edgeopt.graphs.planning import decide, recipes
     from edgeopt.graphs.sites import find_sites
     from edgeopt.graphs.transform import BlankCodes, apply_decisions
+    from edgeopt.targets.asked import Asked
     from edgeopt.targets.keep import metadata_of
-    from edgeopt.targets.onnx.base_graph import Asked
 
     asked = Asked(bits, prefer="size", target="portable")
     sites, left = find_sites(model.graph)

@@ -85,7 +85,8 @@ def _is_matrix(weight: Weight) -> bool:
 def _safetensors(source: Source) -> Iterator[Prediction]:
     if source.kind not in _DICT_KINDS:
         return
-    from edgeopt.targets.packed.make import plan_weights, predicted_bytes
+    from edgeopt.targets.packed.make import predicted_bytes
+    from edgeopt.targets.packed.plan import plan_weights
 
     for bits in (8, 4):
         try:

@@ -23,13 +23,12 @@ from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.open import open_source
 from edgeopt.files.weights import load_weights
 from edgeopt.numerics.affine import sqnr_db
-from edgeopt.targets.onnx.plan import Asked
+from edgeopt.targets.base import Request, deliver
 from edgeopt.targets.packed.make import (
     carry_out,
-    plan_weights,
     predicted_bytes,
-    quantize_weights,
 )
+from edgeopt.targets.packed.plan import plan_weights
 from edgeopt.targets.packed.prove import prove_weights
 from edgeopt.verbs.quantize import quantize
 
@@ -286,7 +285,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from edgeopt.files.open import open_source
-from edgeopt.targets.packed.make import carry_out, plan_weights
+from edgeopt.targets.packed.make import carry_out
+from edgeopt.targets.packed.plan import plan_weights
 source = open_source(sys.argv[1])
 carry_out(source, plan_weights(source, bits=4), Path(sys.argv[2]))
 """
@@ -394,11 +394,14 @@ def test_a_plan_for_another_file_is_refused(tmp_path):
         predicted_bytes(saved(tmp_path, model()), tying)
 
 
+def delivered(source, out=None, **asked):
+    return deliver(source, Request(verb="quantize", to="safetensors", out=out, **asked))
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_verb_writes_proves_and_replays(tmp_path, bits):
     source = saved(tmp_path, model())
-    asked = Asked(bits)
-    proof = quantize_weights(source, None, asked=asked)
+    proof = delivered(source, bits=bits)
     out = tmp_path / f"in-int{bits}.safetensors"
     assert proof.proven
     assert proof.verb == "quantize"
@@ -407,21 +410,21 @@ def test_the_verb_writes_proves_and_replays(tmp_path, bits):
     assert str(out) in proof.usage
     assert any("give --model" in line for line in proof.verdict.unproven)
     assert proof.plan is not None
-    again = quantize_weights(source, tmp_path / "again.safetensors", asked=asked, plan=proof.plan)
+    again = delivered(source, tmp_path / "again.safetensors", plan=proof.plan)
     assert again.artifact["sha256"] == proof.artifact["sha256"]
     other = dataclasses.replace(proof.plan, source_sha256="0" * 64)
     with pytest.raises(UsageError, match="made for another source"):
-        quantize_weights(source, tmp_path / "no.safetensors", asked=asked, plan=other)
+        delivered(source, tmp_path / "no.safetensors", plan=other)
     assert not (tmp_path / "no.safetensors").exists()
 
 
 def test_the_verb_keeps_nothing_that_fails(tmp_path):
     source = saved(tmp_path, model())
     out = tmp_path / "out.safetensors"
-    proof = quantize_weights(source, out, asked=Asked(4, min_sqnr=60))
+    proof = delivered(source, out, bits=4, min_sqnr=60)
     assert not proof.proven
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.safetensors"]
-    assert quantize_weights(source, out, asked=Asked(4, min_sqnr=60), force=True).proven is False
+    assert delivered(source, out, bits=4, min_sqnr=60, force=True).proven is False
     assert out.exists()
 
 

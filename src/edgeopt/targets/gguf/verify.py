@@ -12,7 +12,6 @@ from edgeopt.llm.model import LanguageModel
 from edgeopt.llm.read import read_model
 from edgeopt.runtimes import llamacpp
 from edgeopt.targets.gguf.checks import Expected, Part, check_structure, check_tensors, type_name
-from edgeopt.targets.gguf.make import write_reference
 from edgeopt.targets.gguf.prove import (
     Facts,
     Reference,
@@ -22,6 +21,7 @@ from edgeopt.targets.gguf.prove import (
     nominal_bits,
     reference_file,
 )
+from edgeopt.targets.gguf.reference import write_reference
 from edgeopt.targets.gguf.runs import check_predictions, check_runs, is_embedder, read_text
 
 __all__ = ["verify_gguf"]

@@ -1,10 +1,9 @@
-"""What was asked of a graph, and the folded float graph that every candidate is made from."""
+"""The folded float graph that every candidate is made from."""
 
 from __future__ import annotations
 
 import gc
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.core import Progress, Source
-from edgeopt.errors import SourceError, UsageError
+from edgeopt.errors import SourceError
 from edgeopt.graphs.fold import constant_array, fold, load_model
 from edgeopt.graphs.identity import Identity, identify, read_identity
 from edgeopt.graphs.sites import Site, find_sites, float_initializers, quantized_ops
@@ -22,7 +21,6 @@ from edgeopt.graphs.tune import can_tune
 from edgeopt.targets.onnx.source import Prepared
 
 __all__ = [
-    "Asked",
     "Base",
     "fold_base",
     "fold_float",
@@ -32,43 +30,6 @@ __all__ = [
     "require_finite",
     "require_float",
 ]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the user asked for, checked. Raises UsageError where it cannot be honoured."""
-
-    bits: int
-    prefer: str = "balanced"
-    target: str = "here"
-    block_size: int | None = None
-    min_sqnr: float | None = None
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("--bits", self.bits, (8, 4)),
-            ("--prefer", self.prefer, ("balanced", "speed", "size", "memory")),
-            ("--target", self.target, ("here", "portable")),
-        ):
-            if value not in known:
-                raise UsageError(f"{name} {value}: not one of {', '.join(map(str, known))}")
-        if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):
-            raise UsageError(f"--min-sqnr {self.min_sqnr}: not a number of decibels, such as 20")
-        size = self.block_size
-        if size is not None and (size < 16 or size > 256 or size & (size - 1)):
-            raise UsageError(
-                f"--block-size {size} is not a power of two from 16 to 256; use 32, 64 or 128"
-            )
-
-    def options(self) -> dict[str, Any]:
-        """What goes into the plan and the artifact: what the bytes depend on, nothing else."""
-        return {
-            "bits": self.bits,
-            "prefer": self.prefer,
-            "target": self.target,
-            "block_size": self.block_size,
-        }
 
 
 @dataclass(frozen=True)

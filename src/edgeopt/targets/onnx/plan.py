@@ -26,8 +26,9 @@ from edgeopt.graphs.tune import TUNES
 from edgeopt.measure.contest import fastest, time_candidates
 from edgeopt.measure.gate import FLOORS
 from edgeopt.measure.score import score_candidates
+from edgeopt.targets.asked import Asked
 from edgeopt.targets.machine import machine
-from edgeopt.targets.onnx.base_graph import Asked, Base, needs_unsigned
+from edgeopt.targets.onnx.base_graph import Base, needs_unsigned
 from edgeopt.targets.onnx.build import build
 from edgeopt.targets.onnx.source import Prepared
 from edgeopt.targets.onnx.static_plans import static_plans

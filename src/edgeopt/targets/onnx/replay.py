@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from edgeopt.core import Affine, Plan, Source
@@ -15,9 +12,9 @@ from edgeopt.graphs.forms import FORMS
 from edgeopt.graphs.tune import TUNES
 from edgeopt.numerics.affine import SCALE_DTYPES
 from edgeopt.numerics.methods import METHODS
-from edgeopt.targets.onnx.base_graph import Asked, Base
+from edgeopt.targets.onnx.base_graph import Base
 
-__all__ = ["asked_by", "fitting_plan", "read_plan", "require_sound"]
+__all__ = ["fitting_plan", "require_sound"]
 
 #: Values that graph-wide choices may have, where they are carried out by name.
 _CHOICES: Mapping[str, frozenset[str]] = {
@@ -27,41 +24,6 @@ _CHOICES: Mapping[str, frozenset[str]] = {
     "weight_range": frozenset({"7 bits", "8 bits"}),
     "weights": frozenset({"int8", "uint8"}),
 }
-
-
-def read_plan(path: str | Path | Plan | None) -> Plan | None:
-    """The plan in a file, or itself; UsageError where the file holds none."""
-    if path is None or isinstance(path, Plan):
-        return path
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--plan {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"--plan {path}: not a plan (not JSON: {error})") from error
-    try:
-        plan = Plan.from_json(document)
-        plan.digest()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"--plan {path}: not a plan of this edgeopt ({error})") from error
-    return plan
-
-
-def asked_by(plan: Plan, asked: Asked) -> Asked:
-    """The plan's own options; what is measured how stays the user's."""
-    options = plan.options
-    try:
-        return dataclasses.replace(
-            asked,
-            bits=int(options["bits"]),
-            prefer=str(options["prefer"]),
-            target=str(options["target"]),
-            block_size=options["block_size"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"the plan's options are incomplete ({error}); make it anew") from error
-    except UsageError as error:
-        raise UsageError(f"the plan's options: {error}") from error
 
 
 def require_sound(plan: Plan, sha256: str, source: Source) -> None:

@@ -6,98 +6,29 @@ time are read, encoded and written, so a model larger than memory goes through.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import edgeopt
-from edgeopt.core import Change, Codes, Decision, Plan, Progress, Proof, Source, Weight
+from edgeopt.core import Change, Codes, Decision, Plan, Source, Weight
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files import packed, safetensors
-from edgeopt.files.open import open_source
 from edgeopt.files.packed import Header, Layout, matrix_shape
 from edgeopt.files.spans import raw_bytes, row_spans, ties_of
 from edgeopt.numerics.affine import dequantize, noise_power, ratio_db
 from edgeopt.numerics.methods import METHODS
-from edgeopt.targets.packed.plan import plan_weights
 
-if TYPE_CHECKING:
-    from edgeopt.targets.onnx.base_graph import Asked
-
-__all__ = ["carry_out", "plan_weights", "predicted_bytes", "quantize_weights"]
+__all__ = ["carry_out", "predicted_bytes"]
 
 _MAX_THREADS = 8
-
-
-def quantize_weights(
-    source: Source,
-    out: str | Path | None,
-    *,
-    asked: Asked,
-    plan: Plan | None = None,
-    force: bool = False,
-    progress: Progress | None = None,
-) -> Proof:
-    """Write ``source``'s weights packed, and prove them from the written bytes.
-
-    ``out`` is by default ``NAME-int8.safetensors`` beside the source; ``plan``, where given, is
-    replayed instead of made. The proof covers every tensor; it cannot cover speed or outputs, and
-    says so. What is not proven is not kept, unless ``force``. Raises EdgeoptError.
-    """
-    from edgeopt.targets.keep import artifact_path, write_proven
-    from edgeopt.targets.packed.prove import verify_weights
-
-    bits = asked.bits if plan is None else plan.options.get("bits", asked.bits)
-    path = artifact_path(
-        source,
-        out,
-        f"int{bits}",
-        ".safetensors",
-        instead="give the code with --model package.module:callable for an ONNX file",
-    )
-    if progress is not None:
-        progress("reading", None)
-    sha256 = source.sha256()
-    if plan is None:
-        made = plan_weights(
-            source,
-            bits=asked.bits,
-            block_size=asked.block_size,
-            options=asked.options(),
-            sha256=sha256,
-        )
-    elif plan.source_sha256 != sha256:
-        raise UsageError(
-            f"the plan was made for another source (SHA-256 {plan.source_sha256[:12]}..., "
-            f"{source.path} has {sha256[:12]}...); make it anew"
-        )
-    else:
-        made = plan
-
-    def make(temporary: Path) -> Proof:
-        if progress is not None:
-            progress("quantizing", None)
-        changes = carry_out(source, made, temporary)
-        if progress is not None:
-            progress("proving", None)
-        proof = verify_weights(
-            source, open_source(temporary), sha256, asked.min_sqnr, asked.threads, path
-        )
-        return dataclasses.replace(proof, verb="quantize", plan=made, changes=changes)
-
-    return write_proven(path, made, force, make)
-
-
-# ---------------------------------------------------------------------------------------------
-# carry out
 
 
 def predicted_bytes(source: Source, plan: Plan) -> int:
