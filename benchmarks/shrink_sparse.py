@@ -95,8 +95,8 @@ def _measure(
 
     from edgeopt.files.open import open_source
     from edgeopt.numerics.task_metrics import cosines, spearman
+    from edgeopt.targets.program.module import open_torch
     from edgeopt.train.sparse import prune_weights
-    from edgeopt.verbs.torch_model import open_torch
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = read_pairs(data / "stsb-en-dev.csv")

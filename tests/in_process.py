@@ -24,7 +24,8 @@ from edgeopt.errors import WorkerError
 from edgeopt.graphs.capture import child, parent
 from edgeopt.measure import jobs, pair, process, worker
 from edgeopt.measure.child import rebuilt
-from edgeopt.verbs import graph_plan, proving
+from edgeopt.targets.onnx import plan as graph_plan
+from edgeopt.targets.onnx import prove as proving
 
 __all__ = ["forked_capture", "forked_command", "no_processes", "ready_to_export", "untraced"]
 

@@ -16,7 +16,7 @@ from tests.in_process import no_processes
 import edgeopt
 from edgeopt.core import Proof, Source
 from edgeopt.graphs.capture import Captured
-from edgeopt.verbs import graph_source
+from edgeopt.targets.onnx import source as graph_source
 
 __all__ = ["hold"]
 

@@ -29,7 +29,8 @@ import edgeopt
 from edgeopt.core import Source
 from edgeopt.graphs.capture import Captured
 from edgeopt.graphs.saturation import saturating_products
-from edgeopt.verbs import graph_plan, graph_source
+from edgeopt.targets.onnx import plan as graph_plan
+from edgeopt.targets.onnx import source as graph_source
 
 pytestmark = [pytest.mark.cpus, pytest.mark.timeout(3600)]
 

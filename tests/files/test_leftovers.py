@@ -18,7 +18,7 @@ KILLED = """
     import os, signal, sys
     from pathlib import Path
     from edgeopt.files.atomic import writing, writing_folder, writing_group
-    from edgeopt.verbs.output import scratch
+    from edgeopt.targets.keep import scratch
     out = Path(sys.argv[1])
     how = sys.argv[2]
     if how == "file":

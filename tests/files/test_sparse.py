@@ -187,7 +187,7 @@ def test_load_into_inspect_and_quantize_see_the_model(tmp_path):
 
 
 def test_layers_are_counted_as_stored(tmp_path):
-    from edgeopt.verbs.layers import tensors_of
+    from edgeopt.measure.layers import tensors_of
 
     _, path = linear_file(tmp_path)
     layers = {layer.name: layer for layer in tensors_of(open_source(path)).layers}

@@ -13,8 +13,8 @@ from tests.cpu_arithmetic import AVX2, VNNI, machine, run_as
 from tests.graphs.nets import model, node, value
 
 from edgeopt.graphs.saturation import saturating_products
-from edgeopt.verbs.graph_base import needs_unsigned
-from edgeopt.verbs.proving import saturation
+from edgeopt.targets.onnx.base_graph import needs_unsigned
+from edgeopt.targets.onnx.prove import saturation
 
 RNG = np.random.default_rng(0)
 

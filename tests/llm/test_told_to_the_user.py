@@ -161,7 +161,7 @@ def test_what_is_no_whole_model_is_told(tmp_path: Path) -> None:
 def test_a_language_model_becomes_gguf_unless_onnx_is_asked_for(
     plain: Path, tmp_path: Path
 ) -> None:
-    from edgeopt.verbs.gguf_options import GgufOptions, lacks_cache, wants_gguf
+    from edgeopt.targets.gguf.options import GgufOptions, lacks_cache, wants_gguf
 
     source, nothing = open_source(plain), GgufOptions()
     assert wants_gguf(source, None, None, nothing)

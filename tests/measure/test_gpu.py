@@ -117,7 +117,7 @@ def test_no_library_no_driver_no_device(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "pynvml", None)
     gpus = Gpus()
     assert gpus.devices == ()
-    assert "[gpu]'" in gpus.reason
+    assert gpus.reason == "no nvidia-ml-py here, edgeopt's extra gpu brings it"
     gpus.close()
     assert GpuMemoryMeter.begin(gpus).read() == GpuMemory(None, gpus.reason)
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from edgeopt.files.open import open_source
+from edgeopt.targets.program.module import open_torch
 from edgeopt.train.model import TorchModel
-from edgeopt.verbs.torch_model import open_torch
 
 transformers = pytest.importorskip("transformers")
 

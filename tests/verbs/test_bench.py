@@ -16,10 +16,10 @@ from edgeopt.core import Results
 from edgeopt.errors import EdgeoptError, InputsError, SourceError, UsageError
 from edgeopt.files.open import open_source
 from edgeopt.numerics.derive import derive
+from edgeopt.results.gate import judge
 from edgeopt.verbs import bench as verb
 from edgeopt.verbs.bench import bench
 from edgeopt.verbs.bench_trials import Asked, names_of, runtime_of, trials_of
-from edgeopt.verbs.gate import judge
 
 QUICK = {"seconds": 0.05, "cold": False, "processes": 5}
 

@@ -28,15 +28,15 @@ from edgeopt.core import Measurement, Results, Subject
 from edgeopt.errors import InputsError, UsageError, WorkerError
 from edgeopt.files.open import open_source
 from edgeopt.measure.answers import take_answers
+from edgeopt.measure.layers import tensors_of
 from edgeopt.measure.process import workplace
 from edgeopt.numerics.derive import derive
+from edgeopt.results.gate import check, enforce
 from edgeopt.runtimes.engine import Case
 from edgeopt.verbs import bench as benchmarks
 from edgeopt.verbs import compare as verb
 from edgeopt.verbs.bench_trials import Asked, names_of, runtime_of
 from edgeopt.verbs.compare import compare
-from edgeopt.verbs.gate import check, enforce
-from edgeopt.verbs.layers import tensors_of
 
 
 @pytest.fixture
@@ -190,7 +190,8 @@ def test_layers_are_put_together_and_their_errors_are_the_codes(
 
 
 def test_layers_that_edgeopt_quantized(tmp_path: Path) -> None:
-    from edgeopt.verbs.quantize_weights import carry_out, plan_weights
+    from edgeopt.targets.packed.make import carry_out
+    from edgeopt.targets.packed.plan import plan_weights
 
     rng = np.random.default_rng(0)
     weights = {"a.weight": rng.standard_normal((64, 96)).astype(np.float32)}

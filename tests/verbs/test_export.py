@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from small_onnx import conv_net, mlp, tied, weights, write
 from tests.in_process import no_processes
+from tests.verbs.small_onnx import conv_net, mlp, tied, weights, write
 
 from edgeopt.core import Change, Proof
 from edgeopt.errors import CaptureError, OutputError, SourceError, UsageError

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from rich.console import Console
-from small_onnx import mlp, weights
 from tests.in_process import no_processes
+from tests.verbs.small_onnx import mlp, weights
 
 from edgeopt.core import Proof
 from edgeopt.errors import FormatError, OutputError, SourceError, UsageError
@@ -31,7 +31,7 @@ from edgeopt.files.open import open_source
 from edgeopt.files.weights import load_weights
 from edgeopt.graphs import external
 from edgeopt.report.text import render
-from edgeopt.verbs import proving
+from edgeopt.targets.onnx import float_export
 from edgeopt.verbs.export import export
 from edgeopt.verbs.quantize import quantize
 from edgeopt.verbs.verify import verify
@@ -221,7 +221,7 @@ def test_an_interrupted_proof_leaves_the_old_pair(
 ) -> None:
     data = external.data_path(made)
     before = (made.read_bytes(), data.read_bytes(), names(made.parent))
-    monkeypatch.setattr("edgeopt.verbs.proving.prove_graph", boom(kind))
+    monkeypatch.setattr("edgeopt.targets.onnx.float_export.prove_graph", boom(kind))
     with pytest.raises(kind):
         export(made.parent / "m.onnx", made, half=True, external_data="always")
     assert (made.read_bytes(), data.read_bytes(), names(made.parent)) == before
@@ -245,14 +245,14 @@ def test_the_proof_is_of_the_bytes_that_are_kept(
 ) -> None:
     """The file that is measured names its data file as the kept one does."""
     seen = []
-    prove = proving.prove_graph
+    prove = float_export.prove_graph
 
     def watch(verb: str, prepared: Any, written: Path, final: Path, **options: Any) -> Proof:
         seen.append((written.read_bytes(), external.data_path(written).read_bytes()))
         assert written != final and written.name == final.name
         return prove(verb, prepared, written, final, **options)
 
-    monkeypatch.setattr(proving, "prove_graph", watch)
+    monkeypatch.setattr(float_export, "prove_graph", watch)
     export(made.parent / "m.onnx", made, half=True, external_data="always", prefer="size")
     assert seen == [(made.read_bytes(), external.data_path(made).read_bytes())]
 
@@ -293,7 +293,7 @@ def test_a_full_disk_for_real(tmp_path: Path) -> None:
     source = wide(tmp_path / "m.onnx")
     code = (
         "import resource, signal, sys; from edgeopt import cli\n"
-        "import edgeopt.verbs.graph_build as b\n"
+        "import edgeopt.targets.onnx.build as b\n"
         "real = b.save\n"
         "def limited(*a):\n"
         "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 from safetensors.numpy import save_file
 from tests.files.test_fuzz_readers import damaged, mostly, twisted
-from tests.verbs.test_saved import document
+from tests.results.test_saved import document
 
 import edgeopt
 from edgeopt.data import samples
 from edgeopt.errors import EdgeoptError
 from edgeopt.numerics.derive import derive
 from edgeopt.report.results_text import render_results
-from edgeopt.verbs.saved import merge, open_saved
+from edgeopt.results.saved import merge, open_saved
 
 pytestmark = pytest.mark.no_cover
 

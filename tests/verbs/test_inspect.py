@@ -390,9 +390,9 @@ def test_the_document_is_versioned(tmp_path: Path) -> None:
 
 def test_predicted_sizes_are_exact(net: Net, tmp_path: Path) -> None:
     from edgeopt.files.open import open_source
-    from edgeopt.verbs.graph_plan import Asked
-    from edgeopt.verbs.quantize_weights import carry_out as write
-    from edgeopt.verbs.quantize_weights import plan_weights
+    from edgeopt.targets.asked import Asked
+    from edgeopt.targets.packed.make import carry_out as write
+    from edgeopt.targets.packed.plan import plan_weights
 
     path = save(tmp_path / "model.pt", net.state_dict())
     rows = [p for p in inspect(path).predictions if p.format == "safetensors"]

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgeopt
 from edgeopt.errors import SourceError
-from edgeopt.verbs import quantize as verb
+from edgeopt.targets.onnx import target as verb
 
 
 def test_four_bits_need_the_opset_that_has_them(

@@ -13,7 +13,7 @@ from tests.in_process import forked_capture, no_processes
 import edgeopt
 from edgeopt.errors import EdgeoptError, OutputError, SourceError, UsageError
 from edgeopt.graphs.capture import parent
-from edgeopt.verbs import shrink_prove
+from edgeopt.targets.program import prove as shrink_prove
 
 torch = pytest.importorskip("torch", reason="pruning needs torch")
 pytest.importorskip("torch_pruning", reason="channels are pruned with torch-pruning")

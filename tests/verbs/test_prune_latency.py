@@ -18,12 +18,12 @@ from torch import nn  # noqa: E402
 from edgeopt.core import Source  # noqa: E402
 from edgeopt.data.synthetic import synthetic  # noqa: E402
 from edgeopt.errors import SourceError  # noqa: E402
+from edgeopt.targets.onnx.source import Prepared  # noqa: E402
+from edgeopt.targets.program.module import Opened  # noqa: E402
 from edgeopt.train.model import TorchModel  # noqa: E402
 from edgeopt.train.targets import Reading  # noqa: E402
 from edgeopt.verbs import prune_latency, prune_methods  # noqa: E402
-from edgeopt.verbs.graph_source import Prepared  # noqa: E402
 from edgeopt.verbs.prune_options import PruneOptions  # noqa: E402
-from edgeopt.verbs.torch_model import Opened  # noqa: E402
 from edgeopt.verbs.training import TrainOptions  # noqa: E402
 
 

@@ -238,7 +238,7 @@ def test_replay_gives_the_same_bytes(text: Path, bits: int, prefer: str) -> None
 _REPLAY = """
 import sys
 from edgeopt.measure import pair, process, worker
-from edgeopt.verbs import proving
+from edgeopt.targets.onnx import prove as proving
 from edgeopt.verbs.quantize import quantize
 proving._SECONDS = 0.05
 pair._alone = lambda place, job, progress: ([], [])
@@ -404,7 +404,7 @@ def test_nothing_is_written_when_planning_fails(
     def fail(*_: Any, **__: Any) -> Any:
         raise SourceError("broken on purpose")
 
-    monkeypatch.setattr("edgeopt.verbs.quantize.build", fail)
+    monkeypatch.setattr("edgeopt.targets.onnx.target.build", fail)
     before = listing(text.parent)
     with pytest.raises(SourceError, match="on purpose"):
         quantize(text, prefer="size")

@@ -16,8 +16,9 @@ from tests.verbs.small_onnx import mlp
 from edgeopt.core import Progress
 from edgeopt.errors import HostError, UsageError, WorkerError
 from edgeopt.measure import pair
-from edgeopt.verbs import graph_plan, proving
-from edgeopt.verbs.graph_base import needs_unsigned
+from edgeopt.targets.onnx import plan as graph_plan
+from edgeopt.targets.onnx import prove as proving
+from edgeopt.targets.onnx.base_graph import needs_unsigned
 from edgeopt.verbs.quantize import make_plan, quantize
 
 

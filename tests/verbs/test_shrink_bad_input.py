@@ -23,10 +23,10 @@ from edgeopt import cli
 from edgeopt.core import Check, Proof, Verdict
 from edgeopt.errors import EdgeoptError, InputsError, OutputError, SourceError, UsageError
 from edgeopt.files.open import open_source
-from edgeopt.verbs import shrink_write
-from edgeopt.verbs.graph_source import Prepared
-from edgeopt.verbs.shrink_prove import Shrunk, _counted
-from edgeopt.verbs.torch_model import open_torch
+from edgeopt.targets.onnx.source import Prepared
+from edgeopt.targets.program import write as shrink_write
+from edgeopt.targets.program.module import open_torch
+from edgeopt.targets.program.prove import Shrunk, _counted
 from edgeopt.verbs.training import held_out, lessons
 
 torch = pytest.importorskip("torch", reason="pruning needs torch")

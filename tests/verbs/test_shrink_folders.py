@@ -25,7 +25,7 @@ from tests.verbs.barnet import written  # noqa: E402
 
 import edgeopt  # noqa: E402
 from edgeopt.graphs.capture import parent  # noqa: E402
-from edgeopt.verbs import shrink_prove  # noqa: E402
+from edgeopt.targets.program import prove as shrink_prove  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

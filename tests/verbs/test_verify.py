@@ -16,8 +16,9 @@ from tests.cpu_arithmetic import AVX2, VNNI, at_hand
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.open import open_source
 from edgeopt.measure import pair
-from edgeopt.verbs import proving
-from edgeopt.verbs.quantize_weights import carry_out, plan_weights
+from edgeopt.targets.onnx import prove as proving
+from edgeopt.targets.packed.make import carry_out
+from edgeopt.targets.packed.plan import plan_weights
 from edgeopt.verbs.verify import verify
 
 

@@ -183,7 +183,7 @@ def _verify_alone(artifact: str, as_json: bool) -> None:
             f"{', '.join(map(flag_of, given))}: for comparing with a source; give both: edgeopt"
             f" verify SOURCE {artifact}"
         )
-    from edgeopt.verbs.written import check_file
+    from edgeopt.targets.written import check_file
 
     found = check_file(artifact)
     if as_json:

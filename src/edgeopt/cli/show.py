@@ -73,7 +73,7 @@ def check_reports(
 ) -> None:
     """What of the output can be known to fail before minutes of measuring."""
     if fail_if:
-        from edgeopt.verbs.conditions import parse_all
+        from edgeopt.results.conditions import parse_all
 
         parse_all(fail_if)
     if not reports and charts is None:
@@ -82,7 +82,7 @@ def check_reports(
     from edgeopt.errors import MissingExtraError, OutputError, UsageError
     from edgeopt.files.atomic import checked_output
     from edgeopt.report.results_files import report_suffix
-    from edgeopt.verbs.saved import file_of
+    from edgeopt.results.saved import file_of
 
     drawn = charts is not None
     written = [out, *reports] if out is not None else [*reports]
@@ -129,7 +129,7 @@ def show_results(
     for subject in results.subjects:
         if subject.failure:
             fail(f"{subject.name}: {subject.failure}", 3)
-    from edgeopt.verbs.gate import enforce
+    from edgeopt.results.gate import enforce
 
     for finding in enforce(fail_if, results, derived):
         click.echo(f"edgeopt: not certain: {finding}", err=True)

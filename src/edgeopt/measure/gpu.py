@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeopt.errors import install_line
-
 __all__ = ["Gpu", "GpuMemory", "GpuMemoryMeter", "Gpus"]
 
 #: The inode of the first PID namespace (PROC_PID_INIT_INO): a process elsewhere has other PIDs
@@ -64,7 +62,8 @@ class Gpus:
             try:
                 library = importlib.import_module("pynvml")
             except ImportError:
-                self.reason = f"no nvidia-ml-py here: {install_line('gpu')}"
+                # no advice with a path in it: this text is saved and sent to others
+                self.reason = "no nvidia-ml-py here, edgeopt's extra gpu brings it"
                 return
         self._nvml = library
         try:

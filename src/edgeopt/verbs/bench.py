@@ -14,10 +14,10 @@ from edgeopt.files.atomic import checked_output
 from edgeopt.files.open import open_source
 from edgeopt.measure.bench import Bench, BenchSettings, Trial
 from edgeopt.report.results_files import write_document
+from edgeopt.results.saved import against, file_of, open_saved
 from edgeopt.verbs.bench_place import place
 from edgeopt.verbs.bench_trials import RUNTIMES, Asked, names_of, runtime_of, trials_of
 from edgeopt.verbs.calling import verb
-from edgeopt.verbs.saved import against, file_of, open_saved
 
 __all__ = ["bench"]
 

@@ -13,8 +13,8 @@ from typing import Any, ParamSpec, TypeVar
 from edgeopt.core import given
 from edgeopt.core.calls import Signature
 from edgeopt.errors import CallError, EdgeoptError
+from edgeopt.targets.keep import scratch
 from edgeopt.verbs.in_memory import Written, write
-from edgeopt.verbs.output import scratch
 
 __all__ = ["verb"]
 

@@ -14,17 +14,15 @@ from edgeopt.errors import InputsError, OutputError, SourceError, UsageError
 from edgeopt.files.atomic import checked_output
 from edgeopt.files.open import open_source
 from edgeopt.llm.read import read_model
+from edgeopt.measure.layers import layer_errors, tensors_of, with_errors
 from edgeopt.measure.tensor_errors import TensorError
 from edgeopt.report.results_files import write_document
+from edgeopt.results.saved import Saved, file_of, is_saved, merge, open_all
 from edgeopt.runtimes.devices import resolve
 from edgeopt.runtimes.engine import Case
-from edgeopt.verbs.bench import bench
-from edgeopt.verbs.bench_trials import Asked, fitting_sizes, hints_of, runtime_of, specs_of
-from edgeopt.verbs.calling import verb
-from edgeopt.verbs.gguf_runs import is_embedder, read_text
-from edgeopt.verbs.labelled import read_labelled
-from edgeopt.verbs.layers import layer_errors, tensors_of, with_errors
-from edgeopt.verbs.likeness import (
+from edgeopt.targets.gguf.prove import fitting_context
+from edgeopt.targets.gguf.runs import is_embedder, read_text
+from edgeopt.tasks.compare_answers import (
     Artifact,
     Likeness,
     of_answers,
@@ -33,9 +31,11 @@ from edgeopt.verbs.likeness import (
     of_weights,
     together,
 )
-from edgeopt.verbs.prove_gguf import fitting_context
-from edgeopt.verbs.quality import Metric, find_metric
-from edgeopt.verbs.saved import Saved, file_of, is_saved, merge, open_all
+from edgeopt.tasks.labelled import read_labelled
+from edgeopt.tasks.metrics import Metric, find_metric
+from edgeopt.verbs.bench import bench
+from edgeopt.verbs.bench_trials import Asked, fitting_sizes, hints_of, runtime_of, specs_of
+from edgeopt.verbs.calling import verb
 
 __all__ = ["compare"]
 
@@ -95,10 +95,10 @@ def compare(
     Fidelity is that of each artifact's answers to the baseline's, on ``data`` or on made-up
     inputs; of GGUF files, of their next-token distributions over ``chunks`` of ``context`` tokens
     of ``text``, a file; else of the weights. Each ``metric`` (``accuracy``, ``spearman``,
-    ``perplexity`` or ``module:callable``, see :func:`edgeopt.verbs.quality.find_metric`) is taken
+    ``perplexity`` or ``module:callable``, see :func:`edgeopt.tasks.metrics.find_metric`) is taken
     from the same answers, with the targets in ``data``. A metric that cannot be taken is among
-    the results' ``unavailable`` with the reason, and :func:`edgeopt.verbs.gate.enforce` raises for
-    it once the results are shown.
+    the results' ``unavailable`` with the reason, and :func:`edgeopt.results.gate.enforce` raises
+    for it once the results are shown.
 
     Raises:
         SourceError: a file that is no artifact and no results, or results of another version.

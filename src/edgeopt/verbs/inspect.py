@@ -12,14 +12,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from edgeopt.anatomy.attribution import Attribution, attribute
+from edgeopt.anatomy.findings import Evidence, Finding, findings, is_embedding
+from edgeopt.anatomy.groups import Group, group
+from edgeopt.anatomy.predictions import Prediction, predictions
+from edgeopt.anatomy.scan import Scan, scan
 from edgeopt.core import Progress, Source, format_bytes
 from edgeopt.files.open import open_source
 from edgeopt.files.sparse import sparsity
-from edgeopt.verbs.anatomy.attribution import Attribution, attribute
-from edgeopt.verbs.anatomy.findings import Evidence, Finding, findings, is_embedding
-from edgeopt.verbs.anatomy.groups import Group, group
-from edgeopt.verbs.anatomy.predictions import Prediction, predictions
-from edgeopt.verbs.anatomy.scan import Scan, scan
 from edgeopt.verbs.calling import verb
 
 __all__ = ["INSPECTION_VERSION", "Cause", "Inspection", "inspect"]

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.core import Progress, Proof
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.open import open_source
+from edgeopt.targets.keep import scratch
+from edgeopt.targets.onnx.source import Prepared, prepare
+from edgeopt.targets.program.module import open_torch, require_torch
+from edgeopt.targets.program.prove import Asked
+from edgeopt.targets.program.write import Recipe, Result, format_for, keep_proven
+from edgeopt.tasks.metrics import find_metric
 from edgeopt.verbs.calling import verb
-from edgeopt.verbs.graph_source import Prepared, prepare
-from edgeopt.verbs.output import scratch
 from edgeopt.verbs.prune_methods import METHODS, Made, Work
 from edgeopt.verbs.prune_options import PRUNE_KEYWORDS, PruneOptions
-from edgeopt.verbs.quality import find_metric
-from edgeopt.verbs.shrink_prove import Asked
-from edgeopt.verbs.shrink_write import Recipe, Result, format_for, keep_proven
-from edgeopt.verbs.torch_model import open_torch, require_torch
 from edgeopt.verbs.training import (
     TrainOptions,
     first_process,

@@ -13,9 +13,9 @@ from edgeopt.files.open import open_source
 from edgeopt.numerics.statistics import BLOCKS_PER_ROUND, median, round_ratios
 
 if TYPE_CHECKING:
+    from edgeopt.targets.program.module import Opened
     from edgeopt.train.model import TorchModel
     from edgeopt.train.targets import Reading
-    from edgeopt.verbs.torch_model import Opened
 
 __all__ = ["latency_meter"]
 

@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 
 from edgeopt.core import Array, Progress
 from edgeopt.errors import InputsError, SourceError, UsageError
-from edgeopt.verbs.graph_source import Prepared
-from edgeopt.verbs.labelled import read_labelled
+from edgeopt.targets.onnx.source import Prepared
+from edgeopt.tasks.labelled import read_labelled
 from edgeopt.verbs.prune_options import PruneOptions, flag, read_pattern, read_ratios
 from edgeopt.verbs.training import HELD, teach
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeopt.targets.program.module import Opened
     from edgeopt.train.cuts import Pruning
     from edgeopt.train.model import TorchModel
     from edgeopt.train.vocabulary import VocabularyPlan
-    from edgeopt.verbs.torch_model import Opened
     from edgeopt.verbs.training import Lessons, TrainOptions
 
 __all__ = ["METHODS", "Made", "Method", "Work"]

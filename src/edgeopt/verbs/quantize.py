@@ -6,32 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeopt.core import Plan, Progress, Proof, Source
-from edgeopt.errors import SourceError
+from edgeopt.core import Plan, Progress, Proof
 from edgeopt.files.open import open_source
-from edgeopt.verbs.applies import require_meaning
+from edgeopt.targets.base import Request, deliver, planned
+from edgeopt.targets.gguf.options import GGUF_KEYWORDS, GgufOptions
+from edgeopt.targets.plans import read_plan
 from edgeopt.verbs.calling import verb
-from edgeopt.verbs.elsewhere import connected
-from edgeopt.verbs.gguf_options import GGUF_KEYWORDS, GgufOptions, lacks_cache, wants_gguf
-from edgeopt.verbs.graph_base import Asked, Base, open_base, require_float
-from edgeopt.verbs.graph_build import build
-from edgeopt.verbs.graph_plan import make_graph_plan
-from edgeopt.verbs.graph_source import Prepared, has_graph, prepare, require_graph
-from edgeopt.verbs.output import external_over, scratch
-from edgeopt.verbs.replay import asked_by, fitting_plan, read_plan, require_sound
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from edgeopt.verbs.gguf_options import GgufKeywords
+    from edgeopt.targets.gguf.options import GgufKeywords
 
-__all__ = ["FOUR_BIT_OPSET", "make_plan", "quantize"]
-
-#: The ONNX opset that brought int4 and uint4.
-FOUR_BIT_OPSET = 21
-
-#: The one that brought DynamicQuantizeLinear.
-_INTEGER_OPSET = 11
+__all__ = ["make_plan", "quantize"]
 
 
 @verb(more=GGUF_KEYWORDS)
@@ -90,7 +77,7 @@ def quantize(
             ``adb://serial``: candidates are scored and timed there, and the proof is measured
             there, with its own ONNX Runtime in ``remote_python``.
         gguf: what only GGUF knows: ``type``, ``tensor_types``, ``imatrix`` and more, see
-            :class:`edgeopt.verbs.gguf_options.GgufOptions`.
+            :class:`edgeopt.targets.gguf.options.GgufOptions`.
 
     Returns:
         The proof. Where ``proof.proven`` is false and ``force`` was not given, nothing was kept.
@@ -98,115 +85,30 @@ def quantize(
     Raises:
         EdgeoptError: bad input or usage (see :mod:`edgeopt.errors`); nothing is written then.
     """
-    asked = Asked(bits or 8, prefer, target, block_size, min_sqnr, threads)
-    over = external_over(external_data)
-    graphs: dict[str, object] = {
-        "data": data,
-        "inputs": inputs,
-        "model": model,
-        "prefer": prefer,
-        "target": target,
-        "threads": threads,
-        "on": on,
-        "remote_python": remote_python,
-        "external_data": external_data,
-        "min_same": min_same,
-    }
-    opened = open_source(source)
-    options = GgufOptions(**gguf)
-    if wants_gguf(opened, to, out, options):
-        from edgeopt.verbs.quantize_gguf import make_gguf
-
-        require_meaning("GGUF", block_size=block_size, **graphs)
-        return make_gguf(
-            opened,
-            out,
-            options,
-            bits=bits,
-            plan=read_plan(plan),
-            min_sqnr=min_sqnr,
-            force=force,
-            progress=progress,
-        )
-    if _weights_only(opened, to, model):
-        require_meaning("safetensors", **graphs)
-        from edgeopt.verbs.quantize_weights import quantize_weights
-
-        return quantize_weights(
-            opened, out, asked=asked, plan=read_plan(plan), force=force, progress=progress
-        )
-    from edgeopt.graphs.coverage import read_coverage
-    from edgeopt.graphs.external import data_path
-    from edgeopt.graphs.transform import CodeCache
-    from edgeopt.verbs.output import artifact_path, metadata_of, write_proven
-    from edgeopt.verbs.proving import prove_graph
-
-    given = read_plan(plan)
-    if given is not None:
-        asked = asked_by(given, asked)
-    path = artifact_path(opened, out, f"int{asked.bits}", ".onnx")
-    with connected(on, remote_python) as elsewhere, scratch() as workdir:
-        cache = CodeCache()
-        prepared, base, sha256 = _ready(
-            opened, workdir, data, inputs, model, trust_pickle, progress, given
-        )
-        _require_opset(prepared, asked.bits)
-        if given is None:
-            made = make_graph_plan(
-                prepared,
-                base,
-                asked,
-                workdir,
-                sha256=sha256,
-                cache=cache,
-                on=elsewhere,
-                progress=progress,
-            )
-        else:
-            made = fitting_plan(given, base)
-        metadata = metadata_of(sha256, made, made.options)
-
-        def make(temporary: Path) -> Proof:
-            changes = build(
-                base,
-                made,
-                temporary,
-                cache=cache,
-                metadata=metadata,
-                external_over=over,
-                measure=True,
-                progress=progress,
-            )
-            cache.clear()
-            coverage = read_coverage(temporary, base.float_bytes)
-            return prove_graph(
-                "quantize",
-                prepared,
-                temporary,
-                path,
-                bits=asked.bits,
-                min_sqnr=min_sqnr,
-                min_same=min_same,
-                prefer=asked.prefer,
-                threads=threads,
-                coverage=coverage,
-                quantized=True,
-                source_sha256=sha256,
-                plan=made,
-                changes=changes,
-                notes=lacks_cache(opened),
-                on=elsewhere,
-                progress=progress,
-            )
-
-        return write_proven(
-            path,
-            made,
-            force,
-            make,
-            data=None if over is None else data_path(path),
-            sources=(opened.path, *opened.files),
-        )
+    request = Request(
+        verb="quantize",
+        out=out,
+        bits=bits,
+        to=to,
+        data=data,
+        inputs=inputs,
+        model=model,
+        trust_pickle=trust_pickle,
+        block_size=block_size,
+        prefer=prefer,
+        target=target,
+        plan=read_plan(plan),
+        external_data=external_data,
+        min_sqnr=min_sqnr,
+        min_same=min_same,
+        force=force,
+        threads=threads,
+        on=on,
+        remote_python=remote_python,
+        gguf=GgufOptions(**gguf),
+        progress=progress,
+    )
+    return deliver(open_source(source), request)
 
 
 @verb(more=GGUF_KEYWORDS)
@@ -235,96 +137,26 @@ def make_plan(
 ) -> Plan:
     """The plan that :func:`quantize` would carry out; nothing is written (``out``, ``force``
     and ``external_data`` are taken so that both can be called alike)."""
-    asked = Asked(bits or 8, prefer, target, block_size, min_sqnr, threads)
-    graphs: dict[str, object] = {
-        "data": data,
-        "inputs": inputs,
-        "model": model,
-        "prefer": prefer,
-        "target": target,
-        "threads": threads,
-        "on": on,
-        "remote_python": remote_python,
-        "min_same": min_same,
-    }
-    opened = open_source(source)
-    options = GgufOptions(**gguf)
-    if wants_gguf(opened, to, out, options):
-        from edgeopt.verbs.quantize_gguf import gguf_plan
-
-        require_meaning("GGUF", block_size=block_size, **graphs)
-        return gguf_plan(opened, options, bits)
-    if _weights_only(opened, to, model):
-        require_meaning("safetensors", **graphs)
-        from edgeopt.verbs.quantize_weights import plan_weights
-
-        return plan_weights(opened, bits=asked.bits, block_size=block_size, options=asked.options())
-    from edgeopt.graphs.transform import CodeCache
-
-    with connected(on, remote_python) as elsewhere, scratch() as workdir:
-        prepared, base, sha256 = _ready(
-            opened, workdir, data, inputs, model, trust_pickle, progress
-        )
-        _require_opset(prepared, asked.bits)
-        return make_graph_plan(
-            prepared,
-            base,
-            asked,
-            workdir,
-            sha256=sha256,
-            cache=CodeCache(),
-            on=elsewhere,
-            progress=progress,
-        )
-
-
-def _weights_only(source: Source, to: str | None, model: str | None) -> bool:
-    """Weights alone, when asked for or when there is no graph; says why ``onnx`` cannot be."""
-    if to == "safetensors":
-        return True
-    if has_graph(source, model):
-        return False
-    if to == "onnx":
-        require_graph(source, model)
-    return True
-
-
-def _ready(
-    source: Source,
-    workdir: Path,
-    data: str | None,
-    inputs: Sequence[str],
-    model: str | None,
-    trust_pickle: bool,
-    progress: Progress | None,
-    plan: Plan | None = None,
-) -> tuple[Prepared, Base, str]:
-    if progress is not None:
-        progress("reading", None)
-    require_float(source)
-    sha256 = source.sha256()
-    if plan is not None:
-        require_sound(plan, sha256, source)
-    prepared = prepare(
-        source,
-        workdir,
+    request = Request(
+        verb="quantize",
+        out=out,
+        bits=bits,
+        to=to,
         data=data,
         inputs=inputs,
         model=model,
         trust_pickle=trust_pickle,
+        block_size=block_size,
+        prefer=prefer,
+        target=target,
+        min_sqnr=min_sqnr,
+        min_same=min_same,
+        threads=threads,
+        on=on,
+        remote_python=remote_python,
+        gguf=GgufOptions(**gguf),
         progress=progress,
     )
-    return prepared, open_base(prepared, workdir, progress), sha256
-
-
-def _require_opset(prepared: Prepared, bits: int) -> None:
-    """SourceError where the graph's opset lacks the operators, and could not be raised."""
-    captured = prepared.captured
-    need, what = (FOUR_BIT_OPSET, "4-bit types") if bits == 4 else (_INTEGER_OPSET, "8-bit forms")
-    if captured.opset < need:
-        why = f" ({captured.notes[-1]})" if captured.notes else ""
-        instead = "; use --bits 8" if captured.opset >= _INTEGER_OPSET else ""
-        raise SourceError(
-            f"{prepared.source.path}: ONNX opset {captured.opset}, {what} need {need} and"
-            f" converting failed{why}{instead or '; export it anew at opset 21'}"
-        )
+    plan = planned(open_source(source), request)
+    assert plan is not None  # quantizing always is a choice
+    return plan

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from edgeopt.core import Array, InputSpec, Progress
 from edgeopt.errors import InputsError, UsageError
-from edgeopt.verbs.class_labels import class_numbers, label_of
-from edgeopt.verbs.labelled import SECOND, Labelled, read_labelled
+from edgeopt.tasks.class_labels import class_numbers, label_of
+from edgeopt.tasks.labelled import SECOND, Labelled, read_labelled
 
 if TYPE_CHECKING:
     from edgeopt.train.batches import ArrayData, Data

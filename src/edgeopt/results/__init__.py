@@ -1,0 +1,1 @@
+"""Saved results: read, put side by side, and held against conditions."""

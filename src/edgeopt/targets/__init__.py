@@ -1,0 +1,1 @@
+"""What is delivered: a folder a deliverable, and what all of them share."""

@@ -1,0 +1,1 @@
+"""GGUF files: language models for llama.cpp."""

@@ -1,0 +1,1 @@
+"""ONNX files: from a source with a graph to a file that plain ONNX Runtime runs."""

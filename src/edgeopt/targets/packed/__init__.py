@@ -1,0 +1,1 @@
+"""Packed safetensors: weights alone, for load_weights."""

@@ -1,0 +1,1 @@
+"""Programs of torch, folders and sparse weights: what prune and distill deliver."""

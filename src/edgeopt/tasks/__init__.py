@@ -1,0 +1,1 @@
+"""What a model is for: labelled data, and metrics over its answers."""
