@@ -1,4 +1,4 @@
-"""A file that carries its own digest is checked without a plan beside it, and any change is found."""
+"""A file that carries its own digest is checked without a plan: any change is found."""
 
 from __future__ import annotations
 
