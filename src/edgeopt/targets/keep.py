@@ -15,7 +15,7 @@ from typing import Any
 from edgeopt.core import Plan, Proof, Source
 from edgeopt.core.given import home_of
 from edgeopt.errors import OutputError, UsageError
-from edgeopt.files import leftovers
+from edgeopt.files import leftovers, seal
 from edgeopt.files.atomic import checked_output, writing_group
 from edgeopt.targets.written import plan_path, record_of
 
@@ -127,12 +127,13 @@ def metadata_of(
 
     body = {
         "edgeopt": edgeopt.__version__,
+        "sealed": True,
         "source_sha256": source_sha256,
         "plan_sha256": plan.digest() if plan is not None else None,
         "options": dict(options),
         "versions": {name: version(name) for name in ("numpy", "onnx", "onnx-ir", "onnxruntime")},
     }
-    return {"edgeopt": json.dumps(body, sort_keys=True)}
+    return {"edgeopt": json.dumps(body, sort_keys=True), seal.KEY: seal.UNSEALED}
 
 
 def write_proven(

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.core import Check, Plan, file_sha256
-from edgeopt.errors import SourceError, UsageError
+from edgeopt.errors import EdgeoptError, SourceError, UsageError
+from edgeopt.files import seal
 from edgeopt.files.open import open_source
 
 __all__ = ["Written", "as_written", "check_file", "other_source", "plan_path", "record_of"]
@@ -29,7 +30,7 @@ class Written:
     """What ``edgeopt verify ARTIFACT`` found: checks, and the files that they are about."""
 
     artifact: Path
-    plan: Path
+    plan: Path | None
     checks: tuple[Check, ...]
 
     @property
@@ -40,7 +41,7 @@ class Written:
         return {
             "verb": "verify",
             "artifact": str(self.artifact),
-            "plan": str(self.plan),
+            "plan": None if self.plan is None else str(self.plan),
             "unchanged": self.unchanged,
             "checks": [
                 {
@@ -55,7 +56,8 @@ class Written:
         }
 
     def __str__(self) -> str:
-        lines = [f"edgeopt verify  {self.artifact.name}, by {self.plan.name}", ""]
+        by = "the digest inside it" if self.plan is None else self.plan.name
+        lines = [f"edgeopt verify  {self.artifact.name}, by {by}", ""]
         for check in self.checks:
             lines.append(f"{'ok    ' if check.passed else 'FAILED'}  {check.name}: {check.found}")
         failed = next((check for check in self.checks if not check.passed), None)
@@ -84,32 +86,39 @@ def record_of(artifact: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_written(artifact: Path) -> tuple[Check, ...]:
-    """The checks of ``verify SOURCE ARTIFACT``: none where no plan lies beside the artifact."""
+    """The checks of ``verify SOURCE ARTIFACT``: by the plan beside it and the digest inside it.
+
+    None where the artifact has neither.
+    """
     beside = plan_path(artifact)
-    return _files(artifact, _document(beside)) if beside.exists() else ()
+    files = _files(artifact, _document(beside)) if beside.exists() else ()
+    return (*files, *_sealed(artifact))
 
 
 def check_file(path: str | Path) -> Written:
-    """Hold ``path`` against the plan beside it: the files' SHA-256, the plan's own digest, and
-    what the artifact's metadata says of its source and its plan.
+    """Hold ``path`` against the digest inside it and the plan beside it: the files' SHA-256, the
+    plan's own digest, and what the artifact's metadata says of its source and its plan.
 
     Raises:
-        UsageError: no plan lies beside it.
+        UsageError: no plan lies beside it, and no digest inside.
         SourceError: the file is not there, or cannot be read.
     """
     artifact = Path(path)
     beside = plan_path(artifact)
     if not artifact.is_file():
         raise SourceError(f"{artifact}: no such file; give an artifact that edgeopt wrote")
+    sealed = _sealed(artifact)
     if not beside.exists():
-        raise UsageError(
-            f"{artifact}: {beside.name} is not there; to prove a file without one, give its"
-            f" source: edgeopt verify SOURCE {artifact.name}"
-        )
+        if not sealed:
+            raise UsageError(
+                f"{artifact}: {beside.name} is not there, and the file has no digest inside; to"
+                f" prove a file without one, give its source: edgeopt verify SOURCE {artifact.name}"
+            )
+        return Written(artifact, None, sealed)
     document = _document(beside)
     files = _files(artifact, document)
-    checks = (*files, _plan(document))
-    if all(check.passed for check in files):
+    checks = (*files, *sealed, _plan(document))
+    if all(check.passed for check in (*files, *sealed)):
         checks += _metadata(artifact, document)
     return Written(artifact, beside, checks)
 
@@ -173,13 +182,7 @@ def _plan(document: Mapping[str, Any]) -> Check:
 
 def _metadata(artifact: Path, document: Mapping[str, Any]) -> tuple[Check, ...]:
     """What ONNX files and packed weights say themselves of where they are from."""
-    metadata = open_source(artifact).details.get("metadata", {})
-    try:
-        said = json.loads(metadata.get("edgeopt", "{}"))
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        return ()
-    if not isinstance(said, dict):
-        return ()
+    said = _origin(open_source(artifact).details.get("metadata"))
     pairs = (
         ("source", "source_sha256", "source_sha256"),
         ("plan", "plan_sha256", "digest"),  # in ONNX
@@ -196,6 +199,38 @@ def _metadata(artifact: Path, document: Mapping[str, Any]) -> tuple[Check, ...]:
         for name, key, other in pairs
         if said.get(key) is not None
     )
+
+
+def _origin(metadata: object) -> Mapping[str, Any]:
+    """What edgeopt wrote of itself into a file's metadata; empty where it did not."""
+    try:
+        said = json.loads(metadata.get("edgeopt", "{}")) if isinstance(metadata, dict) else {}
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _sealed(artifact: Path) -> tuple[Check, ...]:
+    """Whether the file has the digest that it carries; nothing where it carries none."""
+    name = "digest that the file carries"
+    try:
+        opened = open_source(artifact)
+        metadata = opened.details.get("metadata")
+        said = metadata.get(seal.KEY) if isinstance(metadata, dict) else None
+        if said is None and not (opened.kind in _SEALED and _origin(metadata).get("sealed")):
+            return ()
+        if not isinstance(said, str) or not seal.is_digest(said):
+            return (Check(name, False, "removed or damaged", "64 hexadecimal digits", _ANEW),)
+        beside = [path for path in opened.files if path.resolve() != artifact.resolve()]
+        found = seal.digest_without(artifact, said, beside)
+    except (EdgeoptError, OSError) as error:
+        return (Check(name, False, f"cannot be read ({error})", "a file as edgeopt wrote", _ANEW),)
+    limit = f"{said[:12]}..., of the file that was proven"
+    return (Check(name, found == said, f"SHA-256 {found[:12]}...", limit, _ANEW),)
+
+
+#: Kinds of source in which a digest stands.
+_SEALED = frozenset({"onnx", "safetensors"})
 
 
 def other_source(claimed: object, sha256: str) -> tuple[str, ...]:
