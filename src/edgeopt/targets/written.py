@@ -111,7 +111,8 @@ def record_of(artifact: Mapping[str, Any], document: Mapping[str, Any]) -> dict[
 def sign_document(artifact: Path, document: Path, beside: Iterable[Path] = ()) -> None:
     """Put the record of ``artifact`` and the files ``beside`` it into the JSON in ``document``.
 
-    A folder's files are named from it, others by their names alone.
+    A folder's files are named from it; others by what follows the stem that they share with the
+    artifact, so that what is written does not depend on its name.
     """
     body = json.loads(document.read_text(encoding="utf-8"))
     body.pop("artifact", None)
@@ -119,7 +120,9 @@ def sign_document(artifact: Path, document: Path, beside: Iterable[Path] = ()) -
     files = (p for p in beside if p != document)
     data = [
         {
-            "name": path.relative_to(artifact).as_posix() if folder else path.name,
+            "name": path.relative_to(artifact).as_posix()
+            if folder
+            else f"*{path.name.removeprefix(artifact.stem)}",
             "sha256": file_sha256(path),
         }
         for path in files
@@ -181,7 +184,8 @@ def _beside(artifact: Path) -> Path | None:
     if described == artifact or not described.is_file():
         return None
     with described.open("rb") as stream:
-        return described if b"edgeopt" in stream.read(1 << 20) else None
+        head = stream.read(1 << 20)
+    return described if b'"edgeopt_pruned"' in head or b'"artifact"' in head else None
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -211,6 +215,8 @@ def _files(artifact: Path, beside: Path) -> tuple[Check, ...]:
         checks.append(_digest("file as it was written", artifact, record["sha256"]))
     root = artifact if artifact.is_dir() else artifact.parent
     for name, sha256 in record["data"].items():
+        if name.startswith("*"):
+            name = f"{artifact.stem}{name[1:]}"
         data = root / (name if artifact.is_dir() else Path(name).name)
         if not data.resolve().is_relative_to(root.resolve()):
             continue  # a record that points elsewhere was written by nobody here
