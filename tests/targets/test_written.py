@@ -312,6 +312,19 @@ def test_every_flip_is_found_without_a_plan(name: str, sealed: Path, tmp_path: P
     assert _command(str(here)).returncode == 0
 
 
+def test_a_renamed_file_is_the_same(sealed: Path, tmp_path: Path) -> None:
+    """A graph that was renamed still names its weights' file."""
+    for name in ("half.onnx", "far.onnx", "q.gguf"):
+        here = Path(shutil.copy(sealed / name, tmp_path / f"another-{name}"))
+        if name == "far.onnx":
+            shutil.copy(sealed / "far.onnx.data", tmp_path)
+        assert edgeopt.verify(here).unchanged
+    _flip(tmp_path / "far.onnx.data", 5000, 0)
+    assert not edgeopt.verify(tmp_path / "another-far.onnx").unchanged
+    (tmp_path / "far.onnx.data").unlink()
+    assert not edgeopt.verify(tmp_path / "another-far.onnx").unchanged
+
+
 def test_gguf_names_its_source_and_plan(made: dict[str, tuple[Path, Path]]) -> None:
     source, artifact = made["gguf"]
     fields = GGUFReader(artifact).fields

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.core import Check, Plan, file_sha256
-from edgeopt.errors import SourceError, UsageError
+from edgeopt.errors import EdgeoptError, SourceError, UsageError
 from edgeopt.files.open import open_source
 from edgeopt.files.seal import read_seal
 
@@ -235,10 +235,9 @@ def _sealed(artifact: Path) -> tuple[Check, ...]:
         return ()
     name = "file as it was written"
     seal = read_seal(artifact)
-    data = artifact.with_name(f"{artifact.name}.data")  # as graphs.external calls it
-    if seal.written is not None and not seal.whole and data.is_file():
-        seal = read_seal(artifact, [data])
-        name = f"file, and {data.name}, as they were written"
+    if seal.written is not None and not seal.whole and (others := _belonging(artifact)):
+        seal = read_seal(artifact, others)
+        name = f"file, and {', '.join(path.name for path in others)}, as they were written"
     if seal.written is None or seal.found is None:
         if not seal.ours:
             return ()
@@ -253,6 +252,17 @@ def _sealed(artifact: Path) -> tuple[Check, ...]:
             _ANEW,
         ),
     )
+
+
+def _belonging(artifact: Path) -> list[Path]:
+    """The files of weights that an artifact names, or that lies beside it where it says nothing."""
+    try:
+        files = open_source(artifact).files
+    except EdgeoptError:
+        files = ()
+    named = [path for path in files if path.resolve() != artifact.resolve()]
+    data = artifact.with_name(f"{artifact.name}.data")
+    return named or ([data] if data.is_file() else [])
 
 
 def _digest(name: str, path: Path, written: object) -> Check:
