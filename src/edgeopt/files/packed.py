@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from edgeopt.core import DTYPE_BITS, Affine, Codes, Source, Weight, tensor_nbytes
 from edgeopt.errors import FormatError
-from edgeopt.files import seal
 from edgeopt.files.reading import numpy_dtype
 from edgeopt.files.safetensors import Entry
+from edgeopt.files.seal import BLANK, SEAL
 from edgeopt.numerics.affine import SCALE_DTYPES, dequantize
 from edgeopt.numerics.pack import pack_rows, unpack_rows
 
@@ -154,13 +154,12 @@ class Header:
             "source_sha256": self.source_sha256,
             "plan": self.plan,
             "versions": dict(sorted(self.versions.items())),
-            "sealed": True,
         }
         return {
-            seal.KEY: seal.UNSEALED,
             "format": "pt",
             _MARK: str(VERSION),
             _HEADER: json.dumps(document, ensure_ascii=False, separators=(",", ":")),
+            SEAL: BLANK,
         }
 
 

@@ -15,7 +15,6 @@ from typing import Protocol
 
 from edgeopt.core import Change, Plan, Progress, Proof, Source
 from edgeopt.errors import SourceError
-from edgeopt.files.seal import seal
 from edgeopt.targets.asked import Asked
 from edgeopt.targets.gguf.options import GgufOptions
 from edgeopt.targets.keep import external_over, write_proven
@@ -170,8 +169,6 @@ def deliver(source: Source, request: Request) -> Proof:
 
         def make(temporary: Path) -> Proof:
             changes = job.write(plan, temporary)
-            written = [] if beside is None else [temporary.with_name(beside.name)]
-            seal(temporary, [path for path in written if path.exists()])
             return job.prove(plan, changes, temporary, path)
 
         sources = (source.path, *source.files)
