@@ -111,7 +111,7 @@ def prune(
     recipe = Recipe(opened, out, format_for(opened, method, to, out), "pruned")
     options.check_corpus()
     if method == "vocabulary":
-        from edgeopt.train.vocabulary import tokenizer_folder
+        from edgeopt.pruning.vocabulary.prune import tokenizer_folder
 
         tokenizer_folder(opened.path)
     first = first_process()
@@ -128,7 +128,7 @@ def prune(
             trust_pickle=trust_pickle,
             shapes=recover,
         )
-        from edgeopt.train.counting import count
+        from edgeopt.modules.counting import count
 
         material = None
         if recover is not None:
@@ -212,7 +212,7 @@ def _sorted(more: dict[str, Any]) -> tuple[TrainOptions, PruneOptions]:
 
 def _refitted(made: Made, prepared: Prepared) -> Made:
     """With the statistics of BatchNorm taken anew, where there is data to take them from."""
-    from edgeopt.train.batchnorm import refit_batchnorm
+    from edgeopt.pruning.batchnorm import refit_batchnorm
 
     if prepared.calibration is None or made.vocabulary is not None:
         return made

@@ -29,9 +29,9 @@ from edgeopt.tasks.compare_answers import Artifact, of_answers
 from edgeopt.tasks.metrics import Metric
 
 if TYPE_CHECKING:
-    from edgeopt.train.counting import Counts
-    from edgeopt.train.cuts import Pruning
-    from edgeopt.train.vocabulary import VocabularyPlan
+    from edgeopt.modules.counting import Counts
+    from edgeopt.pruning.result import Pruning
+    from edgeopt.pruning.vocabulary.prune import VocabularyPlan
 
 __all__ = ["Asked", "Shrunk", "prove_shrunk"]
 
