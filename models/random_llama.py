@@ -155,9 +155,11 @@ def _write_tokenizer(folder: Path, vocabulary: int) -> None:
     words += [f"▁word{n}" for n in range(vocabulary - len(pieces) - len(words))]
     pieces += [(word, -float(rank), _NORMAL) for rank, word in enumerate(words)]
     body = b"".join(_message(1, _piece(*piece)) for piece in pieces)
-    # TrainerSpec: model_type (3) BPE, byte_fallback (35); NormalizerSpec: add_dummy_prefix (3)
+    # TrainerSpec: model_type (3) BPE, byte_fallback (35); NormalizerSpec: add_dummy_prefix (3),
+    # and no remove_extra_whitespaces (4), as in LLaMA's own
     trainer = _varint(3 << 3) + _varint(2) + _varint(35 << 3) + _varint(1)
-    body += _message(2, trainer) + _message(3, _message(1, b"identity") + _varint(3 << 3) + b"\1")
+    normalizer = _message(1, b"identity") + _varint(3 << 3) + b"\1" + _varint(4 << 3) + b"\0"
+    body += _message(2, trainer) + _message(3, normalizer)
     (folder / "tokenizer.model").write_bytes(body)
     settings = {
         "tokenizer_class": "LlamaTokenizer",

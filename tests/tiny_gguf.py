@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -184,3 +185,9 @@ def _add(writer: gguf.GGUFWriter, key: str, field: Field) -> None:
     if field.of == "int32":
         sub = GGUFValueType.INT32
     writer.add_key_value(key, field.value, _VALUE_TYPES[field.type], sub)
+
+
+def without_digests(path: Path) -> bytes:
+    """A written file's bytes but for what names its source, its plan and itself."""
+    keys = rb"(edgeopt\.(?:source_|plan_)?sha256.{12})[0-9a-f]{64}"
+    return re.sub(keys, rb"\1", path.read_bytes(), flags=re.DOTALL)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgeopt.errors import EdgeoptError
     from edgeopt.files.torch_repack import plain_program
     from edgeopt.files.weights import load_weights
+    from edgeopt.targets.written import Integrity
     from edgeopt.verbs.bench import bench
     from edgeopt.verbs.compare import compare
     from edgeopt.verbs.distill import distill
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EdgeoptError",
+    "Integrity",
     "Plan",
     "Proof",
     "Results",
@@ -60,6 +62,7 @@ __all__ = [
 
 _WHERE = {
     "EdgeoptError": "edgeopt.errors",
+    "Integrity": "edgeopt.targets.written",
     "Plan": "edgeopt.core",
     "Proof": "edgeopt.core",
     "Results": "edgeopt.core",

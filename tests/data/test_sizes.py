@@ -85,7 +85,7 @@ def test_the_axis_that_counts_samples(specs, axes):
                 spec("sr", "int64"),
             ],
             {},
-            [(1, 512), (2, 1, 128), ()],
+            [(1, 576), (2, 1, 128), ()],
         ),
         ([spec("speech", "float32", "n", "len")], {}, [(1, 16000)]),
         ([spec("past_value", "float32", None, 8, None, None)], {}, [(1, 8, 32, 32)]),

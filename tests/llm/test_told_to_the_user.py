@@ -13,13 +13,16 @@ from models.random_llama import SHAPES, make
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE
+from tokenizers.normalizers import NFC, BertNormalizer, Lowercase, Sequence, StripAccents
 from tokenizers.pre_tokenizers import ByteLevel
 
 import edgeopt
 from edgeopt.errors import EdgeoptError
 from edgeopt.files.gguf import read_header
+from edgeopt.files.gguf_write import array
 from edgeopt.files.open import open_source
 from edgeopt.llm.read import read_model
+from edgeopt.llm.tokenizers.notes import token_notes
 
 ENDS = ["<END-A>", "<END-B>", "<END-C>", "<END-D>", "<|im_end|>"]
 
@@ -87,6 +90,34 @@ def test_every_end_ends_an_answer_or_is_named(plain: Path) -> None:
 def test_tokens_that_take_spaces_are_named(plain: Path) -> None:
     (note,) = [note for note in read(plain).notes if "lstrip" in note]
     assert all(text in note for text in ("lefty", "righty", "alone")) and "usual" not in note
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "named"),
+    [
+        (None, False),
+        (NFC(), False),
+        (Lowercase(), True),
+        (Sequence([NFC(), StripAccents(), Lowercase()]), True),
+        (BertNormalizer(lowercase=True), True),
+        (BertNormalizer(lowercase=False, strip_accents=False), False),
+    ],
+)
+def test_tokens_found_in_normalized_text_are_named(
+    tmp_path: Path, normalizer: Any, named: bool
+) -> None:
+    """Named where the library itself finds the token in a text that spells it otherwise."""
+    inner = Tokenizer(BPE({letter: i for i, letter in enumerate("abcdTOL")}, []))
+    if normalizer is not None:
+        inner.normalizer = normalizer
+    inner.add_tokens([AddedToken("Tool", normalized=True), AddedToken("Cold", normalized=False)])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    number = inner.token_to_id("Tool")
+    assert (inner.encode("TOOL").ids == [number]) is named
+    tokens = {"tokenizer.ggml.tokens": array("string", [""] * inner.get_vocab_size())}
+    notes = [n for n in token_notes(tmp_path, {}, tokens, False) if "normalized" in n]
+    assert bool(notes) is named
+    assert not named or ("Tool" in notes[0] and "Cold" not in notes[0])
 
 
 def test_an_adapter_beside_the_weights_is_named(plain: Path, tmp_path: Path) -> None:

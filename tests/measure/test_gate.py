@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgeopt.core import Affine, Change, Decision, Fidelity, Measurement, Verdict
+from edgeopt.core import Affine, Change, Decision, Fidelity, Measurement, OfKind, Verdict
 from edgeopt.errors import UsageError
 from edgeopt.measure.gate import FLOORS, ROW_MARGIN_DB, judge
 from edgeopt.measure.pair import Mates, PairResult
@@ -167,9 +167,19 @@ def test_answers_count_beside_decibels() -> None:
     worse = only(sqnr_db=13.9, top1=0.86, rows=2000)
     assert failed(verdict(worse, bits=4, given=True)) == ["same answers"]
     assert verdict(only(sqnr_db=13.9, top1=0.9, rows=2000), bits=4, given=True).proven
-    # on inputs that nobody gave there are no answers, and another floor was asked for knowingly
+    # on inputs that nobody gave there are no answers
     assert verdict(worse, bits=4).proven
-    assert verdict(worse, bits=4, given=True, min_sqnr=8.0).proven
+    # a floor of decibels is one of decibels: answers have a floor, and an option, of their own
+    assert failed(verdict(worse, bits=4, given=True, min_sqnr=8.0)) == ["same answers"]
+    assert verdict(worse, bits=4, given=True, min_same=0.8).proven
+    assert failed(verdict(worse, bits=4, min_same=0.9)) == ["same answers"]
+    assert failed(verdict(only(top1=0.999, rows=2000), given=True, min_same=1)) == ["same answers"]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, math.nan, 90])
+def test_a_share_of_answers_is_from_nought_to_one(share: float) -> None:
+    with pytest.raises(UsageError, match=r"--min-same .*share from 0 to 1"):
+        verdict(min_same=share)
 
 
 @pytest.mark.parametrize(
@@ -218,3 +228,27 @@ def test_advice_is_never_what_was_given(name: str, bits: int | None, given: bool
     assert not (bits == 8 and "--bits 8" in advice), advice
     assert not (bits == 4 and "--bits 4" in advice), advice
     assert not (bits != 16 and "leave out --half" in advice), advice
+
+
+def of_kinds(**db: float) -> Fidelity:
+    kinds = tuple(OfKind(kind, value, 0.05, 1.0) for kind, value in db.items())
+    return dataclasses.replace(GOOD, sqnr_db=33.0, kinds=kinds, probability=True)
+
+
+def test_the_worst_kind_of_inputs_counts() -> None:
+    found = verdict(pair(dataclasses.replace(of_kinds(voice=40.0, tone=12.0), probability=False)))
+    (check,) = [check for check in found.checks if check.name == "fidelity"]
+    assert not check.passed
+    assert "12.0 dB" in check.found
+    assert "worst on tone" in check.found
+
+
+def test_a_probability_near_nought_is_said_to_be_judged_by_its_errors() -> None:
+    found = verdict(pair(of_kinds(voice=40.0, silence=-4.0)))
+    (check,) = [check for check in found.checks if check.name == "near nought"]
+    assert check.passed
+    assert "0.05" in check.found
+    assert "silence" in check.found
+    assert found.proven
+    asked = verdict(pair(of_kinds(voice=40.0, silence=-4.0)), min_sqnr=15.0)
+    assert [check.name for check in asked.checks if not check.passed] == ["fidelity"]

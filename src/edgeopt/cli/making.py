@@ -9,15 +9,10 @@ import click
 from edgeopt.cli import options as opt
 from edgeopt.cli.options import SETTINGS, Command
 from edgeopt.cli.show import console, fail, print_document, progress, show_proof
-from edgeopt.core.takes import flag_of
-from edgeopt.errors import UsageError
 
 __all__ = ["COMMANDS"]
 
 _SHOW_PLAN = "-"
-
-#: What ``verify ARTIFACT`` takes.
-_ALONE = frozenset({"source", "as_json"})
 
 
 @click.command(
@@ -162,30 +157,18 @@ def export(source: str, as_json: bool, **options: Any) -> None:
 def verify(source: str, artifact: str | None, as_json: bool, **options: Any) -> None:
     """Compare ARTIFACT with SOURCE: size, fidelity, latency, memory. Exit code 3 if it fails.
 
-    ARTIFACT alone: is it still the file that was written, by the digests in the plan beside it?
+    ARTIFACT alone: is it still the file that was written, by the digests inside and beside it?
 
     A GGUF ARTIFACT is compared with its folder or another GGUF, tensor by tensor; with --text also
     by what both predict: perplexity, KL divergence, same top."""
-    if artifact is None:
-        _verify_alone(source, as_json)
-        return
     from edgeopt.verbs.verify import verify as run
 
-    with progress() as report:
-        proof = run(source, artifact, progress=report, **options)
-    show_proof(proof, as_json)
-
-
-def _verify_alone(artifact: str, as_json: bool) -> None:
-    given = [name for name in opt.typed(click.get_current_context()) if name not in _ALONE]
-    if given:
-        raise UsageError(
-            f"{', '.join(map(flag_of, given))}: for comparing with a source; give both: edgeopt"
-            f" verify SOURCE {artifact}"
-        )
-    from edgeopt.targets.written import check_file
-
-    found = check_file(artifact)
+    if artifact is not None:
+        with progress() as report:
+            proof = run(source, artifact, progress=report, **options)
+        show_proof(proof, as_json)
+        return
+    found: Any = run(source, **options)  # one file: an Integrity
     if as_json:
         print_document(found.to_json())
     else:

@@ -111,6 +111,12 @@ inputs = options(
 proving = options(
     click.option("--min-sqnr", type=float, metavar="DB", help="Fidelity floor in decibels."),
     click.option(
+        "--min-same",
+        type=float,
+        metavar="SHARE",
+        help="Least share of the same answers of a classifier (with --data: 0.9).",
+    ),
+    click.option(
         "--prefer",
         type=click.Choice(["balanced", "speed", "size", "memory"]),
         default="balanced",

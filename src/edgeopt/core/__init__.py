@@ -18,7 +18,16 @@ from edgeopt.core.dtypes import (
 )
 from edgeopt.core.ggml import Ggml
 from edgeopt.core.plan import PLAN_VERSION, Change, Choice, Decision, Plan
-from edgeopt.core.proof import PROOF_VERSION, Basis, Check, Fidelity, Measurement, Proof, Verdict
+from edgeopt.core.proof import (
+    PROOF_VERSION,
+    Basis,
+    Check,
+    Fidelity,
+    Measurement,
+    OfKind,
+    Proof,
+    Verdict,
+)
 from edgeopt.core.results import (
     METRICS,
     RESULTS_VERSION,
@@ -62,6 +71,7 @@ __all__ = [
     "Layer",
     "Measurement",
     "Metric",
+    "OfKind",
     "Plan",
     "Progress",
     "Proof",

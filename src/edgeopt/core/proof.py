@@ -19,10 +19,26 @@ __all__ = [
     "Check",
     "Fidelity",
     "Measurement",
+    "OfKind",
     "Proof",
     "Verdict",
     "json_ready",
 ]
+
+
+@dataclass(frozen=True)
+class OfKind:
+    """How close one output is over the samples of one kind, of those that were made up.
+
+    ``sqnr_db`` is against the output's own power on that kind, which counts as no less than a
+    hundredth of its power over all kinds (of n numbers, a share of one in n). ``same_side``: the
+    share of elements on the same side of one half, for a probability what is decided.
+    """
+
+    kind: str
+    sqnr_db: float
+    max_abs: float
+    same_side: float
 
 
 @dataclass(frozen=True)
@@ -35,7 +51,9 @@ class Fidelity:
     None likewise. ``finite``: no NaN or Inf appeared that the source did not have. ``constant``:
     the source's output did not change from sample to sample, nor within one. ``rows``: positions
     that ``top1`` is a share of. ``lowest_db`` and ``highest_db``: SQNR of the sample that is
-    furthest off, and of the one that is closest; None where a sample has none.
+    furthest off, and of the one that is closest; None where a sample has none. ``kinds``: the same
+    by kind of sample, where samples are of several. ``probability``: the output lies between 0
+    and 1 whatever goes in.
     """
 
     output: str
@@ -50,6 +68,8 @@ class Fidelity:
     rows: int = 0
     lowest_db: float | None = None
     highest_db: float | None = None
+    kinds: tuple[OfKind, ...] = ()
+    probability: bool = False
 
 
 @dataclass(frozen=True)

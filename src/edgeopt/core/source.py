@@ -133,14 +133,15 @@ class Source:
     needs_trust: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
-    def sha256(self) -> str:
+    def sha256(self, between: Callable[[], None] | None = None) -> str:
         """Digest of all its files' bytes, in the order of their relative names.
 
         For one file this is what ``sha256sum`` prints. For several, each file's relative name
-        and digest are hashed in turn.
+        and digest are hashed in turn. ``between`` is called after every piece: what it raises
+        ends the reading.
         """
         if len(self.files) == 1:
-            return file_sha256(self.files[0])
+            return file_sha256(self.files[0], between)
         whole = hashlib.sha256()
         root = self.path if self.path.is_dir() else self.path.parent
         for file in sorted(self.files):
@@ -148,14 +149,16 @@ class Source:
                 name = file.relative_to(root).as_posix()
             except ValueError:
                 name = file.name
-            whole.update(f"{name}\0{file_sha256(file)}\n".encode())
+            whole.update(f"{name}\0{file_sha256(file, between)}\n".encode())
         return whole.hexdigest()
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, between: Callable[[], None] | None = None) -> str:
     """What ``sha256sum`` prints for a file, read a piece at a time."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
+            if between is not None:
+                between()
     return digest.hexdigest()

@@ -229,6 +229,7 @@ TAKES: Mapping[str | tuple[str, str], Takes] = {
     "plan": Takes("a path, or a Plan", _plan),
     "external_data": Takes("'auto', 'always', 'never' or a number of bytes", _external),
     "min_sqnr": _NUMBER,
+    "min_same": _NUMBER,
     "max_drop": _NUMBER,
     "force": _FLAG,
     "threads": _WHOLE,

@@ -53,7 +53,8 @@ class Samples:
     ``label`` says where they come from, for a person. ``count`` is their number, None for a
     generator (then ``limit`` bounds it). ``inputs`` is what they were fitted to; before
     :meth:`fit`, arrays given by position are called ``#0``, ``#1``, ... ``bare`` ones are single
-    samples, perhaps without an axis for a batch; ``made_up`` ones nobody gave.
+    samples, perhaps without an axis for a batch; ``made_up`` ones nobody gave, and ``kinds``
+    says of each what it is like ("silence").
     """
 
     label: str
@@ -63,6 +64,7 @@ class Samples:
     inputs: tuple[InputSpec, ...] = ()
     bare: bool = False
     made_up: bool = False
+    kinds: tuple[str, ...] = ()
     resolve: Callable[[Sequence[str]], Samples] | None = field(default=None, repr=False)
     names: tuple[str, ...] = ()
 

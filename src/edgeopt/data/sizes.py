@@ -22,6 +22,7 @@ __all__ = [
     "batch_symbols",
     "candidates",
     "is_sound",
+    "is_state",
     "sizes_of",
     "typical_sizes",
 ]
@@ -47,7 +48,7 @@ _ROLES: Mapping[str, tuple[int, ...]] = {
         *(1024, 16, 8, 4, 1),
     ),
     "sound": (16000, 64000, 512, 4096, 2048, 1024, 256, 160000, 400, 320, 1280, 480, 1536),
-    "chunk": (512, 256, 1536, 1024, 768, 480, 320, 160, 16000, 4096, 2048),
+    "chunk": (576, 512, 256, 1536, 1024, 768, 480, 320, 160, 16000, 4096, 2048),
     "sequence": (32, 64, 16, 128, 8, 256, 100, 512, 77, 4, 10, 50, 1000, 2, 1),
     "other": (32, 64, 16, 128, 8, 4, 100, 512, 256, 10, 224, 2, 1, 1000, 16000),
 }
@@ -241,6 +242,20 @@ def is_sound(spec: InputSpec, specs: Sequence[InputSpec]) -> bool:
     named = _SOUND.search(spec.name) and spec.name != "input_values"
     asked = _sound(specs) and batch_axes(specs)[spec.name] == 0
     return spec.dtype.startswith("float") and 0 < len(spec.shape) <= 3 and bool(named or asked)
+
+
+#: What recurrent networks call what they remember.
+_MEMORY = re.compile(r"state|hidden|cell|(^|_)(h|c|hn|cn|h0|c0|h_0|c_0)$", re.IGNORECASE)
+
+
+def is_state(spec: InputSpec, specs: Sequence[InputSpec]) -> bool:
+    """Whether an input is what a recurrent network remembers of what came before: by its name,
+    and a batch that is not in front or a width beside one."""
+    if not spec.dtype.startswith("float") or not 2 <= len(spec.shape) <= 3 or len(specs) < 2:
+        return False
+    return bool(_MEMORY.search(spec.name)) and not re.search(
+        r"encoder|last_hidden|embed|mask|past|key|value", spec.name, re.IGNORECASE
+    )
 
 
 def is_whole(spec: InputSpec) -> bool:

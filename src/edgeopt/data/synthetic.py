@@ -12,18 +12,31 @@ import numpy as np
 from edgeopt.core import Array, InputSpec
 from edgeopt.data.fitting import plain_dtype
 from edgeopt.data.hint import Hint
+from edgeopt.data.pictures import PICTURES, SMALLEST, picture
 from edgeopt.data.samples import Samples
-from edgeopt.data.sizes import batch_symbols, is_sound, typical_sizes
+from edgeopt.data.sizes import batch_symbols, is_sound, is_state, typical_sizes
+from edgeopt.data.sounds import SOUNDS, sound
 from edgeopt.errors import InputsError
 
-__all__ = ["OTHER_BATCH", "Hint", "concrete_shape", "pinned", "synthetic"]
+__all__ = [
+    "LOUDNESS",
+    "OTHER_BATCH",
+    "SOUND",
+    "STATE",
+    "Hint",
+    "concrete_shape",
+    "pinned",
+    "synthetic",
+]
 
 #: Of made-up inputs, every so many come in a batch of this size where the model takes one: what
 #: one sample does to another in its batch is part of how the file answers.
 _BATCH_EVERY, OTHER_BATCH = 4, 3
 
 #: The deviation of speech, where full scale is one.
-_LOUDNESS = 0.1
+LOUDNESS = 0.1
+#: Uses of floats that a hint names (:attr:`Hint.kind`): a wave, and what a model remembers.
+SOUND, STATE = "sound", "state"
 #: Inputs whose shapes a label gives.
 _SHOWN = 3
 #: Integers of which nothing is known stay small: most are indices into some table.
@@ -68,9 +81,11 @@ def synthetic(
     specs = tuple(inputs)
     known = dict(hints or {})
     for spec in specs:
-        if is_sound(spec, specs) and not known.get(spec.name, Hint()).std:
-            quiet = replace(known.get(spec.name, Hint()), mean=(0.0,), std=(_LOUDNESS,))
-            known[spec.name] = quiet
+        hint = known.get(spec.name, Hint())
+        if is_sound(spec, specs):
+            known[spec.name] = replace(hint, kind=SOUND)
+        elif is_state(spec, specs):
+            known[spec.name] = replace(hint, kind=STATE)
         if plain_dtype(spec.dtype) is None:
             raise InputsError(
                 f"input {spec.name} takes {spec.dtype}, for which no inputs can be made up; give"
@@ -101,7 +116,36 @@ def synthetic(
         label += f": {chosen}"
     if mixed:
         label += f"; every {_BATCH_EVERY}th in a batch of {batch}"
-    return Samples(label, opener, count, None, specs, made_up=True)
+    kinds = _kinds(specs, known, alone)
+    names = tuple(kinds[index % len(kinds)] for index in range(count)) if kinds else ()
+    return Samples(label, opener, count, None, specs, made_up=True, kinds=names)
+
+
+def _kinds(
+    specs: Sequence[InputSpec], hints: Mapping[str, Hint], sizes: Mapping[str, int]
+) -> tuple[str, ...]:
+    """What the feeds are called, in turn: the kinds of the input that varies most, a sound, then
+    a picture, then ids, then numbers; none where no input varies by kind."""
+    found: dict[str, Sequence[str]] = {}
+    for spec in specs:
+        hint, shape = hints.get(spec.name, Hint()), _shape(spec, sizes)
+        make = _maker(spec, hint)
+        if make is _floats and hint.kind == SOUND:
+            found["sound"] = list(SOUNDS)
+        elif make in (_floats, _bytes) and hint.kind != STATE and _is_picture(shape):
+            found["picture"] = list(PICTURES)
+        elif make is _ids and len(shape) > 1:
+            found["ids"] = list(_IDS)
+        elif make is _floats and hint.kind != STATE and hint.low is None and len(shape) > 1:
+            found["numbers"] = list(_TABLES)
+    order = ("sound", "picture", "ids", "numbers")
+    return next((tuple(found[name]) for name in order if name in found), ())
+
+
+def _is_picture(shape: tuple[int, ...]) -> bool:
+    if len(shape) == 4 and shape[3] in (1, 3, 4) and min(shape[1:3]) >= SMALLEST:
+        return True
+    return len(shape) >= 4 and min(shape[-2:]) >= SMALLEST
 
 
 def _steps(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> int:
@@ -153,8 +197,21 @@ class _Draw:
         return length
 
 
+#: Ids, kind -> which of the table's rows: all alike; those in front, which vocabularies keep for
+#: what is frequent; those at its end; a few of them again and again.
+_IDS: Mapping[str, Callable[[np.random.Generator, int, tuple[int, ...]], Array]] = {
+    "any ids": lambda rng, width, shape: rng.integers(0, width, shape),
+    "padded": lambda rng, width, shape: rng.integers(0, width, shape),
+    "frequent ids": lambda rng, width, shape: (width ** rng.random(shape)).astype(np.int64) - 1,
+    "rare ids": lambda rng, width, shape: rng.integers(width - width // 10 - 1, width, shape),
+    "repeated ids": lambda rng, width, shape: rng.choice(rng.integers(0, width, 3), shape),
+    "padded again": lambda rng, width, shape: (width ** rng.random(shape)).astype(np.int64) - 1,
+}
+
+
 def _ids(draw: _Draw) -> Array:
-    ids = draw.rng.integers(draw.low, draw.high, draw.shape)
+    kind = list(_IDS)[draw.index % len(_IDS)]
+    ids = draw.low + _IDS[kind](draw.rng, draw.high - draw.low, draw.shape)
     begin, end = draw.hint.begin, draw.hint.end
     if len(draw.shape) == 2 and draw.kept > len(begin) + len(end):
         ids[:, : len(begin)] = begin
@@ -166,7 +223,7 @@ def _bytes(draw: _Draw) -> Array:
     """Pictures of bytes, or anything else of that type that no table bounds: all of its range."""
     if len(draw.shape) < 3:
         return draw.rng.integers(0, 256, draw.shape)
-    return np.clip(np.rint(127.5 + 55 * _smooth(draw)), 0, 255)
+    return np.clip(np.rint(127.5 + 60 * _smooth(draw)), 0, 255)
 
 
 def _mask(draw: _Draw) -> Array:
@@ -201,6 +258,12 @@ def _flags(draw: _Draw) -> Array:
 
 
 def _floats(draw: _Draw) -> Array:
+    if draw.hint.kind == SOUND:
+        level = draw.hint.std[0] / LOUDNESS if draw.hint.std else 1.0
+        return level * sound(draw.index, draw.shape, draw.rng)
+    if draw.hint.kind == STATE:
+        # Nothing before, as at the start of every stream, or something; it is bounded by tanh.
+        return np.clip(0.4 * draw.rng.standard_normal(draw.shape), -1, 1) * (draw.index % 3 == 2)
     if draw.hint.low is not None and draw.hint.high is not None:
         return draw.rng.uniform(draw.hint.low, draw.hint.high, draw.shape)
     made = _smooth(draw)
@@ -217,40 +280,34 @@ def _by_channel(values: tuple[float, ...], shape: tuple[int, ...]) -> Array:
     return np.asarray(values).reshape(-1, *(1,) * (len(shape) - 2))
 
 
-#: A made-up letter with the space around it, in cells, and the strokes that it has.
-_LETTER, _LINE, _STROKES = 8, 16, 3
-
-
-def _written(draw: _Draw) -> Array:
-    """Lines of letter-like marks, dark on light, mean zero and deviation one: edges and shapes, of
-    which noise has none. A network that looks for things (text, objects) finds some here."""
-    height, width = draw.shape[-2:]
-    page = np.ones((height, width))
-    for top in range(2, height - 7, _LINE):
-        for left in range(2, width - 5, _LETTER):
-            for place, upright in draw.rng.integers(0, (6, 2), (_STROKES, 2)):
-                if upright:
-                    page[top : top + 8, left + place : left + place + 2] = -1
-                else:
-                    page[top + place : top + place + 2, left : left + 6] = -1
-    return np.asarray((page - page.mean()) / page.std())
-
-
 def _smooth(draw: _Draw) -> Array:
-    if len(draw.shape) == 4 and draw.shape[3] in (1, 3, 4) and min(draw.shape[1:3]) >= 8:
+    """Pictures where there is room for one, else a table of numbers."""
+    if len(draw.shape) == 4 and draw.shape[3] in (1, 3, 4) and min(draw.shape[1:3]) >= SMALLEST:
         batch, height, width, channels = draw.shape  # channels last
         return np.moveaxis(_smooth(replace(draw, shape=(batch, channels, height, width))), 1, 3)
+    if len(draw.shape) < 4 or min(draw.shape[-2:]) < SMALLEST:
+        return _table(draw)
+    return picture(draw.index, draw.shape, draw.rng)
+
+
+#: Numbers of tables, kind -> how far they go, in deviations.
+_TABLES = {"usual": 1.0, "uneven": 1.0, "small": 0.3, "edge": 1.0, "large": 2.0, "steady": 1.0}
+
+
+def _table(draw: _Draw) -> Array:
+    """Numbers of mean zero and deviation one as a rule: normal; columns of unequal width; all
+    small; all near the ends of what is usual; all large; hardly changing along a sequence."""
+    kind = list(_TABLES)[draw.index % len(_TABLES)]
     noise = draw.rng.standard_normal(draw.shape)
-    if len(draw.shape) < 4 or min(draw.shape[-2:]) < 8:
-        return noise
-    if draw.index % 2 and min(draw.shape[-2:]) >= 16:
-        return np.broadcast_to(_written(draw), draw.shape) + 0.05 * noise
-    # images vary slowly: a coarse grid spread out, plus a little detail; variance stays one
-    height, width = draw.shape[-2:]
-    coarse = draw.rng.standard_normal((*draw.shape[:-2], -(-height // 4), -(-width // 4)))
-    spread = coarse.repeat(4, axis=-2).repeat(4, axis=-1)[..., :height, :width]
-    blended: Array = 0.9 * spread + (1 - 0.9**2) ** 0.5 * noise
-    return blended
+    if kind == "uneven" and draw.shape:
+        widths = np.exp(0.7 * draw.rng.standard_normal(draw.shape[-1]))
+        noise = noise * widths / np.sqrt(np.mean(np.square(widths)))
+    elif kind == "edge":
+        noise = np.sign(noise) * (1.5 + 0.2 * np.abs(noise))
+    elif kind == "steady" and len(draw.shape) > 2:
+        first = draw.rng.standard_normal((*draw.shape[:-2], 1, draw.shape[-1]))
+        noise = 0.95 * first + 0.3 * noise
+    return np.asarray(_TABLES[kind] * noise)
 
 
 #: (input name, maker) for integers and booleans; the first that matches counts.

@@ -159,6 +159,12 @@ class Layout:
     slots: tuple[Slot, ...]
     nbytes: int
 
+    def place(self, key: str) -> tuple[int, int]:
+        """Where the bytes of a string of the metadata begin, and how many they are."""
+        at = self.header.index(_string(key) + struct.pack("<I", _STRING)) + len(key) + 12
+        (length,) = struct.unpack_from("<Q", self.header, at)
+        return at + 8, length
+
     @classmethod
     def of(
         cls,
@@ -196,7 +202,16 @@ class GgufWriter:
 
     def __init__(self, descriptor: int, layout: Layout) -> None:
         self._descriptor = descriptor
+        self._layout = layout
         self._slots = {slot.name: slot for slot in layout.slots}
+
+    def text(self, key: str, value: str) -> None:
+        """Write a string of the metadata anew, in as many bytes as it had."""
+        at, length = self._layout.place(key)
+        raw = value.encode()
+        if len(raw) != length:
+            raise ValueError(f"{key}: {len(raw)} bytes where {length} are")
+        os.pwrite(self._descriptor, raw, at)
 
     def put(self, name: str, row: int, raw: NDArray[np.uint8]) -> None:
         """Write encoded rows (uint8 ``[rows, bytes per row]``) from row ``row`` on."""

@@ -22,6 +22,7 @@ from edgeopt.core import DTYPE_BITS, Affine, Codes, Source, Weight, tensor_nbyte
 from edgeopt.errors import FormatError
 from edgeopt.files.reading import numpy_dtype
 from edgeopt.files.safetensors import Entry
+from edgeopt.files.seal import BLANK, SEAL
 from edgeopt.numerics.affine import SCALE_DTYPES, dequantize
 from edgeopt.numerics.pack import pack_rows, unpack_rows
 
@@ -158,6 +159,7 @@ class Header:
             "format": "pt",
             _MARK: str(VERSION),
             _HEADER: json.dumps(document, ensure_ascii=False, separators=(",", ":")),
+            SEAL: BLANK,
         }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from edgeopt.core import DTYPE_BITS, Sparse, Weight, tensor_nbytes
 from edgeopt.errors import SourceError
 from edgeopt.files import safetensors, sparse
+from edgeopt.files.seal import BLANK, SEAL, seal
 from edgeopt.files.spans import row_spans, ties_of
 from edgeopt.numerics.sparse_pack import count_nonzero, pack
 
@@ -22,7 +23,7 @@ __all__ = ["Stored", "write_sparse"]
 _HEADER_BYTES = 256
 
 #: What the format itself stores in the file's metadata.
-_RESERVED = frozenset(sparse.Header({}).metadata())
+_RESERVED = frozenset({*sparse.Header({}).metadata(), SEAL})
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def write_sparse(
     ties = ties_of(weights)
     made = tuple(_stored(weight, ties) for weight in weights)
     outline = _outline(weights, made, ties)
-    strings = {**extra, **outline.header.metadata()}
+    strings = {**extra, **outline.header.metadata(), SEAL: BLANK}
     with safetensors.filling(out, outline.entries, strings) as put:
         for weight in weights:
             rows = (weight.rows(lo, hi) for lo, hi in row_spans(weight))
@@ -74,6 +75,7 @@ def write_sparse(
             elif weight.name not in ties:
                 for piece in rows:
                     put(weight.name, piece)
+    seal(out)
     return made
 
 

@@ -13,7 +13,14 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from edgeopt.data.hint import Hint
-from edgeopt.graphs.ranges import all_nodes, asked_sizes, coarsest, compared_with, statistics
+from edgeopt.graphs.ranges import (
+    all_nodes,
+    asked_sizes,
+    coarsest,
+    compared_with,
+    is_wave,
+    statistics,
+)
 
 __all__ = ["input_hints"]
 
@@ -58,7 +65,8 @@ def input_hints(model: Path | Any) -> dict[str, Hint]:
     constants, gets ``0 <= value < rows`` of the smallest table (less what is added on the way);
     a OneHot counts by its depth. Inputs with a mask's name, that index nothing, get kind
     ``mask``; integers of one element what they are compared with. Of floats, what a normalisation
-    in front tells (:func:`~edgeopt.graphs.ranges.statistics`), and of all, how coarse the
+    in front tells (:func:`~edgeopt.graphs.ranges.statistics`), kind ``sound`` where a spectrum is
+    taken of them, and of all, how coarse the
     coarsest map made of them is. Inputs that tell nothing are left out.
     """
     proto = onnx.load(str(model), load_external_data=False) if isinstance(model, Path) else model
@@ -87,6 +95,8 @@ def input_hints(model: Path | Any) -> dict[str, Hint]:
         if value.type.tensor_type.elem_type not in _INTEGERS:
             told = statistics(value.name, readers, constants)
             hint = hint if told is None else replace(hint, mean=told[0], std=told[1])
+            if is_wave(value.name, readers, constants):
+                hint = replace(hint, kind="sound")
             if hint != Hint():
                 hints[value.name] = hint
             continue

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-__all__ = ["all_nodes", "asked_sizes", "coarsest", "compared_with", "statistics"]
+__all__ = ["all_nodes", "asked_sizes", "coarsest", "compared_with", "is_wave", "statistics"]
 
 Vector = NDArray[np.float64]
 Readers = Mapping[str, Sequence[Any]]
@@ -105,6 +105,37 @@ def asked_sizes(name: str, readers: Readers, constants: Constants) -> tuple[tupl
             elif node.op_type in ("LSTM", "GRU", "RNN") and len(weight.dims) == 3:
                 found[-1, weight.dims[2]] = None
     return tuple(found)
+
+
+#: Operators through which a wave passes as one: cut, padded and laid out anew.
+_LAID_OUT = _SAME | {
+    *("Concat", "Flatten", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"),
+    *("Split", "Expand", "If"),
+}
+
+#: Taps from which a first filter over one channel is one of sound: windows of a spectrum.
+_TAPS = 64
+
+
+def is_wave(name: str, readers: Readers, constants: Constants) -> bool:
+    """Whether an input's values are filtered as sound is: a spectrum is taken of them, by an
+    operator or by a convolution over one channel, in one direction, with many taps."""
+    waiting, seen = [name], {name}
+    while waiting:
+        current = waiting.pop(0)
+        for node in readers.get(current, ()):
+            if node.op_type in ("STFT", "DFT") and node.input[0] == current:
+                return True
+            if node.op_type in _LAID_OUT:
+                waiting += [o for o in node.output if o not in seen]
+                seen.update(node.output)
+            if node.op_type == "Conv" and node.input[0] == current:
+                weight = constants.get(node.input[1])
+                dims = () if weight is None else tuple(weight.dims)
+                taps = sorted(dims[2:])
+                if taps and dims[1] == 1 and taps[-1] >= _TAPS and set(taps[:-1]) <= {1}:
+                    return True
+    return False
 
 
 def statistics(

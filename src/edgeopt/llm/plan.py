@@ -8,16 +8,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import edgeopt
 from edgeopt.core import Decision, Ggml, Plan, Source
 from edgeopt.core.ggml import PLAIN_TYPES
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.gguf_write import Field, Layout, string, u32
 from edgeopt.files.imatrix import Imatrix
+from edgeopt.files.seal import BLANK, SEAL
 from edgeopt.llm.mix import assign, file_type
 from edgeopt.llm.model import LanguageModel
 from edgeopt.numerics.ggml import decodes, encodes
 
-__all__ = ["GgufAsked", "described_sha256", "layout_of", "make_gguf_plan", "replayed"]
+__all__ = [
+    "PLAN_SHA256",
+    "SOURCE_SHA256",
+    "GgufAsked",
+    "described_sha256",
+    "layout_of",
+    "make_gguf_plan",
+    "replayed",
+]
 
 #: Version of the block formats, as ggml counts them.
 _QUANTIZATION_VERSION = 2
@@ -191,6 +201,11 @@ def _require_encodable(
 # the file
 
 
+#: Keys of ours: of the tool, and digests of the file, its source and its plan.
+_OURS = "edgeopt."
+SOURCE_SHA256, PLAN_SHA256 = f"{_OURS}source_sha256", f"{_OURS}plan_sha256"
+
+
 def layout_of(model: LanguageModel, plan: Plan, importance: Imatrix | None = None) -> Layout:
     """The whole file but the weights, to the byte. Needs no weight, only their shapes."""
     tensors: Sequence[tuple[str, Sequence[int], str]] = [
@@ -203,12 +218,16 @@ def _metadata(model: LanguageModel, plan: Plan, importance: Imatrix | None) -> d
     """The model's metadata with what depends on the types, in the order that is customary."""
     general = {k: v for k, v in model.metadata.items() if k.startswith("general.")}
     rest = {k: v for k, v in model.metadata.items() if not k.startswith("general.")}
+    rest = {k: v for k, v in rest.items() if not k.startswith(_OURS)}  # of an earlier pass
     metadata = {
         **general,
         "general.file_type": u32(file_type(str(plan.options["type"]))),
         "general.quantization_version": u32(_QUANTIZATION_VERSION),
         **rest,
     }
+    # Digests are known once the weights are written: their places are, by their length.
+    metadata[f"{_OURS}version"] = string(edgeopt.__version__)
+    metadata.update({key: string(BLANK) for key in (SEAL, SOURCE_SHA256, PLAN_SHA256)})
     if importance is not None:
         # The keys under which llama.cpp's quantizer notes the same.
         metadata["quantize.imatrix.dataset"] = string(", ".join(importance.datasets))

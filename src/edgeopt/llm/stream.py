@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,9 @@ from edgeopt.errors import SourceError
 from edgeopt.files.gguf_write import GgufWriter, Layout, writing_gguf
 from edgeopt.files.imatrix import Imatrix
 from edgeopt.files.pages import drop_pages
+from edgeopt.files.seal import seal
 from edgeopt.llm.model import LanguageModel
+from edgeopt.llm.plan import PLAN_SHA256, SOURCE_SHA256
 from edgeopt.numerics.ggml import encode
 
 __all__ = ["row_spans", "write_model"]
@@ -57,10 +60,13 @@ def write_model(
     if progress is not None:
         progress("quantizing (encoders are compiled at the first use, and kept)", None)
     meter = _Meter(sum(weights[d.tensor].nbytes for d in plan.decisions), progress)
-    pool = ThreadPoolExecutor(threads)
+    pool, aside = ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
     pending: deque[Future[int]] = deque()
+    ended = _Ended()
     try:
         with writing_gguf(path, layout) as writer:
+            # Ahead of the encoders: it reads for them too.
+            digest = aside.submit(source.sha256, ended.check)
             held = 0
             fitted = {} if importance is None else importance.fitted(model.tensors).values
             for job in _jobs(plan, weights, stored, fitted):
@@ -72,9 +78,22 @@ def write_model(
                     held = 0
             while pending:
                 meter.add(pending.popleft().result())
+            writer.text(PLAN_SHA256, plan.digest())
+            writer.text(SOURCE_SHA256, digest.result())
+        seal(path)
     finally:
+        ended.set()
         pool.shutdown(cancel_futures=True)
+        aside.shutdown()
         drop_pages(source.files)
+
+
+class _Ended(threading.Event):
+    """Set when the writing is over, well or not: what still reads then has to stop."""
+
+    def check(self) -> None:
+        if self.is_set():
+            raise InterruptedError
 
 
 def row_spans(weight: Weight, chunk: int = _CHUNK) -> Iterator[tuple[int, int]]:

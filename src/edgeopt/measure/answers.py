@@ -95,11 +95,12 @@ def take_answers(
 
 
 def compare_answers(
-    base: Answers, other: Answers, loose: Sequence[str] = ()
+    base: Answers, other: Answers, loose: Sequence[str] = (), kinds: Sequence[str] = ()
 ) -> tuple[tuple[Fidelity, ...], RowCount | None]:
     """Fidelity of every output of ``base`` in ``other``; outputs are matched by name, else by
     position, and rows of those that are sets (``loose``, or of another number) by their values:
-    how many were found again. SourceError where an output has no counterpart or another shape."""
+    how many were found again. ``kinds`` says of each sample what it is like, where they differ.
+    SourceError where an output has no counterpart or another shape."""
     names = match_outputs(_specs(base), _specs(other), None)
     loosely = frozenset(loose)
     meters = {name: FidelityMeter(name, classes=name not in loosely) for name in names}
@@ -108,7 +109,7 @@ def compare_answers(
         expected, answered = base.load(index), other.load(index)
         ours, theirs = matcher.pair(expected, {name: answered[names[name]] for name in names})
         for name, meter in meters.items():
-            problem = meter.add(ours[name], theirs[name])
+            problem = meter.add(ours[name], theirs[name], "".join(kinds[index : index + 1]))
             if problem:
                 raise SourceError(problem)
     return tuple(meter.result() for meter in meters.values()), matcher.result()

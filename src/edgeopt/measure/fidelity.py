@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.core import Fidelity
+from edgeopt.core import Fidelity, OfKind
 
 __all__ = ["FidelityMeter"]
 
@@ -28,6 +29,30 @@ _FLAT = 1e-6
 _DISTRIBUTION = 1e-3
 
 
+#: An output's power on one kind of samples counts as no less than this share of its power on all:
+#: what is next to nothing beside what the output says elsewhere is not held to its own decibels.
+#: Nor are a few numbers that happen to be small: of n there are, the share is one in n at least.
+_LEAST_POWER = 0.01
+
+
+@dataclass
+class _Sums:
+    """What is kept of the samples of one kind."""
+
+    elements: int = 0
+    signal: float = 0.0
+    noise: float = 0.0
+    max_abs: float = 0.0
+    same_side: int = 0
+
+    def of_kind(self, kind: str, power: float) -> OfKind:
+        """``power``: the output's mean square over all kinds."""
+        least = max(_LEAST_POWER, 1 / max(self.elements, 1))
+        signal = max(self.signal, least * power * self.elements)
+        share = self.same_side / self.elements if self.elements else 1.0
+        return OfKind(kind, _sqnr_db(signal, self.noise), self.max_abs, share)
+
+
 class FidelityMeter:
     """Accumulates :class:`~edgeopt.core.Fidelity` of one output, sample by sample.
 
@@ -39,9 +64,12 @@ class FidelityMeter:
     its width).
     """
 
-    def __init__(self, output: str, *, classes: bool = True) -> None:
-        """``classes``: the last axis may be one of classes; of a set of rows it is none."""
+    def __init__(self, output: str, *, classes: bool = True, probability: bool = False) -> None:
+        """``classes``: the last axis may be one of classes; of a set of rows it is none.
+        ``probability``: the output lies between 0 and 1 whatever goes in."""
         self.output = output
+        self._probability = probability
+        self._kinds: dict[str, _Sums] = {}
         self._may_be_classes = classes
         self._samples = 0
         self._elements = 0
@@ -63,8 +91,8 @@ class FidelityMeter:
         #: Whether the source itself gave NaN or Inf somewhere.
         self.source_not_finite = False
 
-    def add(self, reference: NDArray[Any], got: NDArray[Any]) -> str | None:
-        """Take one sample's pair. Returns None, or why the two cannot be compared."""
+    def add(self, reference: NDArray[Any], got: NDArray[Any], kind: str = "") -> str | None:
+        """Take one sample's pair, of that kind. Returns None, or why the two cannot be compared."""
         if reference.shape != got.shape:
             return (
                 f"output {self.output} has shape {list(reference.shape)} in the source "
@@ -85,6 +113,8 @@ class FidelityMeter:
         )
         width = reference.shape[-1] if classes else max(1, min(reference.size, _CHUNK))
         signal = noise = dot = power = 0.0
+        sums = self._kinds.setdefault(kind, _Sums())
+        sums.elements += reference.size
         for ref, new in _chunks(reference, got, width):
             ref_ok, new_ok = np.isfinite(ref), np.isfinite(new)
             if not ref_ok.all():
@@ -105,12 +135,16 @@ class FidelityMeter:
                 continue
             error = np.abs(ref - new)
             self._max_abs = max(self._max_abs, float(error.max()))
+            sums.max_abs = max(sums.max_abs, float(error.max()))
+            sums.same_side += int(np.count_nonzero((ref > 0.5) == (new > 0.5)))
             noise += float(np.sum(error * error))
             signal += float(np.sum(ref * ref))
             power += float(np.sum(new * new))
             dot += float(np.sum(ref * new))
         self._signal += signal
         self._noise += noise
+        sums.signal += signal
+        sums.noise += noise
         if self._is_float:
             self.sample_db.append(_sqnr_db(signal, noise))
         self._cosines += _cosine(dot, signal, power)
@@ -167,7 +201,14 @@ class FidelityMeter:
             rows=self._rows,
             lowest_db=None if math.isnan(sqnr) else min(self.sample_db, default=None),
             highest_db=None if math.isnan(sqnr) else max(self.sample_db, default=None),
+            kinds=() if math.isnan(sqnr) or not self._is_float else self._by_kind(),
+            probability=self._probability and self._low >= 0 and self._high <= 1,
         )
+
+    def _by_kind(self) -> tuple[OfKind, ...]:
+        """None where the samples are of no kind."""
+        power = self._signal / self._elements if self._elements else 0.0
+        return tuple(sums.of_kind(kind, power) for kind, sums in self._kinds.items() if kind)
 
     def _constant(self) -> bool:
         """One value everywhere. A single number in all cannot be told from a varying one."""

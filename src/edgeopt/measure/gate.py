@@ -13,12 +13,15 @@ from typing import Any
 
 from edgeopt.core import Basis, Change, Check, Fidelity, Verdict, format_bytes
 from edgeopt.errors import UsageError
+from edgeopt.measure.jobs import ROW_MARGIN_DB
+from edgeopt.measure.kinds import WorstKind, worst_kind
 from edgeopt.measure.pair import SLOWER, Mates, PairResult, Repeats
 
 __all__ = [
     "AGREEMENT",
     "FEW_ROWS",
     "FLOORS",
+    "NEAR",
     "ROW_MARGIN_DB",
     "SAME_ANSWERS",
     "TENSOR_FLOORS",
@@ -41,12 +44,11 @@ SAME_ANSWERS, _MAY_CHANGE = 0.9, 1
 #: Outputs whose largest element is no answer: what counts is where they point.
 DIRECTION = re.compile("embed|hidden|feature|pool")
 
-#: Decibels under the floor that a single row of a batch may be. The floor is asked of all rows
-#: together, about which single ones scatter; 6 dB is twice the amplitude of the error.
-ROW_MARGIN_DB = 6.0
-
 #: For what 8 bits are too few for.
 _FLOAT16 = "keep the model in float16, with edgeopt export --half"
+
+#: The largest error, by bits, of a probability that is near nought (or one) and is judged by it.
+NEAR: Mapping[int | None, float] = {16: 0.01, 8: 0.1, 4: 0.2, None: 0.03}
 
 #: With fewer samples than this a figure comes with its spread over them.
 FEW_ROWS = 16
@@ -70,6 +72,7 @@ def judge(
     changes: Sequence[Change] = (),
     misplaced: Sequence[str] = (),
     given: bool = False,
+    min_same: float | None = None,
     noise: str = "",
 ) -> Verdict:
     """Judge a measured pair.
@@ -80,11 +83,15 @@ def judge(
     the artifact is meant to be a quantized (or float16), smaller one; otherwise coverage and size
     are not asked for. ``changes`` are what is said to have happened to each tensor, ``misplaced``
     where the file holds something else. ``given``: the samples are the user's, not made up; then
-    an output that is a classification must keep its answers, too. ``noise``: what draws at random
+    an output that is a classification must keep its answers, too, whatever floor ``min_sqnr`` asks
+    for: a share of ``min_same`` (default :data:`SAME_ANSWERS`; given, made-up inputs are held to it
+    as well). ``noise``: what draws at random
     in the source, and what to set, should its answers differ from run to run.
     """
     if min_sqnr is not None and not math.isfinite(min_sqnr):
         raise UsageError(f"--min-sqnr {min_sqnr}: not a number of decibels, such as 20")
+    if min_same is not None and not 0 <= min_same <= 1:
+        raise UsageError(f"--min-same {min_same:g}: not a share from 0 to 1, such as 0.9")
     checks: list[Check] = []
     if quantized:
         checks += [_something_done(coverage, bits), _smaller(*sizes, bits)]
@@ -102,8 +109,10 @@ def judge(
         checks.append(_varies(pair.repeats, floor, noise))
     checks += _same_sets(pair, bits, _more(bits, given))
     checks += _fidelity(pair.fidelity, bits, min_sqnr, given)
-    if given and min_sqnr is None:
-        checks += [c for c in [same_answers(pair.fidelity, _more(bits, given))] if c is not None]
+    if given or min_same is not None:
+        share = SAME_ANSWERS if min_same is None else min_same
+        same = same_answers(pair.fidelity, _closer(bits, given), share)
+        checks += [] if same is None else [same]
     if pair.mates is not None:
         checks.append(_mates(pair.mates, floor))
     unproven += [f"output {f.output}: constant in the source" for f in pair.fidelity if f.constant]
@@ -120,9 +129,12 @@ def basis(given: bool, samples: int) -> Basis:
     return Basis("samples" if given else "made-up", samples)
 
 
-def same_answers(fidelity: Sequence[Fidelity], advice: str) -> Check | None:
-    """The share of samples whose answer stays the same, of the output where it is least; None
-    where no output is a classification (see :class:`~edgeopt.core.Fidelity`, ``top1``)."""
+def same_answers(
+    fidelity: Sequence[Fidelity], advice: str, least: float = SAME_ANSWERS
+) -> Check | None:
+    """The share of samples whose answer stays the same, of the output where it is lowest, against
+    the ``least`` that is asked for; None where no output is a classification (see
+    :class:`~edgeopt.core.Fidelity`, ``top1``)."""
     classes = [
         f
         for f in fidelity
@@ -135,11 +147,16 @@ def same_answers(fidelity: Sequence[Fidelity], advice: str) -> Check | None:
     changed = round((1 - share) * worst.rows)
     return Check(
         name="same answers",
-        passed=share >= SAME_ANSWERS or changed <= _MAY_CHANGE,
+        passed=share >= least or (least <= SAME_ANSWERS and changed <= _MAY_CHANGE),
         found=f"{share:.1%} of {worst.rows} ({worst.output})",
-        limit=f"{SAME_ANSWERS:.0%} or more",
+        limit=f"{least:.3g} or more" if least * 100 % 1 else f"{least:.0%} or more",
         advice=advice,
     )
+
+
+def _closer(bits: int | None, given: bool) -> str:
+    """What to try where answers change."""
+    return _more(bits, given).replace("lower --min-sqnr", "lower --min-same")
 
 
 def _varies(repeats: Repeats, floor: float, noise: str) -> Check:
@@ -299,15 +316,20 @@ def _fidelity(
     classes = [f for f in varying if math.isnan(f.sqnr_db)]
     advice = _more(bits, given)
     if numbers:
-        worst = min(numbers, key=lambda f: f.sqnr_db)
         floor = _of(FLOORS, bits) if min_sqnr is None else min_sqnr
+        near = _of(NEAR, bits) if min_sqnr is None else None
+        db, output, kind = min(
+            ((k.db, f, k) for f in numbers for k in [worst_kind(f, near, floor)]),
+            key=lambda found: found[0],
+        )
         yield Check(
             name="fidelity",
-            passed=worst.sqnr_db >= floor,
-            found=f"{_db(worst.sqnr_db)} ({worst.output}{_spread(worst)})",
+            passed=db >= floor,
+            found=f"{_db(db)} ({output.output}{_on(kind) or _spread(output)})",
             limit=f"{floor:g} dB or more",
             advice=advice,
         )
+        yield from _small_errors(numbers, near, floor, advice)
     if classes:
         worst = min(classes, key=lambda f: f.top1 or 0.0)
         share, least = worst.top1 or 0.0, _of(AGREEMENT, bits)
@@ -318,6 +340,29 @@ def _fidelity(
             limit=f"{least:.0%} or more",
             advice=advice,
         )
+
+
+def _on(worst: WorstKind) -> str:
+    """The kind of samples that is the worst."""
+    return f", worst on {worst.kind}" if worst.kind else ""
+
+
+def _small_errors(
+    outputs: Sequence[Fidelity], near: float | None, floor: float, advice: str
+) -> Iterator[Check]:
+    """What was judged by the size of its errors in place of decibels is said to be."""
+    found = [(k.largest, f, k) for f in outputs for k in [worst_kind(f, near, floor)] if k.near]
+    if not found or near is None:
+        return
+    largest, output, kind = max(found, key=lambda each: each[0])
+    yield Check(
+        name="near nought",
+        passed=largest <= near,
+        found=f"off by {largest:.2g} at most, every decision the same ({output.output}, a "
+        f"probability, on {', '.join(kind.near)})",
+        limit=f"{near:g} or less where decibels say little",
+        advice=advice,
+    )
 
 
 def _spread(worst: Fidelity) -> str:

@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from edgeopt.core import InputSpec
 from edgeopt.errors import EdgeoptError, SourceError, UsageError
 from edgeopt.measure.fidelity import FidelityMeter
+from edgeopt.measure.kinds import worst_kind
 from edgeopt.measure.matching import RowCount, RowMatcher, unequal
 from edgeopt.measure.memory import MemoryMeter
 from edgeopt.measure.process import Feeds
 from edgeopt.numerics.statistics import ratio_interval, round_ratios
 from edgeopt.runtimes.onnxruntime import Session, preload
 
-__all__ = ["JOBS", "interleave", "match_outputs"]
+__all__ = ["JOBS", "ROW_MARGIN_DB", "interleave", "match_outputs"]
 
 #: Seconds that a block of inferences takes: long against the clock and a context switch, short
 #: against what changes on the machine (frequency, neighbours).
@@ -75,9 +76,17 @@ def pair(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> di
     if job["compare"]:
         names = match_outputs(source.outputs, artifact.outputs, job["output_map"])
         loose = frozenset(job.get("loose", ()))
-        meters = {name: FidelityMeter(name, classes=name not in loose) for name in names}
+        chances = frozenset(job.get("probabilities", ()))
+        meters = {
+            name: FidelityMeter(name, classes=name not in loose, probability=name in chances)
+            for name in names
+        }
         matcher = RowMatcher(loose)
-        shapes = _compare(source, artifact, meters, names, feeds, folder, voice, matcher=matcher)
+        shapes = _compare(
+            *(source, artifact, meters, names, feeds, folder, voice),
+            matcher=matcher,
+            kinds=job.get("kinds", ()),
+        )
         rows = matcher.result()
     mates, repeats = None, None
     if job["compare"]:
@@ -157,21 +166,34 @@ def contest(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) ->
 
 
 def score(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
-    """The SQNR of each candidate's worst float output against the source; None: does not run."""
+    """The SQNR of each candidate's worst float output, on the kind of samples that is worst for
+    it, against the source; None: does not run."""
     source = _open(voice, "source", job["source"], job["threads"])
     scores: dict[str, float | None] = {}
     for name, path in job["candidates"].items():
         try:
             candidate = _open(voice, name, path, job["threads"])
             names = match_outputs(source.outputs, candidate.outputs, None)
-            meters = {output: FidelityMeter(output) for output in names}
-            if shapes := _compare(source, candidate, meters, names, feeds, folder, voice, name):
+            chances = frozenset(job.get("probabilities", ()))
+            meters = {
+                output: FidelityMeter(output, probability=output in chances) for output in names
+            }
+            if shapes := _compare(
+                *(source, candidate, meters, names, feeds, folder, voice, name),
+                kinds=job.get("kinds", ()),
+            ):
                 raise SourceError(shapes[0])
         except EdgeoptError:
             scores[name] = None
             continue
-        found = [meter.result().sqnr_db for meter in meters.values()]
+        found = [worst_kind(meter.result(), job.get("near")).db for meter in meters.values()]
         scores[name] = min((db for db in found if not math.isnan(db)), default=math.inf)
+        if job.get("batch"):
+            mates = _beside_others(
+                *(job["batch"], source, candidate, meters, names, feeds, folder, voice)
+            )
+            if mates is not None and mates["alone_db"] > mates["beside_db"] + ROW_MARGIN_DB:
+                scores[name] = min(scores[name], mates["beside_db"] + ROW_MARGIN_DB)
     return {"scores": scores}
 
 
@@ -222,6 +244,7 @@ def _compare(
     voice: Voice,
     subject: str = "artifact",
     matcher: RowMatcher | None = None,
+    kinds: Sequence[str] = (),
 ) -> Sequence[str]:
     """Every sample through both. Returns outputs whose shapes differ in more than rows, as a
     finding; they are not measured."""
@@ -240,7 +263,7 @@ def _compare(
         for name, meter in meters.items():
             if ours[name].shape != theirs[name].shape:
                 shapes.setdefault(name, *unequal({name: ours[name]}, theirs))
-            elif problem := meter.add(ours[name], theirs[name]):
+            elif problem := meter.add(ours[name], theirs[name], "".join(kinds[index : index + 1])):
                 raise SourceError(problem)
         voice.progress("comparing", (index + 1) / feeds.count)
     return list(shapes.values())
@@ -265,6 +288,10 @@ def _repeats(
             found.append((db, name))
     return None if not found else dict(zip(("db", "output"), min(found), strict=True))
 
+
+#: Decibels under the floor that a single row of a batch may be. The floor is asked of all rows
+#: together, about which single ones scatter; 6 dB is twice the amplitude of the error.
+ROW_MARGIN_DB = 6.0
 
 #: Rows of a batch that is put together from single samples.
 _BATCH = 8

@@ -21,13 +21,15 @@ def try_out(
     *,
     tokens: int,
     embedder: bool = False,
+    cut: Sequence[str] = (),
     threads: int = 1,
     progress: Progress | None = None,
 ) -> Outcome:
     """Load a file and generate ``tokens`` greedily after each prompt (an embedder embeds them).
 
     Result: ``generated`` (text, tokens, finite), ``load`` seconds, ``session``: see
-    :meth:`edgeopt.runtimes.llamacpp.Session.info`.
+    :meth:`edgeopt.runtimes.llamacpp.Session.info`; ``cut``: the token ids of every text of
+    ``cut``, added tokens recognised and nothing put around.
     """
     job = {
         "kind": "generate",
@@ -35,6 +37,7 @@ def try_out(
         "threads": threads,
         "tokens": tokens,
         "embeddings": embedder,
+        "cut": list(cut),
     }
     return _ask(job, [prompt.encode() for prompt in prompts], progress)
 

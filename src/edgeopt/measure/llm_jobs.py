@@ -47,9 +47,15 @@ class Voice(Protocol):
 
 
 def generate(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
-    """Load the file and go on after each text greedily; an embedder embeds them."""
+    """Load the file and go on after each text greedily; an embedder embeds them. The texts of
+    ``job["cut"]`` are only cut into tokens."""
     with _opened(voice, "artifact", job, _SHORT) as (session, seconds):
         made = []
+        voice.busy("artifact", f"cutting texts with {session.path}")
+        cut = [
+            session.tokenize(text, special=False, control=True).tolist()
+            for text in job.get("cut", ())
+        ]
         for text in _texts(feeds, folder):
             voice.busy("artifact", f"running {session.path}")
             tokens = _prompt(session, text)[: _room(session, job["tokens"])]
@@ -62,7 +68,7 @@ def generate(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -
             one = session.generate(tokens, job["tokens"])
             said = session.text_of(one.tokens) if session.has_tokenizer else ""
             made.append({"text": said, "tokens": list(one.tokens), "finite": one.finite})
-        return {"generated": made, "load": seconds, "session": session.info()}
+        return {"generated": made, "load": seconds, "session": session.info(), "cut": cut}
 
 
 def divergence(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:

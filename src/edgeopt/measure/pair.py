@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from numpy.typing import NDArray
 
-from edgeopt.core import Fidelity, InputSpec, Measurement, Progress
+from edgeopt.core import Fidelity, InputSpec, Measurement, OfKind, Progress
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.onnx import describe
 from edgeopt.measure.matching import RowCount
@@ -113,6 +113,8 @@ def measure_pair(
     output_map: Mapping[str, str] | None = None,
     batch: Sequence[str] = (),
     loose: Sequence[str] = (),
+    probabilities: Sequence[str] = (),
+    kinds: Sequence[str] = (),
     on: Elsewhere | None = None,
     progress: Progress | None = None,
 ) -> PairResult:
@@ -124,7 +126,8 @@ def measure_pair(
     all, one at a time. ``output_map`` names the artifact's output for each of the source's where
     the names differ; ``batch`` are inputs whose first axis is a batch, of which one is put together
     from several samples; ``loose`` are outputs that are sets of rows, matched before they are
-    compared; ``on`` is another machine to measure on. Measurements: ``file`` (B),
+    compared; ``probabilities`` are outputs between 0 and 1; ``kinds`` says of each feed what it is
+    like, where they differ; ``on`` is another machine to measure on. Measurements: ``file`` (B),
     ``latency`` and ``load`` (s), ``memory`` (B, the peak above the process before loading),
     ``memory_heap`` and ``memory_mapped`` (B, what of it remains at the end, by kind).
 
@@ -148,6 +151,8 @@ def measure_pair(
         "output_map": dict(output_map) if output_map else None,
         "batch": list(batch),
         "loose": list(loose),
+        "probabilities": list(probabilities),
+        "kinds": list(kinds),
         "compare": True,
     }
     with workplace(feeds, on) as place:
@@ -178,7 +183,7 @@ def measure_pair(
     )
     notes.extend(f"output {a} of the source is {b} here" for a, b in first["renamed"].items())
     return PairResult(
-        fidelity=tuple(Fidelity(**values) for values in first["fidelity"]),
+        fidelity=tuple(_fidelity(values) for values in first["fidelity"]),
         measurements=(*sizes, *_latencies(timings, place, threads), *alone),
         slower=confirmed,
         samples=place.feeds.count,
@@ -194,6 +199,10 @@ def measure_pair(
         repeats=None if first.get("repeats") is None else Repeats(**first["repeats"]),
         mates=None if first.get("mates") is None else Mates(**first["mates"]),
     )
+
+
+def _fidelity(values: Mapping[str, Any]) -> Fidelity:
+    return Fidelity(**{**values, "kinds": tuple(OfKind(**kind) for kind in values["kinds"])})
 
 
 def _files(path: Path) -> tuple[Path, ...]:

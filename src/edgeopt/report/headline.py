@@ -185,7 +185,7 @@ def _answers(document: Document, name: str) -> Iterator[Claim]:
     if classed:
         _, worst = min(classed)
         share = document.fidelity_number(name, worst, "top1", "percent")
-        yield Claim(("answers ", share, " the same"), "even")
+        yield Claim(("answers ", share, " the same", *_stands_on(document)), "even")
         return
     measured = [(o.sqnr_db, i) for i, o in enumerate(outputs) if not math.isnan(o.sqnr_db)]
     if not measured:
@@ -193,12 +193,23 @@ def _answers(document: Document, name: str) -> Iterator[Claim]:
     sqnr, worst = min(measured)
     if math.isinf(sqnr):
         yield Claim(
-            (f"{who} identical",) if sqnr > 0 else (f"{who} lost: no signal left",),
+            (f"{who} identical", *_stands_on(document, stored=stored))
+            if sqnr > 0
+            else (f"{who} lost: no signal left",),
             "even" if sqnr > 0 else "bad",
         )
         return
     error = document.fidelity_number(name, worst, "sqnr_db", "amplitude")
-    yield Claim((f"{who} within ", error, " of the baseline's"), "even")
+    where = _stands_on(document, stored=stored)
+    yield Claim((f"{who} within ", error, " of the baseline's", *where), "even")
+
+
+def _stands_on(document: Document, *, stored: bool = False) -> Phrase:
+    """On what inputs it is so, where the document says it."""
+    where = document.results.settings.get("fidelity_on")
+    if stored or not isinstance(where, str) or not where:
+        return ()
+    return (" on ", Said(where))
 
 
 def _task(document: Document, name: str) -> Iterator[Claim]:

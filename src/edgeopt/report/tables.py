@@ -265,6 +265,9 @@ def _fidelity(document: Document) -> Iterator[Table]:
         "SQNR: signal to quantization noise; 20 dB is an error of a tenth of the signal, 40 dB of "
         "a hundredth. Top-1 same: how often the likeliest class is the same."
     )
+    where = document.results.settings.get("fidelity_on")
+    if where == "made-up inputs":
+        note = f"On made-up inputs: give --data to know of yours. {note}"
     title = "How close the answers are to the baseline's"
     yield _pruned(Table("fidelity", title, None, columns, tuple(rows), note))
 

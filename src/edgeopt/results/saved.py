@@ -111,6 +111,7 @@ def merge(documents: Sequence[Saved], *, other_machine: bool = False) -> Results
         measurements=tuple(m for part in parts for m in part.measurements),
         settings={
             **first.settings,
+            "fidelity_on": _stands_on(parts),
             "documents": [
                 {
                     "label": document.label,
@@ -127,6 +128,12 @@ def merge(documents: Sequence[Saved], *, other_machine: bool = False) -> Results
         unavailable=tuple(dict.fromkeys(u for part in parts for u in part.unavailable)),
         warnings=tuple(dict.fromkeys([*(w for part in parts for w in part.warnings), *warnings])),
     )
+
+
+def _stands_on(parts: Sequence[Results]) -> str:
+    """What the fidelity of all of them stands on; empty where it is not the same."""
+    told = {str(part.settings.get("fidelity_on", "")) for part in parts if part.fidelity}
+    return told.pop() if len(told) == 1 else ""
 
 
 def against(baseline: str | Path, results: Results, *, other_machine: bool = False) -> Results:

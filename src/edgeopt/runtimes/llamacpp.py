@@ -228,9 +228,12 @@ class Session:
         """False for a file with a vocabulary's size and nothing else of it."""
         return bool(self._library.llama_vocab_type(self._vocab))
 
-    def tokenize(self, text: str | bytes, *, special: bool = True) -> NDArray[np.int32]:
+    def tokenize(
+        self, text: str | bytes, *, special: bool = True, control: bool = False
+    ) -> NDArray[np.int32]:
         """Token numbers of ``text``, with the tokens that the model's texts begin and end with
-        unless ``special`` is False. What looks like a control token is taken as text."""
+        unless ``special`` is False. What looks like a control token is taken as text unless
+        ``control``."""
         if not self.has_tokenizer:
             raise InputsError(f"{self.path}: has no tokenizer; give token numbers")
         raw = text.encode() if isinstance(text, str) else text
@@ -238,7 +241,7 @@ class Session:
         while True:
             tokens = (ctypes.c_int32 * room)()
             count = self._library.llama_tokenize(
-                self._vocab, raw, len(raw), tokens, room, special, False
+                self._vocab, raw, len(raw), tokens, room, special, control
             )
             if count >= 0:
                 return np.array(tokens[:count], np.int32)

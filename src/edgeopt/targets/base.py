@@ -50,6 +50,7 @@ class Request:
     opset: int | None = None
     external_data: str | int = "auto"
     min_sqnr: float | None = None
+    min_same: float | None = None
     force: bool = False
     threads: int = 1
     on: str | None = None
@@ -91,6 +92,7 @@ class Request:
             half=self.half,
             opset=self.opset,
             block_size=self.block_size,
+            min_same=self.min_same,
             text=self.text,
             chunks=self.chunks,
             context=self.context,

@@ -17,6 +17,7 @@ from edgeopt.core.given import home_of
 from edgeopt.errors import OutputError, UsageError
 from edgeopt.files import leftovers
 from edgeopt.files.atomic import checked_output, writing_group
+from edgeopt.files.seal import BLANK, SEAL
 from edgeopt.targets.written import plan_path, record_of
 
 __all__ = [
@@ -120,7 +121,10 @@ def external_over(asked: str | int) -> int | None:
 def metadata_of(
     source_sha256: str, plan: Plan | None, options: Mapping[str, Any]
 ) -> dict[str, str]:
-    """What an artifact says of its origin; no dates, no paths: same plan, same bytes."""
+    """What an artifact says of its origin; no dates, no paths: same plan, same bytes.
+
+    The place of its digest is blank: :func:`edgeopt.files.seal.seal` fills it in.
+    """
     from importlib.metadata import version
 
     import edgeopt
@@ -132,7 +136,7 @@ def metadata_of(
         "options": dict(options),
         "versions": {name: version(name) for name in ("numpy", "onnx", "onnx-ir", "onnxruntime")},
     }
-    return {"edgeopt": json.dumps(body, sort_keys=True)}
+    return {"edgeopt": json.dumps(body, sort_keys=True), SEAL: BLANK}
 
 
 def write_proven(
@@ -160,7 +164,8 @@ def write_proven(
                 unused.unlink()  # until it is written
             proof = make(temporary[-1])
             if plan is not None:
-                document = {**plan.to_json(), "artifact": record_of(proof.artifact)}
+                body = plan.to_json()
+                document = {**body, "artifact": record_of(_digests(proof.artifact), body)}
                 text = json.dumps(document, indent=1)
                 temporary[-2].write_text(text + "\n", encoding="utf-8")
                 artifact = {**proof.artifact, "plan": str(targets[-2])}
@@ -173,6 +178,15 @@ def write_proven(
     if plan is not None:
         _link_short_name(plan_path(out), out)
     return proof
+
+
+def _digests(artifact: Mapping[str, Any]) -> dict[str, Any]:
+    """What the proof says of the files it read, each by its name alone."""
+    data = [
+        {"name": Path(file["path"]).name, "sha256": file["sha256"]}
+        for file in artifact.get("data", ())
+    ]
+    return {"sha256": artifact["sha256"], "data": data}
 
 
 def _link_short_name(plan: Path, artifact: Path) -> None:

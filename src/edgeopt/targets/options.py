@@ -49,6 +49,7 @@ OPTIONS: Mapping[str, Option] = {
     "half": _of(False, ONNX, without="--type F16 is its name for GGUF"),
     "opset": _of(None, ONNX, without="there is no graph in it"),
     "block_size": _of(None, ONNX, SAFETENSORS, without="a type has blocks of its own size"),
+    "min_same": _of(None, ONNX, without=_RUN),
     "text": _of(None, GGUF, without=_TEXT),
     "chunks": _of(8, GGUF, without=_TEXT),
     "context": _of(512, GGUF, without=_TEXT),

@@ -1,46 +1,65 @@
-"""Whether an artifact is still the file that was written: held against the plan beside it.
+"""Whether an artifact is still the file that was written, by the digests that were written with it.
 
-A quantized artifact's plan holds the SHA-256 of what was written: of the file itself and of its
-weights' file, where those lie beside it. Both stand under the plan's key ``artifact``, which is no
-part of the plan: a plan that is replayed elsewhere decides the same without it. That record has a
-digest of its own, so that one that was damaged is not taken for one that was never there.
+There are two. Every ONNX, GGUF and safetensors file has its own inside
+(:mod:`edgeopt.files.seal`). And what lies beside it, the plan of what ``quantize`` wrote, the
+description of what ``prune`` and ``distill`` wrote, holds under its key ``artifact`` the SHA-256
+of every file that was written, and of the rest of that document itself. The key is no part of a
+plan: one that is replayed elsewhere decides the same without it. The record has a digest of its
+own, so that one that was damaged is not taken for one that was never there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeopt.core import Check, Plan, file_sha256
-from edgeopt.errors import SourceError, UsageError
+from edgeopt.errors import EdgeoptError, SourceError, UsageError
 from edgeopt.files.open import open_source
+from edgeopt.files.seal import read_seal
 
-__all__ = ["Written", "as_written", "check_file", "other_source", "plan_path", "record_of"]
+__all__ = [
+    "FOLDER_DOCUMENT",
+    "Integrity",
+    "as_written",
+    "check_file",
+    "other_source",
+    "plan_path",
+    "record_of",
+    "sign_document",
+]
 
 _ANEW = "make it anew from its source: what was proven is another file"
 
 
 @dataclass(frozen=True)
-class Written:
-    """What ``edgeopt verify ARTIFACT`` found: checks, and the files that they are about."""
+class Integrity:
+    """What ``edgeopt verify ARTIFACT`` found: whether the file is the one that was written.
+
+    Attributes:
+        plan: the document beside it that holds its digests; None where they are inside it alone.
+        checks: one for each file, and for what they say of each other.
+    """
 
     artifact: Path
-    plan: Path
+    plan: Path | None
     checks: tuple[Check, ...]
 
     @property
     def unchanged(self) -> bool:
+        """Whether every check passed."""
         return all(check.passed for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
+        """The document that ``--json`` prints."""
         return {
             "verb": "verify",
             "artifact": str(self.artifact),
-            "plan": str(self.plan),
+            "plan": None if self.plan is None else str(self.plan),
             "unchanged": self.unchanged,
             "checks": [
                 {
@@ -55,7 +74,8 @@ class Written:
         }
 
     def __str__(self) -> str:
-        lines = [f"edgeopt verify  {self.artifact.name}, by {self.plan.name}", ""]
+        by = "the digest inside it" if self.plan is None else self.plan.name
+        lines = [f"edgeopt verify  {self.artifact.name}, by {by}", ""]
         for check in self.checks:
             lines.append(f"{'ok    ' if check.passed else 'FAILED'}  {check.name}: {check.found}")
         failed = next((check for check in self.checks if not check.passed), None)
@@ -76,42 +96,96 @@ def plan_path(artifact: Path) -> Path:
     return artifact.with_name(f"{artifact.name}.plan.json")
 
 
-def record_of(artifact: Mapping[str, Any]) -> dict[str, Any]:
-    """What a plan's key ``artifact`` holds, of what the proof says of the files it read."""
-    data = {Path(file["path"]).name: file["sha256"] for file in artifact.get("data", ())}
-    record = {"sha256": artifact["sha256"], "data": data}
+def record_of(artifact: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    """What the key ``artifact`` of a document beside an artifact holds.
+
+    Args:
+        artifact: what the proof says of the files: ``sha256`` (None for a folder) and ``data``.
+        document: the rest of that document.
+    """
+    data = {str(file["name"]): file["sha256"] for file in artifact.get("data", ())}
+    record = {"sha256": artifact["sha256"], "data": data, "document": _digest_of(document)}
     return {**record, "digest": _digest_of(record)}
 
 
+def sign_document(artifact: Path, document: Path, beside: Iterable[Path] = ()) -> None:
+    """Put the record of ``artifact`` and the files ``beside`` it into the JSON in ``document``.
+
+    A folder's files are named from it; others by what follows the stem that they share with the
+    artifact, so that what is written does not depend on its name.
+    """
+    body = json.loads(document.read_text(encoding="utf-8"))
+    body.pop("artifact", None)
+    folder = artifact.is_dir()
+    files = (p for p in beside if p != document)
+    data = [
+        {
+            "name": path.relative_to(artifact).as_posix()
+            if folder
+            else f"*{path.name.removeprefix(artifact.stem)}",
+            "sha256": file_sha256(path),
+        }
+        for path in files
+    ]
+    found = {"sha256": None if folder else file_sha256(artifact), "data": data}
+    text = json.dumps({**body, "artifact": record_of(found, body)}, indent=1, ensure_ascii=False)
+    document.write_text(text + "\n", encoding="utf-8")
+
+
 def as_written(artifact: Path) -> tuple[Check, ...]:
-    """The checks of ``verify SOURCE ARTIFACT``: none where no plan lies beside the artifact."""
-    beside = plan_path(artifact)
-    return _files(artifact, _document(beside)) if beside.exists() else ()
+    """The checks of ``verify SOURCE ARTIFACT``; none where the file has no digest of edgeopt's."""
+    beside = _beside(artifact)
+    return _files(artifact, beside) if beside is not None else _sealed(artifact)
 
 
-def check_file(path: str | Path) -> Written:
-    """Hold ``path`` against the plan beside it: the files' SHA-256, the plan's own digest, and
-    what the artifact's metadata says of its source and its plan.
+def check_file(path: str | Path) -> Integrity:
+    """Hold ``path`` against what was written with it: the files' SHA-256, the plan's own digest,
+    and what the artifact's metadata says of its source and its plan.
 
     Raises:
-        UsageError: no plan lies beside it.
+        UsageError: it has no digest inside, and none lies beside it.
         SourceError: the file is not there, or cannot be read.
     """
     artifact = Path(path)
-    beside = plan_path(artifact)
-    if not artifact.is_file():
+    if not artifact.exists():
         raise SourceError(f"{artifact}: no such file; give an artifact that edgeopt wrote")
-    if not beside.exists():
+    beside = _beside(artifact)
+    try:
+        checks = as_written(artifact)
+    except OSError as error:
+        raise SourceError(f"{artifact}: {error.strerror or error}") from error
+    if not checks:
         raise UsageError(
-            f"{artifact}: {beside.name} is not there; to prove a file without one, give its"
-            f" source: edgeopt verify SOURCE {artifact.name}"
+            f"{artifact}: has no digest of edgeopt's inside, and {plan_path(artifact).name} is not"
+            " there; to prove a file without one, give its source: edgeopt verify SOURCE"
+            f" {artifact.name}"
         )
-    document = _document(beside)
-    files = _files(artifact, document)
-    checks = (*files, _plan(document))
-    if all(check.passed for check in files):
-        checks += _metadata(artifact, document)
-    return Written(artifact, beside, checks)
+    if beside is not None and beside == plan_path(artifact):
+        document = _document(beside)
+        checks += (_plan(document),)
+        if all(check.passed for check in checks):
+            checks += _metadata(artifact, document)
+    return Integrity(artifact, beside, checks)
+
+
+#: The description that lies in a folder which ``prune`` or ``distill`` wrote.
+FOLDER_DOCUMENT = "edgeopt.json"
+
+
+def _beside(artifact: Path) -> Path | None:
+    """The document that was written with an artifact, where it is there: a plan, or the
+    description of a program, which other programs' ``model.json`` is not."""
+    if artifact.is_dir():
+        found = artifact / FOLDER_DOCUMENT
+        return found if found.exists() else None
+    if (plan := plan_path(artifact)).exists():
+        return plan
+    described = artifact.with_name(f"{artifact.stem}.json")
+    if described == artifact or not described.is_file():
+        return None
+    with described.open("rb") as stream:
+        head = stream.read(1 << 20)
+    return described if b'"edgeopt_pruned"' in head or b'"artifact"' in head else None
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -124,21 +198,71 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _digest_of(record: Mapping[str, Any]) -> str:
-    body = {key: value for key, value in record.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of a document as JSON, keys in order, but for where digests stand."""
+    body = {key: value for key, value in record.items() if key not in ("digest", "artifact")}
+    plain = json.loads(json.dumps(body))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def _files(artifact: Path, document: Mapping[str, Any]) -> tuple[Check, ...]:
+def _files(artifact: Path, beside: Path) -> tuple[Check, ...]:
+    document = _document(beside)
     record = document.get("artifact")
     if not isinstance(record, dict) or record.get("digest") != _digest_of(record):
-        name = plan_path(artifact).name
-        found = f"{name}: damaged, or of another program"
+        found = f"{beside.name}: damaged, or of another program"
         return (Check("digests as they were written", False, found, "those of the file", _ANEW),)
-    checks = [_digest("file as it was written", artifact, record["sha256"])]
+    checks = []
+    if record["sha256"] is not None:
+        checks.append(_digest("file as it was written", artifact, record["sha256"]))
+    root = artifact if artifact.is_dir() else artifact.parent
     for name, sha256 in record["data"].items():
-        data = artifact.with_name(Path(name).name)
-        checks.append(_digest(f"{data.name} as it was written", data, sha256))
+        if name.startswith("*"):
+            name = f"{artifact.stem}{name[1:]}"
+        data = root / (name if artifact.is_dir() else Path(name).name)
+        if not data.resolve().is_relative_to(root.resolve()):
+            continue  # a record that points elsewhere was written by nobody here
+        checks.append(_digest(f"{name} as it was written", data, sha256))
+    written = record.get("document")
+    if written is not None and written != (found := _digest_of(document)):
+        limit = f"{str(written)[:12]}..."
+        name = f"{beside.name} as it was written"
+        checks.append(Check(name, False, f"digest {found[:12]}...", limit, _ANEW))
     return tuple(checks)
+
+
+def _sealed(artifact: Path) -> tuple[Check, ...]:
+    """The check of the digest that a file has inside."""
+    if artifact.is_dir():
+        return ()
+    name = "file as it was written"
+    seal = read_seal(artifact)
+    if seal.written is not None and not seal.whole and (others := _belonging(artifact)):
+        seal = read_seal(artifact, others)
+        name = f"file, and {', '.join(path.name for path in others)}, as they were written"
+    if seal.written is None or seal.found is None:
+        if not seal.ours:
+            return ()
+        found = "its digest is damaged, or was taken out"
+        return (Check(name, False, found, "the digest that edgeopt writes", _ANEW),)
+    return (
+        Check(
+            name,
+            seal.whole,
+            f"SHA-256 {seal.found[:12]}...",
+            f"{seal.written[:12]}..., which the file names",
+            _ANEW,
+        ),
+    )
+
+
+def _belonging(artifact: Path) -> list[Path]:
+    """The files of weights that an artifact names, or that lies beside it where it says nothing."""
+    try:
+        files = open_source(artifact).files
+    except EdgeoptError:
+        files = ()
+    named = [path for path in files if path.resolve() != artifact.resolve()]
+    data = artifact.with_name(f"{artifact.name}.data")
+    return named or ([data] if data.is_file() else [])
 
 
 def _digest(name: str, path: Path, written: object) -> Check:

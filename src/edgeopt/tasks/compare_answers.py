@@ -92,9 +92,10 @@ def of_answers(
     """
     found = Likeness()
     loose = _loose(artifacts[0].source)
+    kinds: Sequence[str] = ()
     if data is None:
         made = synthetic(inputs, hints, count=_SYNTHETIC, seed=0, sizes=sizes)
-        samples = Labelled(made.label, lambda: iter(made), {})
+        samples, kinds = Labelled(made.label, lambda: iter(made), {}), made.kinds
     else:
         samples = read_labelled(data, inputs)
     with workplace(samples.feeds(None if metrics else _SAMPLES)) as place:
@@ -108,7 +109,7 @@ def of_answers(
                 if artifact is artifacts[0]:
                     base = answers
                     continue
-                _compare(artifact.name, artifacts[0].name, base, answers, found, loose)
+                _compare(artifact.name, artifacts[0].name, base, answers, found, loose, kinds)
             answers.discard()
     return found
 
@@ -158,6 +159,7 @@ def _compare(
     answers: Answers,
     found: Likeness,
     loose: Sequence[str] = (),
+    kinds: Sequence[str] = (),
 ) -> None:
     if base is None:
         found.lacks(subject, "fidelity", f"{baseline}, the baseline, gave no answers")
@@ -172,7 +174,7 @@ def _compare(
         )
         return
     try:
-        found.fidelity[subject], rows = compare_answers(base, answers, loose)
+        found.fidelity[subject], rows = compare_answers(base, answers, loose, kinds)
     except EdgeoptError as error:
         found.lacks(subject, "fidelity", error)
     else:

@@ -187,10 +187,19 @@ def _measured(
             replace(subject, layers=with_errors(each.layers, errors.get(subject.name, ())))
             for subject, each in zip(results.subjects, tensors, strict=True)
         ),
+        settings={**results.settings, "fidelity_on": _stands_on(setting, task)},
         fidelity=found.fidelity,
         quality=tuple(found.quality),
         unavailable=(*results.unavailable, *found.unavailable),
     )
+
+
+def _stands_on(setting: _Setting, task: _Task) -> str:
+    """What figures of fidelity stand on, in the words of a headline; empty where it is the weights
+    alone, which is said where they are shown."""
+    if setting.inputs:
+        return "made-up inputs" if task.data is None else "the samples given"
+    return "" if task.text is None else "the text given"
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ def export(
     model: str | None = None,
     trust_pickle: bool = False,
     min_sqnr: float | None = None,
+    min_same: float | None = None,
     prefer: str = "balanced",
     force: bool = False,
     threads: int = 1,
@@ -61,7 +62,7 @@ def export(
         opset: version of ONNX's operators; default 21, and an ONNX source keeps its own.
         external_data: as in :func:`edgeopt.quantize`.
         min_sqnr: fidelity floor in dB (default 30, with ``half`` 40).
-        data, inputs, model, trust_pickle, prefer, force, threads: as in
+        data, inputs, model, trust_pickle, min_same, prefer, force, threads: as in
             :func:`edgeopt.quantize`; ``data`` is only proven on, and gives example inputs.
         gguf: see :class:`edgeopt.targets.gguf.options.GgufOptions`; ``type`` is F16, BF16 or F32,
             by default 16 bits of the kind that the source has.
@@ -86,6 +87,7 @@ def export(
         opset=opset,
         external_data=external_data,
         min_sqnr=min_sqnr,
+        min_same=min_same,
         force=force,
         threads=threads,
         gguf=GgufOptions(**gguf),

@@ -38,6 +38,7 @@ def quantize(
     plan: str | Path | Plan | None = None,
     external_data: str | int = "auto",
     min_sqnr: float | None = None,
+    min_same: float | None = None,
     force: bool = False,
     threads: int = 1,
     on: str | None = None,
@@ -68,6 +69,8 @@ def quantize(
             files, ``OUT`` and ``OUT.data`` beside it, which the runtime maps; ``always`` and
             ``never``; or a number of bytes in place of the 256 MiB.
         min_sqnr: fidelity floor in dB (default 20 at 8 bits, 8 at 4).
+        min_same: the least share (0 to 1) of samples whose answer stays the same, where an output
+            is a classification; 0.9 with ``data``, whatever ``min_sqnr`` says.
         force: keep the artifact although the proof failed.
         threads: of the runtime, while timing.
         on: another machine to quantize for, ``ssh://user@host[:port][/folder]`` or
@@ -97,6 +100,7 @@ def quantize(
         plan=read_plan(plan),
         external_data=external_data,
         min_sqnr=min_sqnr,
+        min_same=min_same,
         force=force,
         threads=threads,
         on=on,
@@ -121,6 +125,7 @@ def make_plan(
     prefer: str = "balanced",
     target: str = "here",
     min_sqnr: float | None = None,
+    min_same: float | None = None,
     threads: int = 1,
     on: str | None = None,
     remote_python: str = "python3",
@@ -145,6 +150,7 @@ def make_plan(
         prefer=prefer,
         target=target,
         min_sqnr=min_sqnr,
+        min_same=min_same,
         threads=threads,
         on=on,
         remote_python=remote_python,

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from models.random_llama import SHAPES, make
 from safetensors.numpy import load_file, save_file
+from tests.tiny_gguf import without_digests
 
 import edgeopt
 from edgeopt.core import Plan
@@ -286,7 +287,8 @@ def test_a_plan_that_somebody_edited(
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pytorch_model_bin_is_a_source_too(folder: Path, tmp_path: Path, zipped: bool) -> None:
-    """Through our own reader of torch files: the same bytes as from safetensors."""
+    """Through our own reader of torch files: the same bytes as from safetensors, but for the
+    name of the source."""
     torch = pytest.importorskip("torch", reason="writes the file that is read")
     twin = tmp_path / folder.name
     twin.mkdir()
@@ -297,7 +299,7 @@ def test_pytorch_model_bin_is_a_source_too(folder: Path, tmp_path: Path, zipped:
     torch.save(tensors, twin / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     for path, out in ((folder, "a.gguf"), (twin, "b.gguf")):
         edgeopt.quantize(path, tmp_path / out, type="Q4_0", prove="none")
-    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert without_digests(tmp_path / "a.gguf") == without_digests(tmp_path / "b.gguf")
 
 
 @pytest.mark.parametrize(

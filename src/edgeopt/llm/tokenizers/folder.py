@@ -44,6 +44,8 @@ class AddedToken:
     lstrip: bool = False
     rstrip: bool = False
     single_word: bool = False
+    #: Looked for in the normalized text.
+    normalized: bool = False
 
 
 class TokenizerFolder:
@@ -149,7 +151,7 @@ def _added(number: int, entry: Any, path: Path, field: str) -> AddedToken:
     text = fields.get("content")
     if not isinstance(text, str):
         raise FormatError(path, f"content is {_kind(text)}, a string was expected", field=field)
-    flags = (fields.get(name) is True for name in ("lstrip", "rstrip", "single_word"))
+    flags = (fields.get(name) is True for name in ("lstrip", "rstrip", "single_word", "normalized"))
     return AddedToken(number, text, fields.get("special") is True, path, *flags)
 
 

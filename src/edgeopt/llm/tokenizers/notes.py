@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.files.gguf_write import Field
-from edgeopt.llm.tokenizers.folder import TokenizerFolder
+from edgeopt.llm.tokenizers.folder import TokenizerFolder, listed, mapped
 
 __all__ = ["KNOWN_ENDS", "end_ids", "phi3_spaces", "token_notes"]
 
@@ -38,6 +38,12 @@ KNOWN_ENDS = frozenset(
 
 #: What its rule for Phi-3 leaves alone, and requires to be there.
 _PHI3_TOKENS = frozenset({"<s>", "<unk>", "<|endoftext|>"})
+
+#: Normalizers that make other letters: a token that is looked for behind them is found in texts
+#: that spell it otherwise. NFC and NFD leave alone what is spelled as usual.
+_RESPELLING = frozenset(
+    {"Lowercase", "StripAccents", "BertNormalizer", "NFKC", "NFKD", "Nmt", "Precompiled"}
+)
 
 #: Tokens named in a note.
 _SHOWN = 8
@@ -94,6 +100,11 @@ def token_notes(
             or token.rstrip != (phi3 and token.special and token.text not in _PHI3_TOKENS)
         )
     ]
+    respelled = [
+        token.text
+        for token in files.added_tokens()
+        if token.id < len(texts) and token.normalized and any(map(str.isalpha, token.text))
+    ]
     notes = []
     if lost:
         notes.append(
@@ -105,7 +116,25 @@ def token_notes(
             "take the spaces around them, or stand alone only (lstrip, rstrip, single_word), in the"
             f" source and not in llama.cpp: {_listed(spaced)}"
         )
+    if respelled and _respells(files):
+        notes.append(
+            "are found however a text spells them (normalized: letter case, accents, widths) in the"
+            f" source, and in llama.cpp as they stand only: {_listed(respelled)}"
+        )
     return tuple(notes)
+
+
+def _respells(files: TokenizerFolder) -> bool:
+    """Whether the normalizer of ``tokenizer.json`` makes other letters of some."""
+    path = files.path("tokenizer.json")
+    top = mapped(files.tokenizer.get("normalizer"), path, "normalizer")
+    for part in [top, *listed(top.get("normalizers"), path, "normalizer")]:
+        step = mapped(part, path, "normalizer")
+        kind = str(step.get("type"))
+        kept = step.get("lowercase") is False and not step.get("strip_accents")
+        if kind in _RESPELLING and not (kind == "BertNormalizer" and kept):
+            return True
+    return False
 
 
 def _listed(texts: list[str]) -> str:

@@ -59,6 +59,11 @@ class SentencePieceModel:
     #: bos, eos, pad -> id, below zero where there is none.
     ends: dict[str, int] = field(default_factory=lambda: {"bos": 1, "eos": 2, "pad": -1})
 
+    @property
+    def loses_spaces(self) -> bool:
+        """Whether runs of spaces become one, which llama.cpp does for unigram models alone."""
+        return self.kind == _BPE and self.remove_extra_whitespaces
+
 
 def parse_model(path: Path) -> SentencePieceModel:
     """Read a ModelProto. FormatError where it is none."""

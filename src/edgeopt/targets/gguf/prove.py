@@ -52,6 +52,7 @@ from edgeopt.targets.gguf.runs import (
     missing_llama,
     read_text,
 )
+from edgeopt.targets.gguf.token_ids import token_texts
 
 __all__ = [
     "Facts",
@@ -87,15 +88,18 @@ def prove_gguf(
     context: int = 512,
     min_sqnr: float | None = None,
     write_reference: WriteReference | None = None,
+    chosen: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Proof:
     """Prove ``written``, which will be called ``final``, against the model it was made from.
 
     ``quick``: every tensor's error from the written bytes, the structure as gguf-py reads it, and
-    that llama.cpp loads and runs it. ``full``: also next-token distributions (of an embedder:
-    embeddings) over ``chunks`` of ``context`` tokens of ``text``, against the source itself where
-    it is GGUF, else against the file that ``write_reference`` makes, removed afterwards.
+    that llama.cpp loads and runs it and cuts texts into the source's tokens. ``full``: also
+    next-token distributions (of an embedder: embeddings) over ``chunks`` of ``context`` tokens of
+    ``text``, against the source itself where it is GGUF, else against the file that
+    ``write_reference`` makes, removed afterwards.
+    ``chosen``: the user named the pre-tokenizer, so other token ids are named and fail nothing.
     ``min_sqnr`` is the least dB of every tensor, in place of its type's own floor.
 
     What the proof took stands in ``artifact``: ``seconds`` and ``proof_disk`` (bytes for a while).
@@ -145,7 +149,15 @@ def prove_gguf(
     ]
     embedder = is_embedder(model)
     structure = check_structure(written, expected, model.metadata, progress)
-    runs = check_runs(written, final, embedder=embedder, threads=threads, progress=progress)
+    runs = check_runs(
+        written,
+        final,
+        embedder=embedder,
+        threads=threads,
+        progress=progress,
+        asked_ids=token_texts(source, model),
+        chosen=chosen,
+    )
     parts = [tensors, structure, runs]
     if depth != "full" or not all(check.passed for check in runs.checks):
         return proof(parts, facts)

@@ -19,6 +19,7 @@ from edgeopt.measure.language import (
 from edgeopt.measure.process import Outcome
 from edgeopt.runtimes import llamacpp
 from edgeopt.targets.gguf.checks import Part
+from edgeopt.targets.gguf.token_ids import TokenTexts, check_token_ids
 
 __all__ = ["check_predictions", "check_runs", "is_embedder", "missing_llama", "read_text"]
 
@@ -58,15 +59,30 @@ def missing_llama(purpose: str) -> str | None:
 
 
 def check_runs(
-    path: Path, final: Path, *, embedder: bool, threads: int, progress: Progress | None
+    path: Path,
+    final: Path,
+    *,
+    embedder: bool,
+    threads: int,
+    progress: Progress | None,
+    asked_ids: TokenTexts | None = None,
+    chosen: bool = False,
 ) -> Part:
-    """That llama.cpp loads the file and goes on after a prompt (or embeds it), in a worker."""
+    """That llama.cpp loads the file and goes on after a prompt (or embeds it), in a worker; and
+    that it cuts ``asked_ids`` as the source does (``chosen``: see :func:`check_token_ids`)."""
+    ids = asked_ids or TokenTexts()
     if (missing := missing_llama("loading and running the file")) is not None:
         return Part(unproven=(missing,))
     if progress is not None:
         progress("running", None)
     outcome = try_out(
-        path, _PROMPTS, tokens=_GENERATED, embedder=embedder, threads=threads, progress=progress
+        path,
+        _PROMPTS,
+        tokens=_GENERATED,
+        embedder=embedder,
+        cut=ids.texts,
+        threads=threads,
+        progress=progress,
     )
     asked = "embeds texts" if embedder else f"generates {_GENERATED} tokens from finite logits"
     if outcome.result is None:
@@ -83,7 +99,8 @@ def check_runs(
         "use a type with more bits, or check that the source is sound",
     )
     details = {key: result[key] for key in ("generated", "load", "session")}
-    return Part((check,), found=details)
+    cut = check_token_ids(ids, result["cut"], chosen=chosen)
+    return Part((check, *cut.checks), cut.unproven, {**details, **cut.found})
 
 
 def read_text(path: Path, chunks: int, context: int) -> bytes:

@@ -186,6 +186,7 @@ class _Job:
             context=options.context,
             min_sqnr=self.request.min_sqnr,
             write_reference=write,
+            chosen=options.pre_tokenizer is not None,
             progress=progress,
         )
         seconds = {"converting": self.seconds, **proof.artifact.get("seconds", {})}

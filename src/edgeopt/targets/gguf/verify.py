@@ -23,6 +23,7 @@ from edgeopt.targets.gguf.prove import (
 )
 from edgeopt.targets.gguf.reference import write_reference
 from edgeopt.targets.gguf.runs import check_predictions, check_runs, is_embedder, read_text
+from edgeopt.targets.gguf.token_ids import token_texts
 
 __all__ = ["verify_gguf"]
 
@@ -72,7 +73,14 @@ def verify_gguf(
     expected = [Expected(w.name, w.shape, type_name(w), w.nbytes) for w in after.tensors]
     path, embedder = artifact.path, is_embedder(after)
     structure = check_structure(path, expected, after.metadata, progress)
-    runs = check_runs(path, path, embedder=embedder, threads=threads, progress=progress)
+    runs = check_runs(
+        path,
+        path,
+        embedder=embedder,
+        threads=threads,
+        progress=progress,
+        asked_ids=token_texts(source, before),
+    )
     parts = [tensors, structure, runs]
     reference: Reference | None = None
 

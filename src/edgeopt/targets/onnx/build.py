@@ -14,8 +14,9 @@ from onnx import numpy_helper
 
 from edgeopt.core import Change, Plan, Progress
 from edgeopt.errors import UsageError
+from edgeopt.files.seal import BLANK, SEAL, seal
 from edgeopt.graphs import static
-from edgeopt.graphs.external import OVER, save
+from edgeopt.graphs.external import OVER, data_path, save
 from edgeopt.graphs.forms import Placing
 from edgeopt.graphs.outliers import split_outliers
 from edgeopt.graphs.transform import CodeCache, apply_decisions
@@ -91,12 +92,16 @@ def write_model(
     metadata: Mapping[str, str] | None = None,
     external_over: int | None = OVER,
 ) -> None:
-    """Write a model, signed; its large weights beside it if they all are over that many bytes.
+    """Write a model, signed and sealed; its large weights beside it if they all are over that
+    many bytes.
 
     OutputError where what stays inside is more than one ONNX file can hold.
     """
     sign(model, metadata)
     save(model, path, external_over)
+    if metadata and metadata.get(SEAL) == BLANK:
+        beside = data_path(path)
+        seal(path, [beside] if beside.exists() else [])
 
 
 def place_static(base: Base, plan: Plan) -> tuple[ir.Model, tuple[Change, ...]]:

@@ -77,6 +77,7 @@ class ExportJob:
             final,
             bits=16 if half else None,
             min_sqnr=request.min_sqnr,
+            min_same=request.min_same,
             prefer=request.prefer,
             threads=request.threads,
             coverage=read_half(written, self.base.float_bytes) if half else None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,20 +18,22 @@ import numpy as np
 
 from edgeopt.core import Choice, Plan, Progress
 from edgeopt.errors import UsageError
+from edgeopt.graphs.chances import probability_outputs
 from edgeopt.graphs.external import files_nbytes
 from edgeopt.graphs.forms import FORMS
 from edgeopt.graphs.outliers import find_outliers
 from edgeopt.graphs.planning import Recipe, decide, recipes
+from edgeopt.graphs.sites import Site
 from edgeopt.graphs.transform import CodeCache
 from edgeopt.graphs.tune import TUNES
 from edgeopt.measure.contest import fastest, time_candidates
-from edgeopt.measure.gate import FLOORS
+from edgeopt.measure.gate import FLOORS, NEAR
 from edgeopt.measure.score import score_candidates
 from edgeopt.targets.asked import Asked
 from edgeopt.targets.machine import machine
 from edgeopt.targets.onnx.base_graph import Base, needs_unsigned
 from edgeopt.targets.onnx.build import build
-from edgeopt.targets.onnx.source import Prepared
+from edgeopt.targets.onnx.source import Prepared, batch_inputs
 from edgeopt.targets.onnx.static_plans import static_plans
 
 if TYPE_CHECKING:
@@ -54,6 +57,19 @@ _SHARES: Mapping[int, tuple[float, ...]] = {
     8: (0.005, 0.01, 0.02),
     4: (0.02, 0.05, 0.1, 0.2, 0.4, 1.0),
 }
+
+#: Parts of a graph that are kept in float in turn, to see what each of them costs, and the share of
+#: the float bytes that may be kept so.
+_PARTS, _MOST_KEPT = 12, 0.6
+
+#: Bytes of weights from which there are half as many parts: each takes a file to write and run.
+_LARGE = 64 << 20
+
+#: Decibels above the floor that what is kept so must bring: the trial inputs are few.
+_KEPT_DB = 3.0
+
+#: How exporters name the branches of an If.
+_BRANCH = re.compile("(then|else)_branch")
 
 #: Rungs of the outlier ladder.
 _STEPS = 8
@@ -83,6 +99,7 @@ class _Planner:
     machine: Mapping[str, Any]
     on: RemoteJobs | None
     progress: Progress | None
+    batch: tuple[str, ...] = ()
     _written: dict[str, Path] = field(default_factory=dict)
     _scores: dict[str, float] = field(default_factory=dict)
 
@@ -138,13 +155,17 @@ class _Planner:
         return files_nbytes(self.file(plan))
 
     def score(self, plan: Plan) -> float:
-        """SQNR (dB) of the worst output on the trial inputs."""
+        """SQNR (dB) of the worst output on the worst kind of the trial inputs."""
         key = plan.digest()
         if key not in self._scores:
             found = score_candidates(
                 self.prepared.captured.model,
                 {"candidate": self.file(plan)},
                 self.prepared.trial,
+                kinds=self.prepared.trial_kinds,
+                batch=self.batch,
+                probabilities=probability_outputs(self.prepared.captured.model),
+                near=NEAR[self.asked.bits] if self.asked.min_sqnr is None else None,
                 threads=self.asked.threads,
                 on=self.on,
                 progress=self.progress,
@@ -199,7 +220,8 @@ def make_graph_plan(
     if asked.block_size is not None and asked.bits == 4:
         _check_block(base, asked.block_size)
     planner = _Planner(
-        prepared, base, asked, workdir, sha256, cache, machine(on, asked.threads), on, progress
+        *(prepared, base, asked, workdir, sha256, cache, machine(on, asked.threads), on, progress),
+        batch=batch_inputs(prepared.captured.inputs) if prepared.captured.batches else (),
     )
     here = asked.target == "here"
     tried = recipes(
@@ -214,10 +236,21 @@ def make_graph_plan(
     first, reasons = _hold_fidelity(planner, tried[0], residual)
     exceptions = reasons.pop("tensors")
     plans = {tried[0].name: first}
-    for recipe in tried[1:]:
-        plans[recipe.name] = planner.plan(
-            dataclasses.replace(recipe, exceptions=exceptions), {"residual": residual}
-        )
+    for recipe in (*tried[1:], *_in_float(planner, tried, exceptions)):
+        # What one form cannot spare another may: each is asked without exceptions first.
+        plans[recipe.name] = planner.plan(recipe, {"residual": residual})
+        if not exceptions:
+            continue
+        if planner.score(plans[recipe.name]) >= planner.least_db:
+            if len(plans) > 1 and _is_much(planner, exceptions):
+                del plans[tried[0].name]  # the same answers, and less of it in float
+            continue
+        if planner.asked.bits == 8:
+            plans[recipe.name], _ = _hold_fidelity(planner, recipe, residual)
+        else:
+            plans[recipe.name] = planner.plan(
+                dataclasses.replace(recipe, exceptions=exceptions), {"residual": residual}
+            )
     plans = static_plans(planner, tried[-1], residual) | plans
     why: dict[str, str] = dict(reasons)
     timings: dict[str, dict[str, list[float]]] = {}
@@ -240,6 +273,24 @@ def make_graph_plan(
             for c in chosen.choices
         ),
     )
+
+
+def _in_float(
+    planner: _Planner, tried: Sequence[Recipe], exceptions: frozenset[str]
+) -> tuple[Recipe, ...]:
+    """The recipe that computes in float from 8-bit weights, where integer products alone were to
+    be tried and cost so much that tensors had to be excepted."""
+    if planner.asked.bits != 8 or not exceptions or planner.asked.prefer == "memory":
+        return ()
+    if any(recipe.product == "folded" for recipe in tried):
+        return ()
+    return (dataclasses.replace(tried[0], name="folded", product="folded"),)
+
+
+def _is_much(planner: _Planner, exceptions: frozenset[str]) -> bool:
+    """Whether more is kept in float than the shares of the smallest tensors."""
+    kept = sum(site.nbytes for site in planner.base.sites if site.name in exceptions)
+    return planner.asked.bits == 8 and kept > max(_SHARES[8]) * planner.base.float_bytes
 
 
 def _choose(
@@ -389,7 +440,68 @@ def _except(planner: _Planner, recipe: Recipe, plan: Plan) -> tuple[Plan, frozen
     }
     wanted = planner.least_db
     chosen, reason = _first_that_holds(planner, plans, wanted)
-    return chosen, ladder[chosen.choice("exceptions")], reason
+    taken = ladder[chosen.choice("exceptions")]
+    if bits == 8 and planner.score(chosen) < planner.floor_db + _EXCEPTIONS_DB[bits]:
+        return _keep_what_matters(planner, recipe, plan, reason)
+    return chosen, taken, reason
+
+
+def _keep_what_matters(
+    planner: _Planner, recipe: Recipe, plan: Plan, before: str
+) -> tuple[Plan, frozenset[str], str]:
+    """Where the smallest tensors are not what costs fidelity: keep each part of the graph out in
+    turn, and then as many of them together as the floor needs, most gained first."""
+    choices = {c.name: c.value for c in plan.choices if c.name in ("residual", "outliers")}
+
+    def without(parts: Sequence[Sequence[Site]]) -> Plan:
+        kept = [site.name for part in parts for site in part]
+        name = f"{len(kept)} of {len(planner.base.sites)} that cost most"
+        return planner.plan(
+            dataclasses.replace(recipe, exceptions=frozenset(kept)),
+            {**choices, "exceptions": name if kept else "none"},
+            plan.calibration,
+        )
+
+    parts = _parts(planner.base.sites)
+    gain = [planner.score(without([part])) for part in parts]
+    order = sorted(range(len(parts)), key=lambda i: -gain[i])
+    wanted, room = planner.floor_db + _KEPT_DB, _MOST_KEPT * planner.base.float_bytes
+    taken: list[list[Site]] = []
+    shown = []
+    for index in order:
+        if _weight([*taken, parts[index]]) > room:
+            continue
+        taken.append(parts[index])
+        shown.append(f"{_weight(taken):,} B: {planner.score(without(taken)):.1f} dB")
+        if planner.score(without(taken)) >= wanted:
+            break
+    # What was taken before the one that mattered may not have been needed.
+    for part in sorted(taken, key=lambda part: -_weight([part])):
+        fewer = [other for other in taken if other is not part]
+        if planner.score(without(fewer)) >= min(wanted, planner.score(without(taken))):
+            taken = fewer
+    best = without(taken)
+    names = frozenset(site.name for part in taken for site in part)
+    reason = f"{before}; kept in float, most gained first, {', '.join(shown) or 'nothing'}"
+    return best, names, f"{reason}; {planner.score(best):.1f} dB with those that it needs"
+
+
+def _weight(parts: Sequence[Sequence[Site]]) -> int:
+    return sum(site.nbytes for part in parts for site in part)
+
+
+def _parts(sites: Sequence[Site]) -> list[list[Site]]:
+    """Sites in the graph's order, cut into parts; twins (one layer in both branches of an If, of
+    which the trial inputs take one) go together."""
+    twins: dict[str, list[Site]] = {}
+    for site in sites:
+        twins.setdefault(_BRANCH.sub("branch", site.name), []).append(site)
+    groups = list(twins.values())
+    size = -(-len(groups) // (_PARTS if sum(s.nbytes for s in sites) < _LARGE else _PARTS // 2))
+    return [
+        [site for group in groups[at : at + size] for site in group]
+        for at in range(0, len(groups), size)
+    ]
 
 
 def _ladder(base: Base, shares: Sequence[float]) -> dict[str, frozenset[str]]:

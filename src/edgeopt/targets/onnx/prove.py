@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.core import Change, InputSpec, Plan, Progress, Proof, file_sha256, shown_shape
-from edgeopt.data.sizes import batch_axes, batch_symbols
+from edgeopt.core import Change, Plan, Progress, Proof, file_sha256, shown_shape
+from edgeopt.graphs.chances import probability_outputs
 from edgeopt.graphs.coverage import Coverage, misplaced
 from edgeopt.graphs.draws import draws
 from edgeopt.graphs.loose import loose_outputs
@@ -17,7 +17,7 @@ from edgeopt.measure.pair import measure_pair
 from edgeopt.report.usage import usage_lines
 from edgeopt.targets.machine import machine
 from edgeopt.targets.onnx.base_graph import needs_unsigned
-from edgeopt.targets.onnx.source import Prepared, single_steps
+from edgeopt.targets.onnx.source import Prepared, batch_inputs, single_steps
 
 if TYPE_CHECKING:
     from edgeopt.measure.remote.jobs import RemoteJobs
@@ -36,6 +36,7 @@ def prove_graph(
     *,
     bits: int | None,
     min_sqnr: float | None,
+    min_same: float | None,
     prefer: str,
     threads: int,
     coverage: Coverage | None,
@@ -59,8 +60,10 @@ def prove_graph(
         prepared.proof,
         threads=threads,
         seconds=_SECONDS,
-        batch=_batch_inputs(captured.inputs),
+        batch=batch_inputs(captured.inputs),
         loose=loose_outputs(captured.model),
+        probabilities=probability_outputs(captured.model),
+        kinds=prepared.kinds,
         on=on,
         progress=progress,
     )
@@ -69,6 +72,7 @@ def prove_graph(
         pair,
         bits=bits,
         min_sqnr=min_sqnr,
+        min_same=min_same,
         prefer=prefer,
         coverage={} if coverage is None else coverage.to_json(),
         sizes=(source.nbytes, nbytes),
@@ -141,15 +145,6 @@ def _noise(model: Path) -> str:
     if not drawn.nodes:
         return ""
     return f"{', '.join(drawn.nodes)} of the source draws at random: {drawn.remedy}"
-
-
-def _batch_inputs(inputs: Sequence[InputSpec]) -> tuple[str, ...]:
-    """The inputs whose first axis is the one batch that all of them share; none where a batch lies
-    inside (a recurrent state's), so that rows cannot be stacked."""
-    symbols, axes = batch_symbols(inputs), batch_axes(inputs)
-    if len(symbols) != 1 or any(axis for axis in axes.values()):
-        return ()
-    return tuple(spec.name for spec in inputs if spec.shape and spec.shape[0] == symbols[0])
 
 
 def saturation(products: int, there: Mapping[str, Any]) -> tuple[str, ...]:

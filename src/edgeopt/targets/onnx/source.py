@@ -12,7 +12,7 @@ from edgeopt.core import Array, InputSpec, Progress, Source
 from edgeopt.data.hint import Hint
 from edgeopt.data.inputspec import parse_inputs
 from edgeopt.data.samples import Feed, Samples, load
-from edgeopt.data.sizes import batch_symbols, sizes_of
+from edgeopt.data.sizes import batch_axes, batch_symbols, sizes_of
 from edgeopt.data.split import split
 from edgeopt.data.synthetic import OTHER_BATCH, pinned, synthetic
 from edgeopt.errors import InputsError, SourceError, UsageError
@@ -21,6 +21,7 @@ from edgeopt.targets.onnx.token_hints import with_tokens
 
 __all__ = [
     "Prepared",
+    "batch_inputs",
     "example_of",
     "has_graph",
     "narrowed",
@@ -33,6 +34,9 @@ __all__ = [
 _PROOF_FEEDS = 64
 _PROOF_BYTES = 256 << 20
 
+#: Made-up feeds: one of each kind that inputs come in.
+MADE_UP = 8
+
 _BARE = frozenset({"torch-state-dict", "torch-checkpoint", "safetensors", "gguf"})
 
 
@@ -42,7 +46,9 @@ class Prepared:
 
     ``calibration`` is None where nobody gave data; ``proof`` feeds were never used to choose
     anything, ``label`` says what they are; ``made_up``: they are so although there were samples (a
-    single one, which calibrated). ``trial`` feeds are what candidates are timed on.
+    single one, which calibrated). ``trial`` feeds are what candidates are scored and timed
+    on. ``kinds`` and ``trial_kinds`` say of
+    each feed what it is like, where they are made up.
     """
 
     source: Source
@@ -52,6 +58,8 @@ class Prepared:
     proof: tuple[Feed, ...]
     label: str
     made_up: bool = False
+    kinds: tuple[str, ...] = ()
+    trial_kinds: tuple[str, ...] = ()
 
     @property
     def given(self) -> bool:
@@ -120,11 +128,15 @@ def prepare(
     if raw is None:
         # Two draws: what candidates are tried on must not be what they are judged by.
         sizes = _sizes(captured)
-        trial = synthetic(captured.inputs, hints, count=4, seed=1, sizes=sizes)
+        trial = synthetic(captured.inputs, hints, count=MADE_UP, seed=1, sizes=sizes)
         proof = synthetic(
-            captured.inputs, hints, count=8, seed=0, sizes=sizes, batch=_batch(captured)
+            captured.inputs, hints, count=MADE_UP, seed=0, sizes=sizes, batch=_batch(captured)
         )
-        return Prepared(source, captured, None, tuple(trial), tuple(proof), proof.label)
+        return Prepared(
+            *(source, captured, None, tuple(trial), tuple(proof), proof.label),
+            kinds=proof.kinds,
+            trial_kinds=trial.kinds,
+        )
     calibration, held_out = split(raw.fit(captured.inputs), hints=hints)
     return Prepared(
         source,
@@ -134,6 +146,7 @@ def prepare(
         _bounded(held_out, _PROOF_FEEDS),
         held_out.label,
         held_out.made_up,
+        kinds=held_out.kinds,
     )
 
 
@@ -171,11 +184,13 @@ def narrowed(prepared: Prepared, inputs: Sequence[InputSpec], data: str | None) 
     hints = _hints(prepared.source, captured)
     if data is None:
         proof = synthetic(
-            specs, hints, count=8, seed=0, sizes=_sizes(captured), batch=_batch(captured)
+            specs, hints, count=MADE_UP, seed=0, sizes=_sizes(captured), batch=_batch(captured)
         )
     else:
         _, proof = split(load(data).fit(specs), hints=hints)
-    return replace(prepared, proof=_bounded(proof, _PROOF_FEEDS), label=proof.label)
+    return replace(
+        prepared, proof=_bounded(proof, _PROOF_FEEDS), label=proof.label, kinds=proof.kinds
+    )
 
 
 def _narrow(spec: InputSpec, shape: Sequence[int | str]) -> InputSpec:
@@ -215,6 +230,15 @@ def _sizes(captured: Captured) -> dict[str, int]:
     shapes = {name: array.shape for name, array in captured.example.items()}
     sizes = sizes_of(captured.inputs, shapes)
     return {**sizes, **dict.fromkeys(batch_symbols(captured.inputs), 1)}
+
+
+def batch_inputs(inputs: Sequence[InputSpec]) -> tuple[str, ...]:
+    """The inputs whose first axis is the one batch that all of them share; none where a batch lies
+    inside (a recurrent state's), so that rows cannot be stacked."""
+    symbols, axes = batch_symbols(inputs), batch_axes(inputs)
+    if len(symbols) != 1 or any(axis for axis in axes.values()):
+        return ()
+    return tuple(spec.name for spec in inputs if spec.shape and spec.shape[0] == symbols[0])
 
 
 def _batch(captured: Captured) -> int | None:

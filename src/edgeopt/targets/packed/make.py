@@ -22,6 +22,7 @@ from edgeopt.core import Change, Codes, Decision, Plan, Source, Weight
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files import packed, safetensors
 from edgeopt.files.packed import Header, Layout, matrix_shape
+from edgeopt.files.seal import seal
 from edgeopt.files.spans import raw_bytes, row_spans, ties_of
 from edgeopt.numerics.affine import dequantize, noise_power, ratio_db
 from edgeopt.numerics.methods import METHODS
@@ -75,6 +76,7 @@ def carry_out(
                     _require_finite(source, weight, rows)
                     put(weight.name, raw_bytes(rows))
             changes.append(Change(decision, weight.nbytes, decision.nbytes, error))
+    seal(out_path)
     return tuple(changes)
 
 

@@ -15,6 +15,7 @@ from edgeopt.files.atomic import checked_folder, checked_output, writing_folder,
 from edgeopt.targets.keep import default_path, not_kept
 from edgeopt.targets.onnx.source import Prepared
 from edgeopt.targets.program.prove import Asked, Shrunk, prove_shrunk
+from edgeopt.targets.written import FOLDER_DOCUMENT, sign_document
 
 if TYPE_CHECKING:
     from torch import nn
@@ -199,18 +200,23 @@ class _Work:
         notes = write_program(model, program)
         write_state(model.module, state)
         write_description(self._description(), about)
+        sign_document(program, about, [state])
         usage = _PROGRAM_USAGE.format(name=final.name, inputs=_inputs(model))
         files = (program, state, about)
         return self._prove(program, final, files, "torch-exported", notes, usage, weigh=(program,))
 
     def folder(self, folder: Path, final: Path) -> Proof:
         from edgeopt.modules.folder import fill_folder, folder_complaint
+        from edgeopt.modules.program import write_description
 
         model = self.result.model
         if (complaint := folder_complaint(model)) is not None:
             raise SourceError(complaint)
         plan = self.result.vocabulary
         notes = fill_folder(model, folder, {} if plan is None else plan.files)
+        about = folder / FOLDER_DOCUMENT
+        write_description(self._description(), about)
+        sign_document(folder, about, sorted(p for p in folder.rglob("*") if p.is_file()))
         usage = _FOLDER_USAGE.format(kind=_folder_class(model), name=final.name)
         files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
         return self._prove(folder, final, files, "hf-folder", notes, usage, weigh=files)
