@@ -33,7 +33,7 @@ from edgeopt.errors import InputsError, OutputError, SourceError, UsageError  # 
 from edgeopt.modules.model import TorchModel  # noqa: E402
 from edgeopt.training import log  # noqa: E402
 from edgeopt.training.batches import ArrayData, StreamData  # noqa: E402
-from edgeopt.training.divergence import Watch  # noqa: E402
+from edgeopt.training.divergence import DivergenceGuard  # noqa: E402
 from edgeopt.training.loop import train  # noqa: E402
 from edgeopt.training.losses.base import Batch, Loss  # noqa: E402
 from edgeopt.training.schedule import multiplier  # noqa: E402
@@ -238,16 +238,16 @@ def _stop_at(step: int) -> Any:
 
 
 def test_what_counts_as_divergence() -> None:
-    watch = Watch(factor=2.0, patience=3, settling=2)
+    watch = DivergenceGuard(factor=2.0, patience=3, settling=2)
     assert not any(watch.diverged(loss) for loss in (1.0, 3.0, 6.5, 6.5, 5.0, 6.5, 6.5))
     assert "above 2 times the first ones (3)" in watch.diverged(7.0)
-    assert "inf" in Watch(2.0, 1).diverged(float("inf"))
-    assert "gradient" in Watch(2.0, 1).diverged(1.0, float("nan"))
-    assert not Watch(2.0, 1).diverged(1.0, None)
+    assert "inf" in DivergenceGuard(2.0, 1).diverged(float("inf"))
+    assert "gradient" in DivergenceGuard(2.0, 1).diverged(1.0, float("nan"))
+    assert not DivergenceGuard(2.0, 1).diverged(1.0, None)
 
 
 def test_a_student_that_begins_as_good_as_its_teacher_has_not_diverged() -> None:
-    watch = Watch(factor=10.0, patience=3)
+    watch = DivergenceGuard(factor=10.0, patience=3)
     assert not any(watch.diverged(loss) for loss in [1e-12] * 20 + [1e-3] * 20)
     assert any(watch.diverged(loss) for loss in [1.0] * 3)
 

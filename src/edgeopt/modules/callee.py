@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-import edgeopt
 from edgeopt.core import Array
 from edgeopt.errors import InputsError, SourceError, UnsafeError
+from edgeopt.files.weights import load_weights
 from edgeopt.modules.exported import ProgramModule, exported
 from edgeopt.modules.loading import (
     argument_names,
@@ -127,7 +127,7 @@ def _filled(path: Path, kind: str, module: nn.Module, trust: bool) -> Callee:
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         filled = fill_in(module, shapes, state.__getitem__)
         return Callee(filled.module.eval(), notes=filled.notes)
-    weights = edgeopt.load_weights(path)
+    weights = load_weights(path)
     shapes = {name: tuple(weights.describe(name).shape) for name in weights}
 
     def tensor(name: str) -> torch.Tensor:

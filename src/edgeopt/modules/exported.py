@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-import edgeopt
 from edgeopt.core import InputSpec
 from edgeopt.errors import CaptureError, UnsafeError
+from edgeopt.files.torch_repack import plain_program
 from edgeopt.modules.reasons import attempt, one_line
 
 __all__ = ["Exported", "ProgramModule", "exported"]
@@ -43,7 +43,7 @@ def exported(path: Path, trust: bool = False) -> Exported:
     """
     told: Mapping[str, tuple[int | str, ...]] = {}
     try:
-        with edgeopt.plain_program(path) as copy:
+        with plain_program(path) as copy:
             program, error = attempt(lambda: torch.export.load(copy.stream))
             told = copy.dimensions
         if program is not None:

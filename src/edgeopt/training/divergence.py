@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["Watch"]
+__all__ = ["DivergenceGuard"]
 
 
 @dataclass
-class Watch:
+class DivergenceGuard:
     """Looks at the loss of every update.
 
     ``baseline`` is the highest of the first ``settling`` losses, and no lower than it begins: a

@@ -94,14 +94,14 @@ def train(
             progress=progress or _silent,
         )
         run = stack.enter_context(opened(task, together))
-        course, notes = run.go()
-    judged = validation is not None and course.best_metric is not None
+        state, notes = run.go()
+    judged = validation is not None and state.best_metric is not None
     return Trained(
-        course.step,
-        course.best_step,
-        course.best_metric if judged else None,
-        tuple(course.history),
-        course.stopped,
+        state.step,
+        state.best_step,
+        state.best_metric if judged else None,
+        tuple(state.history),
+        state.stopped,
         tuple(notes),
         bool(together.is_main_process),
     )

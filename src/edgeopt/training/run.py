@@ -21,11 +21,11 @@ from edgeopt.training.distributed import together
 from edgeopt.training.evaluation import Metric, evaluate, share_buffers
 from edgeopt.training.log import Record
 from edgeopt.training.objective import Objective
-from edgeopt.training.progress import Course
 from edgeopt.training.randomness import seed_all
 from edgeopt.training.resume import save
 from edgeopt.training.schedule import multiplier
 from edgeopt.training.settings import TrainSettings
+from edgeopt.training.state import TrainingState
 from edgeopt.training.teacher import Teacher
 from edgeopt.training.tensors import to_tensors
 
@@ -63,7 +63,7 @@ class Run:
     after_step: Callable[[], None] | None
     log: Path | None
     progress: Progress
-    course: Course
+    state: TrainingState
     notes: list[str] = field(default_factory=list)
     upcoming: Iterator[tuple[Part, ...]] | None = None
     last: tuple[float, float | None] = (0.0, None)
@@ -72,54 +72,54 @@ class Run:
     # ------------------------------------------------------------------------------------------
     # the whole
 
-    def go(self) -> tuple[Course, list[str]]:
+    def go(self) -> tuple[TrainingState, list[str]]:
         """Train to the end, and leave the student with its best weights."""
-        course = self.course
-        self.began = (time.monotonic(), course.seconds, course.step)
+        state = self.state
+        self.began = (time.monotonic(), state.seconds, state.step)
         try:
-            if not course.step and not course.history:
+            if not state.step and not state.history:
                 self._record(None, metric=self._judge())
             self._rewrite_log()
-            while not course.stopped:
+            while not state.stopped:
                 self._step()
                 self._after()
         except KeyboardInterrupt:
             if self.accelerator.num_processes > 1:
                 raise  # the others cannot know
-            course.stopped, course.why = "interrupted", "interrupted by the user"
+            state.stopped, state.why = "interrupted", "interrupted by the user"
         self._finish()
-        return course, self.notes
+        return state, self.notes
 
     def _finish(self) -> None:
-        course = self.course
+        state = self.state
         share_buffers(self.accelerator, self.objective)
-        kept = self.validation is not None or course.stopped == "diverged"
-        if kept and course.best:
-            self.objective.module.load_state_dict(course.best)
+        kept = self.validation is not None or state.stopped == "diverged"
+        if kept and state.best:
+            self.objective.module.load_state_dict(state.best)
         else:
-            course.best_step = course.step
-        if course.why:
+            state.best_step = state.step
+        if state.why:
             self.notes.append(
-                f"stopped after {course.step} of {self.total} updates: {course.why}; "
-                f"kept the weights after {course.best_step}"
+                f"stopped after {state.step} of {self.total} updates: {state.why}; "
+                f"kept the weights after {state.best_step}"
             )
 
     # ------------------------------------------------------------------------------------------
     # one update
 
     def _step(self) -> None:
-        course, settings = self.course, self.settings
-        seed_all(settings.seed, 1, course.step, self.accelerator.process_index)
+        state, settings = self.state, self.settings
+        seed_all(settings.seed, 1, state.step, self.accelerator.process_index)
         parts = together(self.accelerator, self._next)
         means = self._gradients(parts)
         norm = float(
             self.accelerator.clip_grad_norm_(self.objective.parameters(), settings.clip or math.inf)
         )
-        course.why = course.watch.diverged(
+        state.why = state.guard.diverged(
             means[0], norm if self.accelerator.scaler is None else None
         )
-        if course.why:  # before these gradients have spoilt the weights
-            course.stopped = "diverged"
+        if state.why:  # before these gradients have spoilt the weights
+            state.stopped = "diverged"
             self.optimizer.zero_grad()
             self._record(norm, [means])
             return
@@ -130,15 +130,15 @@ class Run:
         self.optimizer.zero_grad()
         if self.after_step is not None:
             self.after_step()
-        course.step += 1
-        course.since_record.add(means)
-        course.since_evaluation.add(means[:1])
+        state.step += 1
+        state.since_record.add(means)
+        state.since_evaluation.add(means[:1])
         self.last = (rate, norm)
 
     def rate(self) -> float:
         """The learning rate of the next update."""
         s = self.settings
-        return s.learning_rate * multiplier(self.course.step, self.total, s.warmup, s.hold, s.floor)
+        return s.learning_rate * multiplier(self.state.step, self.total, s.warmup, s.hold, s.floor)
 
     def _gradients(self, parts: Sequence[Part]) -> list[float]:
         """Accumulate the batch's gradients; its loss and every part of it, over all processes."""
@@ -173,7 +173,7 @@ class Run:
 
     def _next(self) -> tuple[Part, ...]:
         """This process's parts of the next batch; a pass that is over is followed by the next."""
-        course, settings = self.course, self.settings
+        state, settings = self.state, self.settings
         for _ in range(2):
             if self.upcoming is None:
                 pieces, rank = settings.accumulation, self.accelerator.process_index
@@ -181,19 +181,19 @@ class Run:
                     settings.batch_size,
                     pieces * self.accelerator.num_processes,
                     range(rank * pieces, (rank + 1) * pieces),
-                    (settings.seed, course.epoch),
-                    course.place,
+                    (settings.seed, state.epoch),
+                    state.place,
                 )
             parts = next(self.upcoming, None)
             if parts is not None:
-                course.place += 1
+                state.place += 1
                 return tuple(self._augmented(part, i) for i, part in enumerate(parts))
-            if not course.place:
+            if not state.place:
                 break
-            self.upcoming, course.epoch, course.place = None, course.epoch + 1, 0
+            self.upcoming, state.epoch, state.place = None, state.epoch + 1, 0
         raise InputsError(
-            f"{self.data.label} ran out: pass {course.epoch + 1} yields no batch, and "
-            f"{self.total - course.step} updates are still to come; it must yield anew when it is "
+            f"{self.data.label} ran out: pass {state.epoch + 1} yields no batch, and "
+            f"{self.total - state.step} updates are still to come; it must yield anew when it is "
             "called again"
         )
 
@@ -202,7 +202,7 @@ class Run:
         if augment is None:
             return part
         rank = self.accelerator.process_index
-        rng = np.random.default_rng((self.settings.seed, 2, self.course.step, rank, piece))
+        rng = np.random.default_rng((self.settings.seed, 2, self.state.step, rank, piece))
         return replace(part, inputs=dict(augment(part.inputs, rng)))
 
     def tensors(self, part: Part) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -213,27 +213,34 @@ class Run:
 
     def _after(self) -> None:
         """What is due after an update: evaluation, record, checkpoint, word of it."""
-        course, settings = self.course, self.settings
+        state, settings = self.state, self.settings
         per_pass = self.data.count(settings.batch_size)
         every = settings.evaluate_every or per_pass or max(1, self.total // _EVALUATIONS)
         judged = False
-        if not course.stopped:
-            ended = course.step >= self.total
-            judged = ended or course.step % every == 0
+        if not state.stopped:
+            ended = state.step >= self.total
+            judged = ended or state.step % every == 0
             metric = self._judge() if judged else None
             steps = settings.log_every or max(1, self.total // _RECORDS)
-            if judged or course.step % steps == 0:
+            if judged or state.step % steps == 0:
                 self._record(self.last[1], metric=metric)
             if ended:
-                course.stopped = "finished"
-            elif settings.patience is not None and course.waited >= settings.patience:
-                course.stopped = "early"
-                course.why = f"{course.waited} evaluations brought no gain"
+                state.stopped = "finished"
+            elif settings.patience is not None and state.waited >= settings.patience:
+                state.stopped = "early"
+                state.why = f"{state.waited} evaluations brought no gain"
         kept = settings.checkpoint_every
-        due = judged if kept is None else course.step % kept == 0
-        if settings.checkpoint is not None and (due or course.stopped):
-            course.seconds = self._seconds()
-            save(self, settings.checkpoint)
+        due = judged if kept is None else state.step % kept == 0
+        if settings.checkpoint is not None and (due or state.stopped):
+            state.seconds = self._seconds()
+            save(
+                settings.checkpoint,
+                state,
+                self.objective,
+                self.optimizer,
+                self.accelerator,
+                self.fingerprint,
+            )
         self._tell()
 
     def _judge(self) -> float | None:
@@ -241,7 +248,7 @@ class Run:
 
         Without data to evaluate on, the training loss decides what a divergence goes back to.
         """
-        course = self.course
+        state = self.state
         metric = None
         if self.validation is not None:
             metric = evaluate(
@@ -253,30 +260,30 @@ class Run:
                 self.accelerator,
                 self.tensors,
             )
-            gains = course.gains(metric, self.higher)
+            gains = state.gains(metric, self.higher)
             judged = metric
         else:
-            judged = course.since_evaluation.take()[0] if course.step else math.inf
-            gains = course.gains(judged, False)
-        course.waited = 0 if gains else course.waited + 1
+            judged = state.since_evaluation.take()[0] if state.step else math.inf
+            gains = state.gains(judged, False)
+        state.waited = 0 if gains else state.waited + 1
         # Of equals the later has learned more: a metric of few rows is soon at its ceiling.
-        equal = metric is not None and metric == course.best_metric
-        if gains or equal or not course.best:
-            course.best_step = course.step
-            course.best_metric = None if math.isnan(judged) else judged
+        equal = metric is not None and metric == state.best_metric
+        if gains or equal or not state.best:
+            state.best_step = state.step
+            state.best_metric = None if math.isnan(judged) else judged
             share_buffers(self.accelerator, self.objective)
-            course.best = checkpoint.copied(self.objective.module)
+            state.best = checkpoint.copied(self.objective.module)
         return metric
 
     def _record(
         self, norm: float | None, means: Sequence[Sequence[float]] = (), metric: float | None = None
     ) -> None:
-        course, names = self.course, self.objective.names
-        mean = list(means[0]) if means else course.since_record.take()
+        state, names = self.state, self.objective.names
+        mean = list(means[0]) if means else state.since_record.take()
         per_pass = self.data.count(self.settings.batch_size)
         record = Record(
-            step=course.step,
-            epoch=round(course.step / per_pass, 4) if per_pass else float(course.epoch),
+            step=state.step,
+            epoch=round(state.step / per_pass, 4) if per_pass else float(state.epoch),
             loss=mean[0] if mean else None,
             parts=dict(zip(names, mean[1:], strict=False)),
             lr=self.last[0],
@@ -284,7 +291,7 @@ class Run:
             metric=metric,
             seconds=round(self._seconds(), 3),
         )
-        course.history.append(record)
+        state.history.append(record)
         path = self.log
         if path is not None:
             self._on_main(lambda: log.append(path, record))
@@ -293,7 +300,7 @@ class Run:
         """A run taken up again drops what was logged after its checkpoint."""
         path = self.log
         if path is not None:
-            self._on_main(lambda: log.rewrite(path, self.course.history))
+            self._on_main(lambda: log.rewrite(path, self.state.history))
 
     def _on_main(self, work: Callable[[], None]) -> None:
         main = self.accelerator.is_main_process
@@ -305,16 +312,16 @@ class Run:
     def _tell(self) -> None:
         if not self.accelerator.is_main_process:
             return
-        course = self.course
-        done = course.step - self.began[2]
-        left = (time.monotonic() - self.began[0]) / max(1, done) * (self.total - course.step)
-        loss = course.since_record.mean() or [r.loss for r in course.history[-1:] if r.loss]
-        metric = next((r.metric for r in reversed(course.history) if r.metric is not None), None)
-        words = [f"step {course.step}/{self.total}"]
+        state = self.state
+        done = state.step - self.began[2]
+        left = (time.monotonic() - self.began[0]) / max(1, done) * (self.total - state.step)
+        loss = state.since_record.mean() or [r.loss for r in state.history[-1:] if r.loss]
+        metric = next((r.metric for r in reversed(state.history) if r.metric is not None), None)
+        words = [f"step {state.step}/{self.total}"]
         words += [f"loss {value:.4g}" for value in loss[:1]]
         words += [f"metric {metric:.4g}"] if metric is not None else []
-        words += [f"{_duration(left)} left"] if course.step < self.total else []
-        self.progress(", ".join(words), course.step / self.total)
+        words += [f"{_duration(left)} left"] if state.step < self.total else []
+        self.progress(", ".join(words), state.step / self.total)
 
 
 def _duration(seconds: float) -> str:

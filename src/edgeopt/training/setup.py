@@ -16,15 +16,15 @@ from edgeopt.files.atomic import checked_output
 from edgeopt.modules.model import TorchModel
 from edgeopt.training.batches import Data
 from edgeopt.training.distributed import from_main
-from edgeopt.training.divergence import Watch
+from edgeopt.training.divergence import DivergenceGuard
 from edgeopt.training.evaluation import Metric
 from edgeopt.training.losses.base import Loss
 from edgeopt.training.objective import Objective, layers_of
-from edgeopt.training.progress import Course
 from edgeopt.training.randomness import seed_all
 from edgeopt.training.resume import resume
 from edgeopt.training.run import Run
 from edgeopt.training.settings import TrainSettings
+from edgeopt.training.state import TrainingState
 from edgeopt.training.teacher import LiveTeacher, NoTeacher, Teacher
 from edgeopt.training.teacher_cache import CachedTeacher, cached_answers, weights_digest
 from edgeopt.training.tensors import to_tensors
@@ -90,7 +90,7 @@ def opened(task: Task, accelerator: Any) -> Iterator[Run]:
             after_step=task.after_step,
             log=task.log,
             progress=task.progress,
-            course=Course(Watch(settings.diverged_factor, settings.diverged_steps)),
+            state=TrainingState(DivergenceGuard(settings.diverged_factor, settings.diverged_steps)),
         )
         if accelerator.num_processes > 1 and _normalizes(student):
             run.notes.append(
@@ -98,7 +98,10 @@ def opened(task: Task, accelerator: Any) -> Iterator[Run]:
                 "processes at a time; its statistics are the first one's"
             )
         if settings.checkpoint is not None:
-            resume(run, settings.checkpoint)
+            resumed = resume(settings.checkpoint, objective, optimizer, accelerator, fingerprint)
+            if resumed is not None:
+                run.state, notes = resumed
+                run.notes += notes
         # Wrapped last: what wraps a module hands the main process's state to the others.
         run.model, run.optimizer = accelerator.prepare(objective, optimizer)
         yield run

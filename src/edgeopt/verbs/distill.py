@@ -13,7 +13,7 @@ from edgeopt.files.open import open_source
 from edgeopt.targets.keep import scratch
 from edgeopt.targets.onnx.source import prepare
 from edgeopt.targets.program.module import Opened, open_torch, require_torch
-from edgeopt.targets.program.prove import Asked
+from edgeopt.targets.program.shrunk import Requirements
 from edgeopt.targets.program.write import Recipe, Result, format_for, keep_proven
 from edgeopt.tasks.metrics import find_metric
 from edgeopt.verbs.calling import verb
@@ -83,7 +83,7 @@ def distill(
     options = TrainOptions(**training)
     options.settings(fine=False)  # what is wrong with them is said first
     found = tuple(find_metric(name) for name in metrics)
-    asked = Asked(found, evaluation or data, min_sqnr, max_drop, threads)
+    asked = Requirements(found, evaluation or data, min_sqnr, max_drop, threads)
     hold_out = evaluation is None or same_data(evaluation, data)
     require_torch("distilling")
     source = open_source(teacher)

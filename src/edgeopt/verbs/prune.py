@@ -14,7 +14,7 @@ from edgeopt.files.open import open_source
 from edgeopt.targets.keep import scratch
 from edgeopt.targets.onnx.source import Prepared, prepare
 from edgeopt.targets.program.module import open_torch, require_torch
-from edgeopt.targets.program.prove import Asked
+from edgeopt.targets.program.shrunk import Requirements
 from edgeopt.targets.program.write import Recipe, Result, format_for, keep_proven
 from edgeopt.tasks.metrics import find_metric
 from edgeopt.verbs.calling import verb
@@ -90,7 +90,7 @@ def prune(
     """
     training, options = _sorted(dict(more))
     found = tuple(find_metric(name) for name in metrics)
-    asked = Asked(found, data, min_sqnr, max_drop, threads)
+    asked = Requirements(found, data, min_sqnr, max_drop, threads)
     chosen = METHODS[method]
     require_torch("pruning")
     chosen.check(method, options, data)

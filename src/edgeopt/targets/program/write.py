@@ -14,7 +14,8 @@ from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.atomic import checked_folder, checked_output, writing_folder, writing_group
 from edgeopt.targets.keep import default_path, not_kept
 from edgeopt.targets.onnx.source import Prepared
-from edgeopt.targets.program.prove import Asked, Shrunk, prove_shrunk
+from edgeopt.targets.program.prove import prove_shrunk
+from edgeopt.targets.program.shrunk import Requirements, Shrunk
 from edgeopt.targets.written import FOLDER_DOCUMENT, sign_document
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def keep_proven(
     result: Result,
     prepared: Prepared,
     workdir: Path,
-    asked: Asked,
+    asked: Requirements,
     *,
     before: Counts,
     sha256: str,
@@ -187,7 +188,7 @@ class _Work:
     result: Result
     prepared: Prepared
     workdir: Path
-    asked: Asked
+    asked: Requirements
     before: Counts
     sha256: str
     progress: Progress | None

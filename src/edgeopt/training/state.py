@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from edgeopt.training.divergence import Watch
+from edgeopt.training.divergence import DivergenceGuard
 from edgeopt.training.log import Record
 
-__all__ = ["Course", "Mean"]
+__all__ = ["RunningMean", "TrainingState"]
 
 
 @dataclass
-class Mean:
+class RunningMean:
     """A running mean of several numbers; of nothing yet, an empty list."""
 
     sums: list[float] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Mean:
 
 
 @dataclass
-class Course:
+class TrainingState:
     """``step`` updates are done; the next batch is ``place`` of pass ``epoch``.
 
     ``best`` are the weights of ``best_step``, judged by ``best_metric`` (the training loss where
@@ -45,7 +45,7 @@ class Course:
     training is to go on.
     """
 
-    watch: Watch
+    guard: DivergenceGuard
     step: int = 0
     epoch: int = 0
     place: int = 0
@@ -57,8 +57,8 @@ class Course:
     why: str = ""
     seconds: float = 0.0
     history: list[Record] = field(default_factory=list)
-    since_record: Mean = field(default_factory=Mean)
-    since_evaluation: Mean = field(default_factory=Mean)
+    since_record: RunningMean = field(default_factory=RunningMean)
+    since_evaluation: RunningMean = field(default_factory=RunningMean)
 
     def gains(self, metric: float, higher_is_better: bool) -> bool:
         """Whether this is better than the best so far; NaN never is."""
@@ -70,24 +70,24 @@ class Course:
         plain = {
             name: getattr(self, name)
             for name in self.__dataclass_fields__
-            if name not in ("watch", "best", "history", "since_record", "since_evaluation")
+            if name not in ("guard", "best", "history", "since_record", "since_evaluation")
         }
         return {
             **plain,
-            "watch": asdict(self.watch),
+            "watch": asdict(self.guard),
             "since_record": asdict(self.since_record),
             "since_evaluation": asdict(self.since_evaluation),
             "history": [record.to_json() for record in self.history],
         }
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any], best: Mapping[str, Tensor]) -> Course:
+    def from_json(cls, document: Mapping[str, Any], best: Mapping[str, Tensor]) -> TrainingState:
         """Raises KeyError, TypeError or ValueError for what :meth:`to_json` does not give."""
         given = dict(document)
         return cls(
-            watch=Watch(**given.pop("watch")),
-            since_record=Mean(**given.pop("since_record")),
-            since_evaluation=Mean(**given.pop("since_evaluation")),
+            guard=DivergenceGuard(**given.pop("watch")),
+            since_record=RunningMean(**given.pop("since_record")),
+            since_evaluation=RunningMean(**given.pop("since_evaluation")),
             history=[Record.from_json(record) for record in given.pop("history")],
             best=best,
             **given,
