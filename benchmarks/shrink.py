@@ -106,11 +106,11 @@ def student(seed: int, folder: Path) -> dict[str, Any]:
     validation rows, which are few: of equals, that of the lowest cross-entropy there.
     """
     from edgeopt.core import InputSpec
-    from edgeopt.train.batches import ArrayData
-    from edgeopt.train.loop import train
-    from edgeopt.train.losses import parse_losses
-    from edgeopt.train.model import TorchModel
-    from edgeopt.train.settings import TrainSettings
+    from edgeopt.modules.model import TorchModel
+    from edgeopt.training.batches import ArrayData
+    from edgeopt.training.loop import train
+    from edgeopt.training.losses import parse_losses
+    from edgeopt.training.settings import TrainSettings
 
     path, train_file, test_file = prepared(
         digits, seed, folder / f"student{seed}", TEACHER["student"]

@@ -95,8 +95,8 @@ def _measure(
 
     from edgeopt.files.open import open_source
     from edgeopt.numerics.task_metrics import cosines, spearman
+    from edgeopt.pruning.sparsity.prune import prune_weights
     from edgeopt.targets.program.module import open_torch
-    from edgeopt.train.sparse import prune_weights
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = read_pairs(data / "stsb-en-dev.csv")

@@ -24,7 +24,7 @@ from edgeopt.errors import WorkerError
 from edgeopt.graphs.capture import child, parent
 from edgeopt.measure import jobs, pair, process, worker
 from edgeopt.measure.child import rebuilt
-from edgeopt.targets.onnx import plan as graph_plan
+from edgeopt.targets.onnx import planner
 from edgeopt.targets.onnx import prove as proving
 
 __all__ = ["forked_capture", "forked_command", "no_processes", "ready_to_export", "untraced"]
@@ -200,5 +200,5 @@ def no_processes(
     monkeypatch.setattr(process.Workplace, "run", _measure)
     monkeypatch.setattr(jobs, "BLOCK", seconds / 40)
     monkeypatch.setattr(proving, "_SECONDS", seconds)
-    monkeypatch.setattr(graph_plan, "_CONTEST", seconds)
+    monkeypatch.setattr(planner, "_CONTEST", seconds)
     monkeypatch.setattr(pair, "_alone", lambda place, job, progress: ([], []))

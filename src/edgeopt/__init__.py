@@ -19,6 +19,8 @@ if getattr(sys, "orig_argv", [])[1:3] == ["-m", "edgeopt"] and not sys.flags.saf
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from edgeopt.version import VERSION
+
 if TYPE_CHECKING:
     from edgeopt.core import Plan, Proof, Results, Source
     from edgeopt.errors import EdgeoptError
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from edgeopt.verbs.quantize import quantize
     from edgeopt.verbs.verify import verify
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "EdgeoptError",

@@ -21,7 +21,7 @@ import edgeopt
 from edgeopt.errors import UnsafeError
 from edgeopt.files.open import open_source
 from edgeopt.files.torch_symbols import is_arithmetic
-from edgeopt.runtimes.torch_programs import exported
+from edgeopt.modules.exported import exported
 
 MODEL = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"

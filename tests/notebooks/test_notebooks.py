@@ -58,10 +58,10 @@ def test_committed_with_outputs_and_a_picture(name: str) -> None:
 #: nothing, so time decides no verdict here. Trainings are cut short, too.
 _QUICK = """
 from edgeopt.measure import pair
-from edgeopt.targets.onnx import plan as graph_plan
+from edgeopt.targets.onnx import planner
 from edgeopt.targets.onnx import prove as proving
 from edgeopt.targets.program import prove as shrink_prove
-graph_plan._CONTEST = proving._SECONDS = shrink_prove._SECONDS = 0.5
+planner._CONTEST = proving._SECONDS = shrink_prove._SECONDS = 0.5
 pair._PROCESSES = 1
 pair._is_slower = lambda measured: False
 """

@@ -13,8 +13,8 @@ from torch import nn
 
 from edgeopt.core import InputSpec
 from edgeopt.errors import InputsError, UsageError
-from edgeopt.train.batches import ArrayData, StreamData
-from edgeopt.train.model import TorchModel
+from edgeopt.modules.model import TorchModel
+from edgeopt.training.batches import ArrayData, StreamData
 from edgeopt.verbs.training import TrainOptions, lessons, teach
 
 X = InputSpec("x", "float32", ("batch", 4))

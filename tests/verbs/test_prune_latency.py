@@ -12,16 +12,16 @@ torch = pytest.importorskip("torch", reason="the train extra is not installed")
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 
-from tests.train.prune_nets import image  # noqa: E402
+from tests.pruning.prune_nets import image  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edgeopt.core import Source  # noqa: E402
 from edgeopt.data.synthetic import synthetic  # noqa: E402
 from edgeopt.errors import SourceError  # noqa: E402
+from edgeopt.modules.model import TorchModel  # noqa: E402
+from edgeopt.pruning.size_search import Reading  # noqa: E402
 from edgeopt.targets.onnx.source import Prepared  # noqa: E402
 from edgeopt.targets.program.module import Opened  # noqa: E402
-from edgeopt.train.model import TorchModel  # noqa: E402
-from edgeopt.train.targets import Reading  # noqa: E402
 from edgeopt.verbs import prune_latency, prune_methods  # noqa: E402
 from edgeopt.verbs.prune_options import PruneOptions  # noqa: E402
 from edgeopt.verbs.training import TrainOptions  # noqa: E402

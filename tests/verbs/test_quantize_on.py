@@ -17,6 +17,7 @@ from edgeopt.core import Progress
 from edgeopt.errors import HostError, UsageError, WorkerError
 from edgeopt.measure import pair
 from edgeopt.targets.onnx import plan as graph_plan
+from edgeopt.targets.onnx import planner
 from edgeopt.targets.onnx import prove as proving
 from edgeopt.targets.onnx.base_graph import needs_unsigned
 from edgeopt.verbs.quantize import make_plan, quantize
@@ -32,7 +33,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sshd.Server]:
 def there(running: sshd.Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """The options that name the other machine; nothing is left on it afterwards."""
     monkeypatch.setenv("EDGEOPT_SSH_OPTIONS", running.options)
-    monkeypatch.setattr(graph_plan, "_CONTEST", 0.02)
+    monkeypatch.setattr(planner, "_CONTEST", 0.02)
     monkeypatch.setattr(proving, "_SECONDS", 0.02)
     monkeypatch.setattr(pair, "_PROCESSES", 1)
     yield {"on": running.url, "remote_python": sys.executable}
@@ -95,7 +96,7 @@ def test_the_machine_is_lost_on_the_way(
                     os.kill(int(entry.name), 9)
 
     watch: Progress = lose
-    graph_plan._CONTEST = 60.0  # restored by the fixture's monkeypatch
+    planner._CONTEST = 60.0  # restored by the fixture's monkeypatch
     with pytest.raises(WorkerError, match="lost while doing a contest job"):
         quantize(source, tmp_path / "out.onnx", progress=watch, **there)
     assert [p.name for p in tmp_path.iterdir()] == ["source.onnx"]

@@ -19,8 +19,8 @@ pytest.importorskip("tokenizers")
 pytest.importorskip("accelerate", reason="distilling trains with accelerate")
 
 from tests.in_process import forked_capture, no_processes  # noqa: E402
-from tests.train.corpus_tokenizers import byte_level, wordpiece  # noqa: E402
-from tests.train.tiny_folders import folder_of  # noqa: E402
+from tests.modules.tiny_folders import folder_of  # noqa: E402
+from tests.pruning.vocabulary.corpus_tokenizers import byte_level, wordpiece  # noqa: E402
 from tests.verbs.barnet import written  # noqa: E402
 
 import edgeopt  # noqa: E402
@@ -166,7 +166,7 @@ def test_a_student_of_half_the_depth_is_a_folder(bert: Path, tmp_path: Path) -> 
 
 
 def test_pairs_with_scores_judge_an_embedder(tmp_path: Path) -> None:
-    from tests.train.tiny_folders import sentence_folder
+    from tests.modules.tiny_folders import sentence_folder
 
     folder = sentence_folder(tmp_path / "sentences")
     rng = np.random.default_rng(0)

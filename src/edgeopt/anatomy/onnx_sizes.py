@@ -107,7 +107,7 @@ def _openers(source: Source) -> tuple[Callable[[], ir.Model], Callable[[], ir.Mo
     from edgeopt.graphs.capture.converting import converted_model
     from edgeopt.graphs.fold import load_model
     from edgeopt.graphs.identity import identify
-    from edgeopt.runtimes.reasons import attempt
+    from edgeopt.modules.reasons import attempt
     from edgeopt.targets.onnx.base_graph import fold_float, identity_of
 
     identity = identity_of(source)

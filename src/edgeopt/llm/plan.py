@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import edgeopt
 from edgeopt.core import Decision, Ggml, Plan, Source
 from edgeopt.core.ggml import PLAIN_TYPES
 from edgeopt.errors import SourceError, UsageError
@@ -18,6 +17,7 @@ from edgeopt.files.seal import BLANK, SEAL
 from edgeopt.llm.mix import assign, file_type
 from edgeopt.llm.model import LanguageModel
 from edgeopt.numerics.ggml import decodes, encodes
+from edgeopt.version import VERSION
 
 __all__ = [
     "PLAN_SHA256",
@@ -226,7 +226,7 @@ def _metadata(model: LanguageModel, plan: Plan, importance: Imatrix | None) -> d
         **rest,
     }
     # Digests are known once the weights are written: their places are, by their length.
-    metadata[f"{_OURS}version"] = string(edgeopt.__version__)
+    metadata[f"{_OURS}version"] = string(VERSION)
     metadata.update({key: string(BLANK) for key in (SEAL, SOURCE_SHA256, PLAN_SHA256)})
     if importance is not None:
         # The keys under which llama.cpp's quantizer notes the same.

@@ -215,9 +215,9 @@ def _version(package: str) -> str | None:
             continue
         return version if name == package else f"{version} ({name})"
     if package == "edgeopt":  # run from its source tree
-        from edgeopt import __version__
+        from edgeopt.version import VERSION
 
-        return __version__
+        return VERSION
     return None
 
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from edgeopt.errors import MissingExtraError, SourceError, UsageError, WorkerError
+from edgeopt.modules.reasons import attempt, one_line
 from edgeopt.runtimes.engine import Case, Feed
-from edgeopt.runtimes.reasons import attempt, one_line
 from edgeopt.runtimes.smaps import mapped_files
 
 if TYPE_CHECKING:
-    from edgeopt.runtimes.torch_loading import Callee
+    from edgeopt.modules.callee import Callee
 
 __all__ = ["TorchEngine"]
 
@@ -64,7 +64,7 @@ class TorchEngine:
             raise MissingExtraError(
                 str(error.name), "torch", f"running {self._case.path}"
             ) from error
-        from edgeopt.runtimes.torch_loading import load
+        from edgeopt.modules.callee import load
 
         self._load = load
         self._torch = torch
@@ -120,7 +120,7 @@ class TorchEngine:
     def answer(self, feed: Feed) -> dict[str, NDArray[Any]]:
         """Every output by name (``output`` where it has none), in memory of the host. What numpy
         has no dtype for comes as float32."""
-        from edgeopt.runtimes.torch_outputs import flatten
+        from edgeopt.modules.outputs import flatten
 
         call = self.callee.bound(feed, self._case.device)
 

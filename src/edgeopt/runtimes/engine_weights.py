@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-import edgeopt
 from edgeopt.errors import UsageError
 from edgeopt.runtimes.engine import Case, Feed
 from edgeopt.runtimes.smaps import mapped_files
+from edgeopt.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,7 +45,9 @@ class WeightsEngine:
         self._read: int | None = None
 
     def imports(self) -> None:
-        self._open = edgeopt.load_weights  # imported when it is first touched
+        from edgeopt.files.weights import load_weights
+
+        self._open = load_weights
         # The reader of the file's format is imported by the first file of it that is opened: that
         # is the library's cost, not this opening's.
         self._open(str(self._case.path))
@@ -71,7 +73,7 @@ class WeightsEngine:
         case, source = self._case, self._weights.source
         return {
             "runtime": "edgeopt",
-            "version": edgeopt.__version__,
+            "version": VERSION,
             "device": "cpu",
             "kind": source.kind,
             "workload": case.workload,

@@ -127,10 +127,10 @@ def metadata_of(
     """
     from importlib.metadata import version
 
-    import edgeopt
+    from edgeopt.version import VERSION
 
     body = {
-        "edgeopt": edgeopt.__version__,
+        "edgeopt": VERSION,
         "source_sha256": source_sha256,
         "plan_sha256": plan.digest() if plan is not None else None,
         "options": dict(options),

@@ -16,13 +16,13 @@ from edgeopt.core.given import is_given, lookup
 from edgeopt.core.importing import current_folder
 from edgeopt.errors import InputsError, UsageError
 from edgeopt.measure.answers import Answers
+from edgeopt.modules.reasons import attempt
 from edgeopt.numerics.task_metrics import (
     accuracy,
     cosines,
     negative_log_likelihoods,
     spearman,
 )
-from edgeopt.runtimes.reasons import attempt
 from edgeopt.tasks.labelled import SECOND, Labelled
 
 __all__ = ["BUILT_IN", "Metric", "find_metric", "judge_answers"]

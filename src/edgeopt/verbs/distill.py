@@ -13,7 +13,7 @@ from edgeopt.files.open import open_source
 from edgeopt.targets.keep import scratch
 from edgeopt.targets.onnx.source import prepare
 from edgeopt.targets.program.module import Opened, open_torch, require_torch
-from edgeopt.targets.program.prove import Asked
+from edgeopt.targets.program.shrunk import Requirements
 from edgeopt.targets.program.write import Recipe, Result, format_for, keep_proven
 from edgeopt.tasks.metrics import find_metric
 from edgeopt.verbs.calling import verb
@@ -27,8 +27,8 @@ from edgeopt.verbs.training import (
 )
 
 if TYPE_CHECKING:
-    from edgeopt.train.cuts import Pruning
-    from edgeopt.train.model import TorchModel
+    from edgeopt.modules.model import TorchModel
+    from edgeopt.pruning.result import Pruning
 
 __all__ = ["distill"]
 
@@ -83,7 +83,7 @@ def distill(
     options = TrainOptions(**training)
     options.settings(fine=False)  # what is wrong with them is said first
     found = tuple(find_metric(name) for name in metrics)
-    asked = Asked(found, evaluation or data, min_sqnr, max_drop, threads)
+    asked = Requirements(found, evaluation or data, min_sqnr, max_drop, threads)
     hold_out = evaluation is None or same_data(evaluation, data)
     require_torch("distilling")
     source = open_source(teacher)
@@ -93,7 +93,7 @@ def distill(
     if first:
         recipe.check()
     with scratch() as workdir:
-        from edgeopt.train.randomness import isolated
+        from edgeopt.training.randomness import isolated
 
         sha256 = source.sha256()
         opened = open_torch(
@@ -118,7 +118,7 @@ def distill(
         )
         if not first:
             return None
-        from edgeopt.train.counting import count
+        from edgeopt.modules.counting import count
 
         if found and hold_out:
             asked = dataclasses.replace(asked, data=held_out(data, opened.model.inputs, workdir))
@@ -160,7 +160,7 @@ def _student(
     trust: bool,
     seed: int,
 ) -> tuple[TorchModel, tuple[Pruning, ...]]:
-    from edgeopt.train.students import load_student, make_student, parse_shrink
+    from edgeopt.distilling.students import load_student, make_student, parse_shrink
 
     if student is not None:
         return load_student(student, opened.model, code=model, trust=trust), ()

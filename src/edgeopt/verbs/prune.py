@@ -14,7 +14,7 @@ from edgeopt.files.open import open_source
 from edgeopt.targets.keep import scratch
 from edgeopt.targets.onnx.source import Prepared, prepare
 from edgeopt.targets.program.module import open_torch, require_torch
-from edgeopt.targets.program.prove import Asked
+from edgeopt.targets.program.shrunk import Requirements
 from edgeopt.targets.program.write import Recipe, Result, format_for, keep_proven
 from edgeopt.tasks.metrics import find_metric
 from edgeopt.verbs.calling import verb
@@ -90,7 +90,7 @@ def prune(
     """
     training, options = _sorted(dict(more))
     found = tuple(find_metric(name) for name in metrics)
-    asked = Asked(found, data, min_sqnr, max_drop, threads)
+    asked = Requirements(found, data, min_sqnr, max_drop, threads)
     chosen = METHODS[method]
     require_torch("pruning")
     chosen.check(method, options, data)
@@ -111,7 +111,7 @@ def prune(
     recipe = Recipe(opened, out, format_for(opened, method, to, out), "pruned")
     options.check_corpus()
     if method == "vocabulary":
-        from edgeopt.train.vocabulary import tokenizer_folder
+        from edgeopt.pruning.vocabulary.prune import tokenizer_folder
 
         tokenizer_folder(opened.path)
     first = first_process()
@@ -128,7 +128,7 @@ def prune(
             trust_pickle=trust_pickle,
             shapes=recover,
         )
-        from edgeopt.train.counting import count
+        from edgeopt.modules.counting import count
 
         material = None
         if recover is not None:
@@ -212,7 +212,7 @@ def _sorted(more: dict[str, Any]) -> tuple[TrainOptions, PruneOptions]:
 
 def _refitted(made: Made, prepared: Prepared) -> Made:
     """With the statistics of BatchNorm taken anew, where there is data to take them from."""
-    from edgeopt.train.batchnorm import refit_batchnorm
+    from edgeopt.pruning.batchnorm import refit_batchnorm
 
     if prepared.calibration is None or made.vocabulary is not None:
         return made

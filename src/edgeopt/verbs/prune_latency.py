@@ -13,9 +13,9 @@ from edgeopt.files.open import open_source
 from edgeopt.numerics.statistics import BLOCKS_PER_ROUND, median, round_ratios
 
 if TYPE_CHECKING:
+    from edgeopt.modules.model import TorchModel
+    from edgeopt.pruning.size_search import Reading
     from edgeopt.targets.program.module import Opened
-    from edgeopt.train.model import TorchModel
-    from edgeopt.train.targets import Reading
 
 __all__ = ["latency_meter"]
 
@@ -28,7 +28,7 @@ def latency_meter(
     threads: int = 1,
     seconds: float = 2.0,
 ) -> Callable[[TorchModel], Reading]:
-    """A measure for :func:`edgeopt.train.targets.search_target`: seconds an inference, batch of 1.
+    """A measure for :func:`edgeopt.pruning.size_search.search_target`: seconds, batch of 1.
 
     Both models go the same way to ONNX, and are timed by ONNX Runtime in one fresh process, in
     blocks that alternate. The share is the median over rounds of the ratio of the two; ``seconds``
@@ -45,8 +45,8 @@ def latency_meter(
 
     def measure(model: TorchModel) -> Reading:
         from edgeopt.measure.process import workplace
-        from edgeopt.train.counting import one_sample
-        from edgeopt.train.targets import Reading
+        from edgeopt.modules.counting import one_sample
+        from edgeopt.pruning.size_search import Reading
 
         if not original:
             original.append(exported(opened.model))
@@ -73,7 +73,7 @@ def latency_meter(
 
 def _onnx(model: TorchModel, folder: Path, progress: Progress | None) -> Path:
     from edgeopt.graphs.capture.parent import capture
-    from edgeopt.train.program import write_program
+    from edgeopt.modules.program import write_program
 
     program = folder / "model.pt"
     write_program(model, program)

@@ -23,10 +23,10 @@ from edgeopt.verbs.training import HELD, teach
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeopt.modules.model import TorchModel
+    from edgeopt.pruning.result import Pruning
+    from edgeopt.pruning.vocabulary.prune import VocabularyPlan
     from edgeopt.targets.program.module import Opened
-    from edgeopt.train.cuts import Pruning
-    from edgeopt.train.model import TorchModel
-    from edgeopt.train.vocabulary import VocabularyPlan
     from edgeopt.verbs.training import Lessons, TrainOptions
 
 __all__ = ["METHODS", "Made", "Method", "Work"]
@@ -95,7 +95,7 @@ class Method:
             raise UsageError(f"{flag(given[0])} and {flag(given[1])}: give one of them")
         options.check()
         if options.target is not None:
-            from edgeopt.train.targets import parse_target
+            from edgeopt.pruning.size_search import parse_target
 
             parse_target(options.target)
         if self.sparse and options.scope == "global" and (name != "magnitude" or options.pattern):
@@ -122,8 +122,8 @@ _BLOCK = 8
 
 
 def _channels(work: Work) -> Made:
-    from edgeopt.train.channels import prune_channels
-    from edgeopt.train.targets import parse_target, search_target
+    from edgeopt.pruning.channels.prune import prune_channels
+    from edgeopt.pruning.size_search import parse_target, search_target
 
     options, model = work.options, work.opened.model
     feeds, labels = _with_labels(work)
@@ -182,7 +182,7 @@ def _with_labels(work: Work) -> tuple[Sequence[Mapping[str, Array]], NDArray[Any
 
 
 def _depth(work: Work) -> Made:
-    from edgeopt.train.depth import prune_depth
+    from edgeopt.pruning.depth.prune import prune_depth
 
     options = work.options
     feeds = work.feeds or work.prepared.trial
@@ -201,8 +201,8 @@ def _depth(work: Work) -> Made:
 
 
 def _vocabulary(work: Work) -> Made:
-    from edgeopt.train.corpus import Corpus
-    from edgeopt.train.vocabulary import plan_vocabulary, prune_vocabulary
+    from edgeopt.pruning.vocabulary.corpus import Corpus
+    from edgeopt.pruning.vocabulary.prune import plan_vocabulary, prune_vocabulary
 
     model = work.opened.model
     if model.folder is None:
@@ -226,8 +226,8 @@ def _vocabulary(work: Work) -> Made:
 
 def _weights(method: str) -> Callable[[Work], Made]:
     def run(work: Work) -> Made:
-        from edgeopt.train.held import held, masks_of
-        from edgeopt.train.sparse import prune_weights
+        from edgeopt.pruning.sparsity.masks import held, masks_of
+        from edgeopt.pruning.sparsity.prune import prune_weights
 
         options, model = work.options, work.opened.model
         pruning = prune_weights(
@@ -247,8 +247,8 @@ def _weights(method: str) -> Callable[[Work], Made]:
 
 
 def _lottery(work: Work) -> Made:
-    from edgeopt.train.held import held, masks_of
-    from edgeopt.train.lottery import lottery
+    from edgeopt.pruning.sparsity.lottery import lottery
+    from edgeopt.pruning.sparsity.masks import held, masks_of
 
     options, model, material = work.options, work.opened.model, work.material
     assert options.ratio is not None and material is not None

@@ -17,11 +17,11 @@ from edgeopt.tasks.class_labels import class_numbers, label_of
 from edgeopt.tasks.labelled import SECOND, Labelled, read_labelled
 
 if TYPE_CHECKING:
-    from edgeopt.train.batches import ArrayData, Data
-    from edgeopt.train.loop import Trained
-    from edgeopt.train.losses.base import Loss
-    from edgeopt.train.model import TorchModel
-    from edgeopt.train.settings import TrainSettings
+    from edgeopt.modules.model import TorchModel
+    from edgeopt.training.batches import ArrayData, Data
+    from edgeopt.training.loop import Trained
+    from edgeopt.training.losses.base import Loss
+    from edgeopt.training.settings import TrainSettings
 
 __all__ = [
     "HELD",
@@ -70,7 +70,7 @@ class TrainOptions:
 
     def check(self, *, fine: bool) -> None:
         """Raises UsageError for what no training can be told, before any model is opened."""
-        from edgeopt.train.losses import parse_losses
+        from edgeopt.training.losses import parse_losses
 
         self.settings(fine=fine)
         parse_losses(self.losses)
@@ -78,7 +78,7 @@ class TrainOptions:
     def settings(self, *, fine: bool, batches: int | None = None) -> TrainSettings:
         """``batches`` of one pass, where they are known. Raises UsageError for a value out of its
         range."""
-        from edgeopt.train.settings import TrainSettings
+        from edgeopt.training.settings import TrainSettings
 
         if self.epochs is not None and self.steps is not None:
             raise UsageError("--epochs and --steps: give one of them")
@@ -173,7 +173,7 @@ def lessons(spec: str, model: TorchModel, *, hold_out: bool) -> Lessons:
     Rows of one shape become arrays; what changes its shape from sample to sample is gone through
     as it comes. Raises InputsError where it does not fit the model.
     """
-    from edgeopt.train.batches import ArrayData, StreamData
+    from edgeopt.training.batches import ArrayData, StreamData
 
     read = read_labelled(spec, model.inputs)
     names = tuple(spec.name for spec in model.inputs)
@@ -264,7 +264,7 @@ def teach(
 
     Raises UsageError or InputsError before the first step for what cannot be trained on.
     """
-    from edgeopt.train.loop import train
+    from edgeopt.training.loop import train
 
     batches = material.train.count(_or(options.batch_size, _BATCH))
     settings = options.settings(fine=fine, batches=batches)
@@ -306,10 +306,10 @@ def _losses(
 ) -> tuple[Sequence[Loss], str]:
     import torch
 
-    from edgeopt.train.losses import parse_losses
-    from edgeopt.train.losses.choice import default_losses, kind_of
-    from edgeopt.train.losses.layered import LayerLoss
-    from edgeopt.train.pairs import parse_pairs
+    from edgeopt.training.layer_pairs import parse_pairs
+    from edgeopt.training.losses import parse_losses
+    from edgeopt.training.losses.choice import default_losses, kind_of
+    from edgeopt.training.losses.layered import LayerLoss
 
     pairs = parse_pairs(options.pairs, teacher.module, student.module) if options.pairs else ()
     if options.losses:
@@ -344,7 +344,7 @@ def _target_tensors(material: Lessons) -> dict[str, Any]:
 def _as_classes(material: Lessons, classes: int | None) -> Lessons:
     """The same with labels as class numbers, where they are some in another form: whole numbers
     kept as floats, one column, one-hot rows."""
-    from edgeopt.train.batches import ArrayData
+    from edgeopt.training.batches import ArrayData
 
     train, validation = material.train, material.validation
     if classes is None or not isinstance(train, ArrayData):
@@ -357,8 +357,8 @@ def _as_classes(material: Lessons, classes: int | None) -> Lessons:
 
 def _with_classes(data: Data, classes: int | None, losses: Sequence[Loss]) -> Data:
     """The same data, with the number of classes that labels may be of, where losses learn them."""
-    from edgeopt.train.batches import ArrayData
-    from edgeopt.train.losses.hard_labels import HardLabels
+    from edgeopt.training.batches import ArrayData
+    from edgeopt.training.losses.hard_labels import HardLabels
 
     if not isinstance(data, ArrayData) or classes is None:
         return data

@@ -11,7 +11,7 @@ from torch import nn
 from edgeopt.core import Weight
 from edgeopt.errors import CaptureError, InputsError, SourceError, UnsafeError, UsageError
 from edgeopt.graphs.capture.loaders import fill
-from edgeopt.runtimes.torch_modules import build
+from edgeopt.modules.loading import build
 
 NETS = "tests.graphs.capture.nets"
 

@@ -13,7 +13,7 @@ from edgeopt.errors import InputsError
 from edgeopt.graphs.capture.loaded import Loaded
 from edgeopt.graphs.capture.loaders import _flat
 from edgeopt.graphs.capture.plain import derive, vocabulary
-from edgeopt.runtimes.torch_modules import argument_names
+from edgeopt.modules.loading import argument_names
 
 
 def _derive(module, specs=(), example=None):

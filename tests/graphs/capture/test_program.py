@@ -79,8 +79,8 @@ def test_a_doctored_program_is_not_loaded_without_trust(tmp_path):
 
 def test_names_that_are_kept_beside_the_program_come_back(tmp_path, work):
     from edgeopt.core import InputSpec
-    from edgeopt.train.model import TorchModel
-    from edgeopt.train.program import write_program
+    from edgeopt.modules.model import TorchModel
+    from edgeopt.modules.program import write_program
 
     torch.manual_seed(0)
     module = nets.Tied().eval()

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 pytest.importorskip("torch", reason="the plan is of a room that needs torch")
 
+from edgeopt.pruning.vocabulary.prune import VocabularyPlan
 from edgeopt.targets.program.same_tokens import every_score, keep_scores, take_old_numbers
-from edgeopt.train.vocabulary import VocabularyPlan
 
 ROWS, WIDTH = 10, 4
 

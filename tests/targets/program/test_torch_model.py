@@ -13,22 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.train.test_saved_program import DESCRIPTION, pruned, small
-from tests.train.tiny_folders import folder_of, sentence_folder
+from tests.modules.test_saved_program import DESCRIPTION, pruned, small
+from tests.modules.tiny_folders import folder_of, sentence_folder
 from torch import fx, nn
 
 import edgeopt
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.open import open_source
+from edgeopt.modules.exported import ProgramModule
+from edgeopt.modules.model import TorchModel
+from edgeopt.modules.program import save_program, state_path, write_program
+from edgeopt.modules.state_dict import read_state
+from edgeopt.pruning.depth.prune import prune_depth
+from edgeopt.pruning.rebuild import rebuild, sizes_of
 from edgeopt.runtimes.engine import Case
 from edgeopt.runtimes.engine_torch import TorchEngine
-from edgeopt.runtimes.torch_programs import ProgramModule
 from edgeopt.targets.program.module import Opened, open_torch
-from edgeopt.train.depth import prune_depth
-from edgeopt.train.model import TorchModel
-from edgeopt.train.program import save_program, state_path, write_program
-from edgeopt.train.rebuild import rebuild, sizes_of
-from edgeopt.train.state import read_state
 
 
 def opened(path: Path, **more: Any) -> Opened:
@@ -150,7 +150,7 @@ def test_what_has_no_module(tmp_path: Path) -> None:
     torch.save(small().module.state_dict(), path)
     with pytest.raises(UsageError, match=r"--model package\.module:callable"):
         opened(path)
-    code = "tests.train.test_saved_program:Small"
+    code = "tests.modules.test_saved_program:Small"
     inputs = ["image:float32[batch,1,6,6]"]
     found = opened(path, model=code, inputs=inputs)
     agree(small(), found.model, batch=3)
@@ -164,7 +164,7 @@ def test_what_has_no_module(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_pruned_program_is_inspected_quantized_and_measured(tmp_path: Path) -> None:
-    from tests.train.test_saved_program import Small
+    from tests.modules.test_saved_program import Small
 
     torch.manual_seed(0)
     module = Small()

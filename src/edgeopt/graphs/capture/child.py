@@ -116,7 +116,7 @@ def _torch(
 
     from edgeopt.graphs.capture.ladder import climb
     from edgeopt.graphs.capture.loaders import Job, load
-    from edgeopt.runtimes.torch_exporting import quiet_choices
+    from edgeopt.modules.export_choices import quiet_choices
 
     logging.disable(logging.CRITICAL)
     quiet_choices()
@@ -158,7 +158,7 @@ def _settle(loaded: Loaded) -> None:
     from edgeopt.graphs.capture.axes import feed, settle
     from edgeopt.graphs.capture.loaded import tensors
     from edgeopt.graphs.capture.repeat import require_repeatable
-    from edgeopt.runtimes.torch_outputs import Flat, flatten
+    from edgeopt.modules.outputs import Flat, flatten
 
     first = feed(loaded.inputs)
     complaint = loaded.complaint(first)

@@ -14,10 +14,10 @@ from edgeopt.graphs.capture.axes import Inputs
 from edgeopt.graphs.capture.hf_inputs import derived_inputs
 from edgeopt.graphs.capture.loaded import Loaded
 from edgeopt.graphs.capture.plain import derive
-from edgeopt.runtimes import torch_pretrained
-from edgeopt.runtimes.torch_outputs import Flat
-from edgeopt.runtimes.torch_pooling import transformer_folder
-from edgeopt.runtimes.torch_pretrained import constants, encoder_of, with_head
+from edgeopt.modules.outputs import Flat
+from edgeopt.modules.pretrained import constants, encoder_of, with_head
+from edgeopt.modules.pretrained import pretrained as as_stored
+from edgeopt.modules.sentence_model import transformer_folder
 
 __all__ = ["load_folder", "pretrained"]
 
@@ -65,8 +65,8 @@ def load_folder(
 
 def pretrained(folder: Path, trust: bool = False) -> Any:
     """The folder's model in evaluation mode and float32. Errors as
-    :func:`edgeopt.runtimes.torch_pretrained.pretrained`."""
-    return torch_pretrained.pretrained(folder, trust).float()
+    :func:`edgeopt.modules.pretrained.pretrained`."""
+    return as_stored(folder, trust).float()
 
 
 def _given_inputs(

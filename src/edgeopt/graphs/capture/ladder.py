@@ -26,7 +26,7 @@ from edgeopt.graphs.capture.axes import Inputs, alone, feed
 from edgeopt.graphs.capture.check import FLOOR_DB, agreement_db, run_onnx
 from edgeopt.graphs.capture.loaded import Loaded, tensors
 from edgeopt.graphs.capture.opset import convert_opset, raise_opset
-from edgeopt.runtimes.reasons import attempt, is_data_dependent, one_line
+from edgeopt.modules.reasons import attempt, is_data_dependent, one_line
 
 __all__ = ["Held", "climb"]
 

@@ -12,8 +12,8 @@ import torch
 
 from edgeopt.core import Array
 from edgeopt.graphs.capture.axes import Inputs
-from edgeopt.runtimes.reasons import attempt, one_line
-from edgeopt.runtimes.torch_outputs import flatten
+from edgeopt.modules.outputs import flatten
+from edgeopt.modules.reasons import attempt, one_line
 
 __all__ = ["Loaded", "tensors"]
 

@@ -15,7 +15,7 @@ from edgeopt.graphs.capture.axes import Inputs
 from edgeopt.graphs.capture.loaded import Loaded
 from edgeopt.graphs.capture.plain import derive
 from edgeopt.graphs.capture.program import load_program
-from edgeopt.runtimes.torch_modules import (
+from edgeopt.modules.loading import (
     Filled,
     argument_names,
     build,
@@ -25,7 +25,7 @@ from edgeopt.runtimes.torch_modules import (
     tensor_of,
     unpickled,
 )
-from edgeopt.runtimes.torch_outputs import Flat
+from edgeopt.modules.outputs import Flat
 
 __all__ = ["Job", "fill", "load"]
 
@@ -70,7 +70,7 @@ def load(job: Job, source: Callable[[], Source]) -> Loaded:
 
 
 def fill(module: nn.Module, weights: tuple[Weight, ...]) -> Filled:
-    """Load the weights into the module as :func:`edgeopt.runtimes.torch_modules.fill_in` does.
+    """Load the weights into the module as :func:`edgeopt.modules.loading.fill_in` does.
     Errors likewise.
     """
     given = {weight.name: weight for weight in weights}

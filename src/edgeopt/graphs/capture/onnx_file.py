@@ -18,7 +18,7 @@ from edgeopt.graphs.capture.declared import plain_file
 from edgeopt.graphs.capture.opset import opset_of, raise_opset
 from edgeopt.graphs.capture.repeat import repeated
 from edgeopt.graphs.hints import input_hints
-from edgeopt.runtimes.reasons import attempt, one_line
+from edgeopt.modules.reasons import attempt, one_line
 
 __all__ = ["GIVEN", "Taken", "take"]
 

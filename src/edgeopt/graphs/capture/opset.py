@@ -12,7 +12,7 @@ from edgeopt.core import Array
 from edgeopt.graphs.capture.check import FLOOR_DB, agreement_db, run_onnx
 from edgeopt.graphs.capture.converting import converted_model, opset_in
 from edgeopt.graphs.capture.limits import EXTERNAL_OVER
-from edgeopt.runtimes.reasons import attempt, one_line
+from edgeopt.modules.reasons import attempt, one_line
 
 __all__ = ["convert_opset", "opset_of", "raise_opset"]
 

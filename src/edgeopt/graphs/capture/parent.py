@@ -130,7 +130,7 @@ def _here(job: Mapping[str, Any], room: Path, progress: Progress | None) -> dict
     import torch
 
     from edgeopt.graphs.capture import child
-    from edgeopt.runtimes.torch_exporting import quiet
+    from edgeopt.modules.export_choices import quiet
 
     def tell(step: str) -> None:
         if progress is not None:

@@ -13,7 +13,7 @@ from torch import nn
 from edgeopt.core import Array, InputSpec
 from edgeopt.errors import InputsError
 from edgeopt.graphs.capture.axes import Axis, Inputs, axis_for, feed, names_of
-from edgeopt.runtimes.torch_modules import argument_names
+from edgeopt.modules.loading import argument_names
 
 __all__ = ["derive", "vocabulary"]
 

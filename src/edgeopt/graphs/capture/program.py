@@ -11,8 +11,8 @@ from typing import Any
 from edgeopt.core import InputSpec
 from edgeopt.graphs.capture.axes import Axis, Inputs
 from edgeopt.graphs.capture.loaded import Loaded
-from edgeopt.runtimes.torch_outputs import Flat
-from edgeopt.runtimes.torch_programs import ProgramModule, exported
+from edgeopt.modules.exported import ProgramModule, exported
+from edgeopt.modules.outputs import Flat
 
 __all__ = ["load_program"]
 
@@ -21,7 +21,7 @@ def load_program(path: Path, trust: bool = False) -> Loaded:
     """Load a program that the user trusts, or that can only compute.
 
     Raises UnsafeError, FormatError or CaptureError as
-    :func:`edgeopt.runtimes.torch_programs.exported`.
+    :func:`edgeopt.modules.exported.exported`.
     """
     found = exported(path, trust)
     limits = found.program.range_constraints

@@ -12,8 +12,8 @@ import subprocess
 from typing import IO
 
 from edgeopt.errors import HostError
+from edgeopt.measure.remote.spawning import spawn
 from edgeopt.measure.remote.target import Target
-from edgeopt.measure.remote.transport import spawn
 
 __all__ = ["AdbTransport"]
 

@@ -8,13 +8,12 @@ everything there ends too.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
 from typing import IO, Protocol
 
-from edgeopt.errors import EdgeoptError, HostError, UsageError
+from edgeopt.errors import EdgeoptError
 from edgeopt.measure.remote.target import Target
 
-__all__ = ["Transport", "open_transport", "spawn"]
+__all__ = ["Transport", "open_transport"]
 
 
 class Transport(Protocol):
@@ -39,24 +38,3 @@ def open_transport(target: Target) -> Transport:
     from edgeopt.measure.remote.ssh import SshTransport
 
     return SshTransport(target)
-
-
-def spawn(
-    arguments: list[str], stderr: IO[bytes], environment: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
-    """Start a transport's program, its pipes unbuffered, in a session of its own: Ctrl-C reaches
-    us alone, and we close the connection in order."""
-    try:
-        return subprocess.Popen(
-            arguments,
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=dict(environment),
-            start_new_session=True,
-        )
-    except FileNotFoundError:
-        raise UsageError(f"{arguments[0]}: not found; install it, or put it on PATH") from None
-    except OSError as error:
-        raise HostError(f"cannot start {arguments[0]}: {error.strerror}; try again") from error

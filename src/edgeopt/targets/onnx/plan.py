@@ -10,29 +10,22 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edgeopt.core import Choice, Plan, Progress
 from edgeopt.errors import UsageError
-from edgeopt.graphs.chances import probability_outputs
-from edgeopt.graphs.external import files_nbytes
 from edgeopt.graphs.forms import FORMS
 from edgeopt.graphs.outliers import find_outliers
-from edgeopt.graphs.planning import Recipe, decide, recipes
+from edgeopt.graphs.planning import Recipe, recipes
 from edgeopt.graphs.sites import Site
 from edgeopt.graphs.transform import CodeCache
 from edgeopt.graphs.tune import TUNES
-from edgeopt.measure.contest import fastest, time_candidates
-from edgeopt.measure.gate import FLOORS, NEAR
-from edgeopt.measure.score import score_candidates
+from edgeopt.measure.contest import fastest
 from edgeopt.targets.asked import Asked
 from edgeopt.targets.machine import machine
 from edgeopt.targets.onnx.base_graph import Base, needs_unsigned
-from edgeopt.targets.onnx.build import build
+from edgeopt.targets.onnx.planner import EXCEPTIONS_DB, FLOAT, Planner, ratio
 from edgeopt.targets.onnx.source import Prepared, batch_inputs
 from edgeopt.targets.onnx.static_plans import static_plans
 
@@ -44,15 +37,8 @@ __all__ = ["make_graph_plan"]
 #: A candidate within this share of the smallest counts as among the smallest.
 _ABOUT_AS_SMALL = 1.12
 
-#: Decibels above the floor that a plan should reach on its trial inputs: others will be judged.
-_MARGIN_DB: Mapping[int, float] = {8: 1.5, 4: 4.0}
-
-#: The same where size is all that counts: what passes is good enough.
-_SIZE_MARGIN_DB = 1.0
-
-#: Decibels above the floor under which the smallest tensors are excepted, and the shares of the
-#: float bytes tried for them: kept in float at 8 bits (coverage stays over 95%), 8 bits at 4.
-_EXCEPTIONS_DB: Mapping[int, float] = {8: 1.5, 4: 2.0}
+#: Shares of the float bytes that are tried as exceptions, the smallest tensors first: kept in float
+#: at 8 bits (coverage stays over 95%), 8 bits at 4.
 _SHARES: Mapping[int, tuple[float, ...]] = {
     8: (0.005, 0.01, 0.02),
     4: (0.02, 0.05, 0.1, 0.2, 0.4, 1.0),
@@ -74,132 +60,8 @@ _BRANCH = re.compile("(then|else)_branch")
 #: Rungs of the outlier ladder.
 _STEPS = 8
 
-#: What the captured float graph is called among the candidates, and what counts as slower than it.
-_FLOAT = "float"
+#: What counts as slower than the captured float graph.
 _SLOWER = 1.03
-
-#: Seconds that each contest between candidates takes.
-_CONTEST = 1.5
-
-
-@dataclass
-class _Planner:
-    """What every step of planning needs, and the candidates written so far.
-
-    ``machine`` is what the plan is made for, and ``on`` the way to it, where that is another one:
-    candidates are scored and timed there.
-    """
-
-    prepared: Prepared
-    base: Base
-    asked: Asked
-    workdir: Path
-    sha256: str
-    cache: CodeCache
-    machine: Mapping[str, Any]
-    on: RemoteJobs | None
-    progress: Progress | None
-    batch: tuple[str, ...] = ()
-    _written: dict[str, Path] = field(default_factory=dict)
-    _scores: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def wanted_db(self) -> float:
-        floor = self.asked.min_sqnr
-        margin = _MARGIN_DB[self.asked.bits]
-        if self.asked.prefer == "size":
-            margin = min(margin, _SIZE_MARGIN_DB)
-        return (FLOORS[self.asked.bits] if floor is None else floor) + margin
-
-    @property
-    def least_db(self) -> float:
-        """Under this, tensors are excepted."""
-        return min(self.wanted_db, self.floor_db + _EXCEPTIONS_DB[self.asked.bits])
-
-    @property
-    def floor_db(self) -> float:
-        floor = self.asked.min_sqnr
-        return FLOORS[self.asked.bits] if floor is None else floor
-
-    def plan(
-        self,
-        recipe: Recipe,
-        choices: Mapping[str, str],
-        calibration: Mapping[str, Any] | None = None,
-    ) -> Plan:
-        placing = recipe.placing
-        every = {
-            "kernel": recipe.name,
-            "weights": "uint8" if placing.unsigned else "int8",
-            "accuracy_level": str(placing.accuracy_level),
-            **choices,
-        }
-        return Plan(
-            source_sha256=self.sha256,
-            options=self.asked.options(),
-            decisions=decide(recipe, self.base.sites, self.base.left),
-            choices=tuple(Choice(name, value, "") for name, value in every.items()),
-            calibration=dict(calibration or {}),
-        )
-
-    def file(self, plan: Plan) -> Path:
-        """The candidate's file, written once."""
-        key = plan.digest()
-        if key not in self._written:
-            path = self.workdir / f"candidate-{len(self._written)}.onnx"
-            build(self.base, plan, path, cache=self.cache, progress=self.progress)
-            self._written[key] = path
-        return self._written[key]
-
-    def nbytes(self, plan: Plan) -> int:
-        return files_nbytes(self.file(plan))
-
-    def score(self, plan: Plan) -> float:
-        """SQNR (dB) of the worst output on the worst kind of the trial inputs."""
-        key = plan.digest()
-        if key not in self._scores:
-            found = score_candidates(
-                self.prepared.captured.model,
-                {"candidate": self.file(plan)},
-                self.prepared.trial,
-                kinds=self.prepared.trial_kinds,
-                batch=self.batch,
-                probabilities=probability_outputs(self.prepared.captured.model),
-                near=NEAR[self.asked.bits] if self.asked.min_sqnr is None else None,
-                threads=self.asked.threads,
-                on=self.on,
-                progress=self.progress,
-            )
-            self._scores[key] = found["candidate"]
-        return self._scores[key]
-
-    def time(self, plans: Mapping[str, Plan]) -> tuple[dict[str, list[float]], Mapping[str, str]]:
-        """(seconds per block, by name; why those missing do not run), the float graph among them,
-        all in one process and taking turns."""
-        files = {_FLOAT: self.prepared.captured.model}
-        files |= {name: self.file(plan) for name, plan in plans.items()}
-        timings = time_candidates(
-            files,
-            self.prepared.trial,
-            threads=self.asked.threads,
-            seconds=_CONTEST,
-            on=self.on,
-            progress=self.progress,
-        )
-        return dict(timings), timings.failures
-
-    @property
-    def where(self) -> str:
-        return "here" if self.on is None else f"on {self.on.name}"
-
-    def by_time(self, timings: Mapping[str, Sequence[float]], name: str) -> str:
-        """What the timings say, and where they were taken."""
-        parts = [
-            f"{other} takes {_ratio(timings, other, name):.2f}x its time"
-            for other in timings
-            if other != name
-        ]
-        return f"timed {self.where}: " + "; ".join(parts)
 
 
 def make_graph_plan(
@@ -219,7 +81,7 @@ def make_graph_plan(
     """
     if asked.block_size is not None and asked.bits == 4:
         _check_block(base, asked.block_size)
-    planner = _Planner(
+    planner = Planner(
         *(prepared, base, asked, workdir, sha256, cache, machine(on, asked.threads), on, progress),
         batch=batch_inputs(prepared.captured.inputs) if prepared.captured.batches else (),
     )
@@ -276,7 +138,7 @@ def make_graph_plan(
 
 
 def _in_float(
-    planner: _Planner, tried: Sequence[Recipe], exceptions: frozenset[str]
+    planner: Planner, tried: Sequence[Recipe], exceptions: frozenset[str]
 ) -> tuple[Recipe, ...]:
     """The recipe that computes in float from 8-bit weights, where integer products alone were to
     be tried and cost so much that tensors had to be excepted."""
@@ -287,14 +149,14 @@ def _in_float(
     return (dataclasses.replace(tried[0], name="folded", product="folded"),)
 
 
-def _is_much(planner: _Planner, exceptions: frozenset[str]) -> bool:
+def _is_much(planner: Planner, exceptions: frozenset[str]) -> bool:
     """Whether more is kept in float than the shares of the smallest tensors."""
     kept = sum(site.nbytes for site in planner.base.sites if site.name in exceptions)
     return planner.asked.bits == 8 and kept > max(_SHARES[8]) * planner.base.float_bytes
 
 
 def _choose(
-    planner: _Planner,
+    planner: Planner,
     plans: Mapping[str, Plan],
     why: dict[str, str],
     timings: dict[str, dict[str, list[float]]],
@@ -324,7 +186,7 @@ def _choose(
         return name
     timings["kernel"], failures = planner.time({name: plans[name] for name in names})
     running = [name for name in names if name in timings["kernel"]]
-    if not running or _FLOAT not in timings["kernel"]:
+    if not running or FLOAT not in timings["kernel"]:
         why["kernel"] = "; ".join(["nothing could be timed", *dropped, *failures.values()])
         return names[0]  # the proof says what is wrong with it
     names = running
@@ -333,17 +195,13 @@ def _choose(
     small = [n for n in names if planner.nbytes(plans[n]) <= _ABOUT_AS_SMALL * smallest]
     eligible = names if asked.prefer == "speed" else small
     name = fastest({n: timings["kernel"][n] for n in eligible}, eligible)
-    if _ratio(timings["kernel"], name, _FLOAT) > _SLOWER and len(eligible) < len(names):
+    if ratio(timings["kernel"], name, FLOAT) > _SLOWER and len(eligible) < len(names):
         # Smaller, but slower than what the user has: speed decides among them all.
         eligible = names
         name = fastest({n: timings["kernel"][n] for n in eligible}, eligible)
     dropped += [f"{n} is larger" for n in names if n not in eligible]
     why["kernel"] = "; ".join([planner.by_time(timings["kernel"], name), *dropped])
     return name
-
-
-def _ratio(timings: Mapping[str, Sequence[float]], name: str, base: str) -> float:
-    return float(np.median(timings[name]) / np.median(timings[base]))
 
 
 def _with_choice(plan: Plan, name: str, value: str) -> Plan:
@@ -355,7 +213,7 @@ def _with_choice(plan: Plan, name: str, value: str) -> Plan:
     )
 
 
-def _why_signed(planner: _Planner, value: str) -> str:
+def _why_signed(planner: Planner, value: str) -> str:
     if planner.asked.target == "portable":
         return "exact on every CPU, with and without VNNI"
     if value == "uint8":
@@ -377,7 +235,7 @@ def _check_block(base: Base, size: int) -> None:
 # what fidelity decides
 
 
-def _hold_fidelity(planner: _Planner, recipe: Recipe, residual: str) -> tuple[Plan, dict[str, Any]]:
+def _hold_fidelity(planner: Planner, recipe: Recipe, residual: str) -> tuple[Plan, dict[str, Any]]:
     """The first recipe, with as many outlier channels taken out, and as many small tensors kept
     out of it, as the floor needs; both go down a ladder and stop at the first rung that holds."""
     reasons: dict[str, Any] = {"tensors": frozenset()}
@@ -392,7 +250,7 @@ def _hold_fidelity(planner: _Planner, recipe: Recipe, residual: str) -> tuple[Pl
 
 
 def _take_outliers(
-    planner: _Planner, recipe: Recipe, choices: Mapping[str, str]
+    planner: Planner, recipe: Recipe, choices: Mapping[str, str]
 ) -> tuple[Plan, str]:
     none = planner.plan(recipe, {**choices, "outliers": "none"})
     found = find_outliers(
@@ -409,7 +267,7 @@ def _take_outliers(
 
 
 def _first_that_holds(
-    planner: _Planner, plans: Mapping[str, Plan], wanted: float
+    planner: Planner, plans: Mapping[str, Plan], wanted: float
 ) -> tuple[Plan, str]:
     """Down the ladder to the first plan that reaches ``wanted`` dB, else the best of them."""
     tried: dict[str, float] = {}
@@ -424,7 +282,7 @@ def _first_that_holds(
     return plans[best], f"{shown}; {wanted:g} dB wanted on the trial inputs"
 
 
-def _except(planner: _Planner, recipe: Recipe, plan: Plan) -> tuple[Plan, frozenset[str], str]:
+def _except(planner: Planner, recipe: Recipe, plan: Plan) -> tuple[Plan, frozenset[str], str]:
     """Keep the smallest tensors out of the recipe: early and depthwise layers are small, every
     later layer amplifies their noise, and they weigh next to nothing."""
     bits = planner.asked.bits
@@ -441,13 +299,13 @@ def _except(planner: _Planner, recipe: Recipe, plan: Plan) -> tuple[Plan, frozen
     wanted = planner.least_db
     chosen, reason = _first_that_holds(planner, plans, wanted)
     taken = ladder[chosen.choice("exceptions")]
-    if bits == 8 and planner.score(chosen) < planner.floor_db + _EXCEPTIONS_DB[bits]:
+    if bits == 8 and planner.score(chosen) < planner.floor_db + EXCEPTIONS_DB[bits]:
         return _keep_what_matters(planner, recipe, plan, reason)
     return chosen, taken, reason
 
 
 def _keep_what_matters(
-    planner: _Planner, recipe: Recipe, plan: Plan, before: str
+    planner: Planner, recipe: Recipe, plan: Plan, before: str
 ) -> tuple[Plan, frozenset[str], str]:
     """Where the smallest tensors are not what costs fidelity: keep each part of the graph out in
     turn, and then as many of them together as the floor needs, most gained first."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 from onnx import numpy_helper
@@ -14,14 +14,12 @@ from edgeopt.graphs.planning import Recipe, decide
 from edgeopt.graphs.sites import find_sites
 from edgeopt.targets.onnx.base_graph import needs_unsigned
 from edgeopt.targets.onnx.build import place_static
-
-if TYPE_CHECKING:
-    from edgeopt.targets.onnx.plan import _Planner
+from edgeopt.targets.onnx.planner import Planner
 
 __all__ = ["static_plans"]
 
 
-def static_plans(planner: _Planner, recipe: Recipe, residual: str) -> dict[str, Plan]:
+def static_plans(planner: Planner, recipe: Recipe, residual: str) -> dict[str, Plan]:
     """Static plans by name: unsigned activations, and signed ones where timing may choose.
 
     Empty without calibration samples, and where no node has an integer kernel. At 4 bits the
@@ -77,7 +75,7 @@ def _why(weight_range: str) -> str:
     return "this CPU multiplies 8 bits without saturating"
 
 
-def _with_the_rest(planner: _Planner, prepared: Any, plan: Plan, recipe: Recipe) -> Plan:
+def _with_the_rest(planner: Planner, prepared: Any, plan: Plan, recipe: Recipe) -> Plan:
     """Decisions: what got Q/DQ pairs, then every float tensor that these leave over."""
     model, changes = place_static(planner.base, plan)
     decisions = [change.decision for change in changes]

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import edgeopt
 from edgeopt.core import Change, Codes, Decision, Plan, Source, Weight
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files import packed, safetensors
@@ -26,6 +25,7 @@ from edgeopt.files.seal import seal
 from edgeopt.files.spans import raw_bytes, row_spans, ties_of
 from edgeopt.numerics.affine import dequantize, noise_power, ratio_db
 from edgeopt.numerics.methods import METHODS
+from edgeopt.version import VERSION
 
 __all__ = ["carry_out", "predicted_bytes"]
 
@@ -113,9 +113,7 @@ def _outline(source: Source, plan: Plan) -> _Outline:
             tied[weight.name] = ties[weight.name]
         else:
             entries.append(safetensors.Entry(weight.name, weight.dtype, weight.shape))
-    header = Header(
-        layouts, tied, plan.source_sha256, plan.digest(), {"edgeopt": edgeopt.__version__}
-    )
+    header = Header(layouts, tied, plan.source_sha256, plan.digest(), {"edgeopt": VERSION})
     return _Outline(header, tuple(entries))
 
 

@@ -9,15 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from edgeopt.core import Check, Fidelity, Quality
 from edgeopt.core import format_bytes as bytes_text
 from edgeopt.measure.gate import same_answers
 from edgeopt.measure.pair import PairResult
-
-if TYPE_CHECKING:
-    from edgeopt.targets.program.prove import Asked, Shrunk
+from edgeopt.targets.program.shrunk import Requirements, Shrunk
 
 __all__ = ["judged"]
 
@@ -34,7 +31,7 @@ def judged(
     made: Shrunk,
     pair: PairResult,
     quality: Mapping[str, tuple[Quality, Quality]],
-    asked: Asked,
+    asked: Requirements,
     sizes: tuple[int, int],
 ) -> tuple[list[Check], list[str]]:
     """(checks, what was not proven); ``sizes``: bytes of the source and of the artifact."""
@@ -84,7 +81,7 @@ def _for_students(advice: str) -> str:
     return larger.replace("--recover DATA", "more --epochs or --data")
 
 
-def _answers(pair: PairResult, asked: Asked) -> list[Check]:
+def _answers(pair: PairResult, asked: Requirements) -> list[Check]:
     broken = [f.output for f in pair.fidelity if not f.finite]
     checks = [
         Check(
@@ -112,7 +109,7 @@ def _answers(pair: PairResult, asked: Asked) -> list[Check]:
     return checks
 
 
-def _kept_up(quality: Mapping[str, tuple[Quality, Quality]], asked: Asked) -> list[Check]:
+def _kept_up(quality: Mapping[str, tuple[Quality, Quality]], asked: Requirements) -> list[Check]:
     """The task metrics, against what may be lost of them."""
     checks = []
     for name, (before, after) in quality.items():

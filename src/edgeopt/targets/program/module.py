@@ -16,7 +16,7 @@ from edgeopt.errors import InputsError, MissingExtraError, SourceError, UsageErr
 from edgeopt.targets.onnx.source import example_of, has_graph
 
 if TYPE_CHECKING:
-    from edgeopt.train.model import TorchModel
+    from edgeopt.modules.model import TorchModel
 
 __all__ = ["Opened", "open_torch", "require_torch"]
 
@@ -72,9 +72,9 @@ def open_torch(
     from edgeopt.graphs.capture.axes import feed
     from edgeopt.graphs.capture.loaders import Job
     from edgeopt.graphs.capture.loaders import load as load_module
-    from edgeopt.runtimes.torch_outputs import Flat
-    from edgeopt.runtimes.torch_programs import ProgramModule
-    from edgeopt.train.model import TorchModel
+    from edgeopt.modules.exported import ProgramModule
+    from edgeopt.modules.model import TorchModel
+    from edgeopt.modules.outputs import Flat
 
     raw = load(data) if data is not None else None
     if raw is not None and next(iter(raw), None) is None:

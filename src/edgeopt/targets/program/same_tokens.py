@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from edgeopt.train.vocabulary import VocabularyPlan
+    from edgeopt.pruning.vocabulary.prune import VocabularyPlan
 
 __all__ = ["every_score", "keep_scores", "take_old_numbers"]
 

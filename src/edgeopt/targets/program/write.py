@@ -14,16 +14,17 @@ from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.atomic import checked_folder, checked_output, writing_folder, writing_group
 from edgeopt.targets.keep import default_path, not_kept
 from edgeopt.targets.onnx.source import Prepared
-from edgeopt.targets.program.prove import Asked, Shrunk, prove_shrunk
+from edgeopt.targets.program.prove import prove_shrunk
+from edgeopt.targets.program.shrunk import Requirements, Shrunk
 from edgeopt.targets.written import FOLDER_DOCUMENT, sign_document
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgeopt.train.counting import Counts
-    from edgeopt.train.cuts import Pruning
-    from edgeopt.train.model import TorchModel
-    from edgeopt.train.vocabulary import VocabularyPlan
+    from edgeopt.modules.counting import Counts
+    from edgeopt.modules.model import TorchModel
+    from edgeopt.pruning.result import Pruning
+    from edgeopt.pruning.vocabulary.prune import VocabularyPlan
 
 __all__ = ["FORMATS", "Recipe", "Result", "format_for", "keep_proven"]
 
@@ -66,7 +67,7 @@ class Recipe:
             return checked_folder(asked, sources)
         final = checked_output(asked, sources)
         if self.format == "pt":
-            from edgeopt.train.program import description_path, state_path
+            from edgeopt.modules.program import description_path, state_path
 
             for beside in (description_path(final), state_path(final)):
                 checked_output(beside, sources)
@@ -133,7 +134,7 @@ def keep_proven(
     result: Result,
     prepared: Prepared,
     workdir: Path,
-    asked: Asked,
+    asked: Requirements,
     *,
     before: Counts,
     sha256: str,
@@ -155,7 +156,7 @@ def keep_proven(
                 proof = work.sparse(temporary, final)
                 _require(proof, force)
         else:
-            from edgeopt.train.program import description_path, state_path
+            from edgeopt.modules.program import description_path, state_path
 
             targets = [description_path(final), state_path(final), final]
             with writing_group(targets, source_paths=sources, named=True) as (
@@ -187,14 +188,14 @@ class _Work:
     result: Result
     prepared: Prepared
     workdir: Path
-    asked: Asked
+    asked: Requirements
     before: Counts
     sha256: str
     progress: Progress | None
 
     def program(self, about: Path, state: Path, program: Path, final: Path) -> Proof:
-        from edgeopt.train.program import write_description, write_program
-        from edgeopt.train.state import write_state
+        from edgeopt.modules.program import write_description, write_program
+        from edgeopt.modules.state_dict import write_state
 
         model = self.result.model
         notes = write_program(model, program)
@@ -206,8 +207,8 @@ class _Work:
         return self._prove(program, final, files, "torch-exported", notes, usage, weigh=(program,))
 
     def folder(self, folder: Path, final: Path) -> Proof:
-        from edgeopt.train.folder import fill_folder, folder_complaint
-        from edgeopt.train.program import write_description
+        from edgeopt.modules.folder import fill_folder, folder_complaint
+        from edgeopt.modules.program import write_description
 
         model = self.result.model
         if (complaint := folder_complaint(model)) is not None:
@@ -225,8 +226,8 @@ class _Work:
         """Weights alone: the graph that proves them has its weights from the written file."""
         from edgeopt.files.sparse_write import write_sparse
         from edgeopt.files.weights import load_weights
-        from edgeopt.runtimes.torch_modules import fill_in, tensor_of
-        from edgeopt.train.program import write_program
+        from edgeopt.modules.loading import fill_in, tensor_of
+        from edgeopt.modules.program import write_program
 
         model = self.result.model
         metadata = {"edgeopt_pruned": json.dumps(self._description(), sort_keys=True)}
@@ -260,7 +261,7 @@ class _Work:
         weigh: tuple[Path, ...],
         runnable: Path | None = None,
     ) -> Proof:
-        from edgeopt.train.counting import count
+        from edgeopt.modules.counting import count
 
         result = self.result
         after = count(result.model)
@@ -297,8 +298,8 @@ class _Work:
         )
 
     def _description(self) -> dict[str, Any]:
-        """What was done, for :func:`edgeopt.train.rebuild.rebuild` and for people."""
-        from edgeopt.train.rebuild import sizes_of
+        """What was done, for :func:`edgeopt.pruning.rebuild.rebuild` and for people."""
+        from edgeopt.pruning.rebuild import sizes_of
 
         return {
             "edgeopt_pruned": _DESCRIPTION_VERSION,

@@ -1,0 +1,1 @@
+"""What is taken out of a module: channels and heads, blocks, single weights, tokens."""

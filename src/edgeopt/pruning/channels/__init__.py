@@ -1,0 +1,1 @@
+"""Structured pruning: channels and attention heads, with all that depends on them."""

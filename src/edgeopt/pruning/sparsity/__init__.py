@@ -1,0 +1,1 @@
+"""Sparsity: single weights set to zero, and held there."""

@@ -1,0 +1,1 @@
+"""Vocabulary pruning: tokens, their tables, and the tokenizer's files."""
