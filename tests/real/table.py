@@ -156,6 +156,13 @@ MODELS = (
     Real(
         "silero-vad",
         f"{_SILERO}.jit",
+        options=("--to", "safetensors"),
+        least=25,
+        suffix=".safetensors",
+    ),
+    Real(
+        "silero-vad",
+        f"{_SILERO}.jit",
         {"x": Feed((1, 576), "audio"), "state": _STATE},
         (*_LOWER, "--input", "x:float32[1,576]", "--input", "state:float32[2,1,128]"),
         least=8,
