@@ -43,6 +43,8 @@ def drawn(feed: Feed, rng: np.random.Generator, dtype: str) -> np.ndarray:
         values = np.full(feed.shape, feed.kind, np.float64)
     elif feed.kind == "bytes":
         values = rng.integers(0, 256, feed.shape)
+    elif feed.kind == "letters":
+        values = rng.integers(0, 12, feed.shape)
     elif feed.kind == "uniform":
         values = rng.random(feed.shape)
     elif feed.kind == "audio":
