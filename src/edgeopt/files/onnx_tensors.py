@@ -19,7 +19,7 @@ from edgeopt.files.protobuf import FIXED32, FIXED64, LENGTH, VARINT, fields
 from edgeopt.files.reading import FileBytes, checked_shape, plain_reader
 from edgeopt.files.roles import role_of
 
-__all__ = ["DATA_TYPES", "Tensors"]
+__all__ = ["DATA_TYPES", "OnnxTensors"]
 
 Array: TypeAlias = NDArray[Any]
 Reader: TypeAlias = Callable[[int, int], Array]
@@ -93,7 +93,7 @@ class _Parts:
 
 
 @dataclass
-class Tensors:
+class OnnxTensors:
     """Describes the tensors of one model file; keeps track of the data files they use."""
 
     file: FileBytes

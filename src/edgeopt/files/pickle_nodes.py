@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from typing import Any, TypeAlias
 
-__all__ = ["BadObject", "Blob", "Buffer", "Global", "Opaque"]
+__all__ = ["BadObject", "Buffer", "Global", "Opaque", "StoredBytes"]
 
 Buffer: TypeAlias = "bytes | mmap.mmap"
 
@@ -46,7 +46,7 @@ class Opaque:
         return f"Opaque({self.name!r})"
 
 
-class Blob:
+class StoredBytes:
     """A long string or bytes object, left in the file. ``text`` says it was a string."""
 
     __slots__ = ("buffer", "end", "latin1", "start", "text")

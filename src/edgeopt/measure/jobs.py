@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,9 @@ from edgeopt.measure.kinds import worst_kind
 from edgeopt.measure.matching import RowCount, RowMatcher, unequal
 from edgeopt.measure.memory import MemoryMeter
 from edgeopt.measure.process import Feeds
+from edgeopt.measure.reporter import Reporter
 from edgeopt.numerics.statistics import ratio_interval, round_ratios
-from edgeopt.runtimes.onnxruntime import Session, preload
+from edgeopt.runtimes.onnxruntime import OnnxSession, preload
 
 __all__ = ["JOBS", "ROW_MARGIN_DB", "interleave", "match_outputs"]
 
@@ -53,19 +54,11 @@ Feed: TypeAlias = Mapping[str, NDArray[Any]]
 Timer: TypeAlias = Callable[[int, int], float]
 
 
-class Voice(Protocol):
-    """How a job says what it is at."""
-
-    def busy(self, subject: str, doing: str) -> None: ...
-
-    def progress(self, step: str, fraction: float | None) -> None: ...
-
-
 # ---------------------------------------------------------------------------------------------
 # jobs
 
 
-def pair(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+def pair(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Reporter) -> dict[str, Any]:
     """Fidelity of the artifact over every sample, then both files timed in A B B A blocks."""
     source = _open(voice, "source", job["source"], job["threads"])
     artifact = _open(voice, "artifact", job["artifact"], job["threads"])
@@ -120,7 +113,7 @@ def pair(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> di
     }
 
 
-def solo(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+def solo(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Reporter) -> dict[str, Any]:
     """One file alone: seconds to create its session, and memory after that and a few runs."""
     first = feeds.load(folder, 0)
     preload()
@@ -139,7 +132,7 @@ def solo(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> di
     return {"load": load, "memory": use and dataclasses.asdict(use)}
 
 
-def contest(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+def contest(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Reporter) -> dict[str, Any]:
     """All candidates side by side, their blocks in rotating order; those that fail are named."""
     samples = [feeds.load(folder, i) for i in range(feeds.count)]
     timers: dict[str, Timer] = {}
@@ -165,7 +158,7 @@ def contest(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) ->
     return {"timings": dict(zip(timers, blocks.values, strict=True)), "failures": failures}
 
 
-def score(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+def score(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Reporter) -> dict[str, Any]:
     """The SQNR of each candidate's worst float output, on the kind of samples that is worst for
     it, against the source; None: does not run."""
     source = _open(voice, "source", job["source"], job["threads"])
@@ -235,13 +228,13 @@ def match_outputs(
 
 
 def _compare(
-    source: Session,
-    artifact: Session,
+    source: OnnxSession,
+    artifact: OnnxSession,
     meters: Mapping[str, FidelityMeter],
     names: Mapping[str, str],
     feeds: Feeds,
     folder: Path,
-    voice: Voice,
+    voice: Reporter,
     subject: str = "artifact",
     matcher: RowMatcher | None = None,
     kinds: Sequence[str] = (),
@@ -270,7 +263,7 @@ def _compare(
 
 
 def _repeats(
-    source: Session, names: Mapping[str, str], feeds: Feeds, folder: Path, voice: Voice
+    source: OnnxSession, names: Mapping[str, str], feeds: Feeds, folder: Path, voice: Reporter
 ) -> dict[str, Any] | None:
     """How close (dB) the source's answers to one sample are from run to run, by its worst output:
     ``output`` and ``db``; None where it has no float output."""
@@ -299,13 +292,13 @@ _BATCH = 8
 
 def _beside_others(
     inputs: Sequence[str],
-    source: Session,
-    artifact: Session,
+    source: OnnxSession,
+    artifact: OnnxSession,
     meters: Mapping[str, FidelityMeter],
     names: Mapping[str, str],
     feeds: Feeds,
     folder: Path,
-    voice: Voice,
+    voice: Reporter,
 ) -> dict[str, Any] | None:
     """Samples in one batch against the same samples alone: what their neighbours do to them.
 
@@ -434,7 +427,7 @@ def _block_length(timer: Timer, clock: Callable[[], float]) -> int:
     return max(1, min(10_000, round(BLOCK / max(fastest, 1e-9))))
 
 
-def _timer(voice: Voice, subject: str, session: Session, samples: Sequence[Feed]) -> Timer:
+def _timer(voice: Reporter, subject: str, session: OnnxSession, samples: Sequence[Feed]) -> Timer:
     """A block of inferences on the sample whose turn it is."""
     fitted = [session.fit(sample) for sample in samples]
 
@@ -459,9 +452,9 @@ def _no_garbage_collection() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------
 
 
-def _open(voice: Voice, subject: str, path: str, threads: int) -> Session:
+def _open(voice: Reporter, subject: str, path: str, threads: int) -> OnnxSession:
     voice.busy(subject, f"loading {path}")
-    return Session.open(path, threads=threads)
+    return OnnxSession.open(path, threads=threads)
 
 
 def _warm_pages(path: Path) -> None:

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from edgeopt.numerics.bootstrap import Resampled, ratio_of, resampled_mean, welch
 from edgeopt.numerics.statistics import Interval
 
-__all__ = ["RULES", "Rule", "compare", "compare_turns", "rule_of", "turn_ratios", "verdict"]
+__all__ = ["RULES", "DecisionRule", "compare", "compare_turns", "rule_of", "turn_ratios", "verdict"]
 
 
 @dataclass(frozen=True)
-class Rule:
+class DecisionRule:
     """What makes a difference: ``confidence`` of the interval that must leave out 1, and the
     smallest ``effect`` (0.025: a ratio of 1.025 or more, or of 1 / 1.025 or less)."""
 
@@ -37,20 +37,20 @@ class Rule:
 
 
 #: By "metric.statistic", else by metric, else by the metric's first word.
-RULES: Mapping[str, Rule] = {
-    "latency.p50": Rule(0.99, 0.025),
-    "latency": Rule(0.99, 0.05),
-    "first": Rule(0.99, 0.10),
-    "import": Rule(0.99, 0.10),
-    "load": Rule(0.99, 0.10),
-    "memory": Rule(0.99, 0.02),
-    "energy": Rule(0.99, 0.05),
+RULES: Mapping[str, DecisionRule] = {
+    "latency.p50": DecisionRule(0.99, 0.025),
+    "latency": DecisionRule(0.99, 0.05),
+    "first": DecisionRule(0.99, 0.10),
+    "import": DecisionRule(0.99, 0.10),
+    "load": DecisionRule(0.99, 0.10),
+    "memory": DecisionRule(0.99, 0.02),
+    "energy": DecisionRule(0.99, 0.05),
 }
 
-_OTHERS = Rule(0.99, 0.05)
+_OTHERS = DecisionRule(0.99, 0.05)
 
 
-def rule_of(metric: str, statistic: str) -> Rule:
+def rule_of(metric: str, statistic: str) -> DecisionRule:
     """The rule of a metric's statistic."""
     for name in (f"{metric}.{statistic}", metric, metric.partition(".")[0]):
         if name in RULES:

@@ -26,7 +26,7 @@ from edgeopt.runtimes.engine import Case
 
 __all__ = [
     "RUNTIMES",
-    "Asked",
+    "BenchRequest",
     "fitting_sizes",
     "hints_of",
     "names_of",
@@ -69,7 +69,7 @@ _SEQUENCE = re.compile(r"seq|token|length|len|time|steps|^(t|s|l)$", re.IGNORECA
 
 
 @dataclass(frozen=True)
-class Asked:
+class BenchRequest:
     """What the user asked to measure with; None: the model's own."""
 
     device: str = "auto"
@@ -98,7 +98,7 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def runtime_of(source: Source, asked: Asked) -> str:
+def runtime_of(source: Source, asked: BenchRequest) -> str:
     """The runtime that opens ``source``. Raises UsageError where the one asked for cannot."""
     usual = _BY_KIND[source.kind]
     if usual == "weights" and asked.model is not None:
@@ -115,7 +115,7 @@ def runtime_of(source: Source, asked: Asked) -> str:
 
 
 def trials_of(
-    name: str, source: Source, asked: Asked, device: str, described: Source | None = None
+    name: str, source: Source, asked: BenchRequest, device: str, described: Source | None = None
 ) -> list[Trial]:
     """Every set of conditions that ``source`` is measured under.
 
@@ -173,7 +173,9 @@ def _trial(
 # inputs
 
 
-def _feeds(source: Source, asked: Asked, described: Source | None) -> list[tuple[int | None, Feed]]:
+def _feeds(
+    source: Source, asked: BenchRequest, described: Source | None
+) -> list[tuple[int | None, Feed]]:
     """(batch, feed) of every batch size; samples of --data, or made up from the signature."""
     if described is not None and not source.inputs and not asked.inputs and asked.data is None:
         source = described
@@ -185,7 +187,7 @@ def _feeds(source: Source, asked: Asked, described: Source | None) -> list[tuple
     ]
 
 
-def specs_of(source: Source, asked: Asked) -> tuple[InputSpec, ...]:
+def specs_of(source: Source, asked: BenchRequest) -> tuple[InputSpec, ...]:
     given = parse_inputs(asked.inputs)
     if source.inputs:
         by_name = {spec.name: spec for spec in given}
