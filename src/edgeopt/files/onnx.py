@@ -17,8 +17,8 @@ from typing import Any
 from edgeopt.core import InputSpec, Source, Weight, symbolic
 from edgeopt.errors import FormatError
 from edgeopt.files.onnx_tensors import DATA_TYPES, OnnxTensors
-from edgeopt.files.protobuf import LENGTH, VARINT, Buffer, Field, fields, top_level
-from edgeopt.files.reading import FileBytes
+from edgeopt.files.protobuf import LENGTH, VARINT, WireField, fields, top_level
+from edgeopt.files.reading import Buffer, FileBytes
 from edgeopt.files.roles import role_of
 
 __all__ = ["MAX_DEPTH", "QUANTIZED_OPS", "describe", "matches"]
@@ -357,7 +357,7 @@ class _Walk:
         }
         return texts.get(1, ""), texts.get(2, "")
 
-    def _fields(self, lo: int, hi: int) -> Iterator[Field]:
+    def _fields(self, lo: int, hi: int) -> Iterator[WireField]:
         return fields(self.buffer, lo, hi, self.path)
 
     def _text(self, lo: int, hi: int) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import mmap
-from typing import Any, TypeAlias
+from typing import Any
 
-__all__ = ["BadObject", "Buffer", "Global", "Opaque", "StoredBytes"]
+from edgeopt.files.reading import Buffer
 
-Buffer: TypeAlias = "bytes | mmap.mmap"
+__all__ = ["BadObject", "Global", "Opaque", "StoredBytes"]
 
 
 class BadObject(ValueError):

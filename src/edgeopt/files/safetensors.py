@@ -85,7 +85,7 @@ _ALIGNMENT = 64
 _METADATA = "__metadata__"
 _INDEX_SUFFIX = ".safetensors.index.json"
 
-Chunk: TypeAlias = "bytes | bytearray | memoryview | NDArray[Any]"
+ByteChunk: TypeAlias = "bytes | bytearray | memoryview | NDArray[Any]"
 
 
 def matches(path: Path, head: bytes) -> bool:
@@ -350,7 +350,7 @@ class TensorEntry:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    chunks: Callable[[], Iterable[Chunk]] = tuple
+    chunks: Callable[[], Iterable[ByteChunk]] = tuple
 
     @property
     def nbytes(self) -> int:
@@ -395,7 +395,7 @@ def write(path: Path, entries: Sequence[TensorEntry], metadata: Mapping[str, str
 @contextmanager
 def filling(
     path: Path, entries: Sequence[TensorEntry], metadata: Mapping[str, str]
-) -> Iterator[Callable[[str, Chunk], None]]:
+) -> Iterator[Callable[[str, ByteChunk], None]]:
     """Write the file of :func:`write` with its tensors filled in side by side.
 
     ``with filling(...) as put: put(name, chunk)``: each call appends to the tensor of that name.
@@ -416,7 +416,7 @@ def filling(
         stream.write(head)
         stream.truncate(position)
 
-        def put(name: str, chunk: Chunk) -> None:
+        def put(name: str, chunk: ByteChunk) -> None:
             raw = _raw(chunk)
             if at[name] + raw.nbytes > ends[name]:
                 raise ValueError(
@@ -461,7 +461,7 @@ def _head(ordered: Sequence[TensorEntry], metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _raw(chunk: Chunk) -> memoryview:
+def _raw(chunk: ByteChunk) -> memoryview:
     if isinstance(chunk, np.ndarray):
         return np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
     return memoryview(chunk).cast("B")

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from edgeopt.errors import FormatError
-from edgeopt.files.pickle_nodes import BadObject, Buffer, Global, Opaque, StoredBytes
+from edgeopt.files.pickle_nodes import BadObject, Global, Opaque, StoredBytes
+from edgeopt.files.reading import Buffer
 from edgeopt.files.text import one_line
 
 __all__ = ["Limits", "read_pickle"]

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeopt.core import InputSpec
 from edgeopt.errors import EdgeoptError, SourceError, UsageError
@@ -28,6 +27,7 @@ from edgeopt.measure.memory import MemoryMeter
 from edgeopt.measure.process import Feeds
 from edgeopt.measure.reporter import Reporter
 from edgeopt.numerics.statistics import ratio_interval, round_ratios
+from edgeopt.runtimes.engine import Feed
 from edgeopt.runtimes.onnxruntime import OnnxSession, preload
 
 __all__ = ["JOBS", "ROW_MARGIN_DB", "interleave", "match_outputs"]
@@ -48,7 +48,6 @@ OVERTIME = 8.0
 TIGHT = 0.01
 LOOK_EVERY = 16
 
-Feed: TypeAlias = Mapping[str, NDArray[Any]]
 
 #: Runs so many inferences on the sample of that round, and gives the median seconds of one.
 Timer: TypeAlias = Callable[[int, int], float]

@@ -38,8 +38,8 @@ _QUICK = 1.5
 #: Inferences before memory is read: the first allocates, later ones may grow the arena.
 _MEMORY_RUNS = 3
 
-Subject: TypeAlias = Literal["source", "artifact"]
-_SUBJECTS: tuple[Subject, Subject] = ("source", "artifact")
+PairSide: TypeAlias = Literal["source", "artifact"]
+_SUBJECTS: tuple[PairSide, PairSide] = ("source", "artifact")
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ def _alone(
     conditions = {"threads": job["threads"], "process": "fresh", "file": "pages warm"}
     measurements: list[Measurement] = []
     problems: list[str] = []
-    results: dict[Subject, list[Mapping[str, Any]]] = {"source": [], "artifact": []}
+    results: dict[PairSide, list[Mapping[str, Any]]] = {"source": [], "artifact": []}
     for turn in range(_PROCESSES):
         for subject in _SUBJECTS:
             if progress is not None:
@@ -304,7 +304,7 @@ def _alone(
 
 
 def _measurement(
-    subject: Subject,
+    subject: PairSide,
     metric: str,
     unit: str,
     conditions: Mapping[str, Any],

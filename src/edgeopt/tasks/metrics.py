@@ -28,7 +28,7 @@ from edgeopt.tasks.labelled import SECOND, Labelled
 __all__ = ["BUILT_IN", "TaskMetric", "find_metric", "judge_answers"]
 
 #: What a metric gives: one number, or one a sample, whose mean is the number.
-Found: TypeAlias = "float | NDArray[np.float64]"
+MetricValue: TypeAlias = "float | NDArray[np.float64]"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TaskMetric:
     name: str
     higher_is_better: bool
     how: str
-    of: Callable[[Answers, Labelled], Found]
+    of: Callable[[Answers, Labelled], MetricValue]
 
 
 def find_metric(spec: str) -> TaskMetric:
@@ -70,7 +70,7 @@ def _of_callable(spec: str, name: str, target: Any) -> TaskMetric:
     if not callable(target):
         raise UsageError(f"--metric {spec}: {type(target).__name__} cannot be called")
 
-    def run(answers: Answers, data: Labelled) -> Found:
+    def run(answers: Answers, data: Labelled) -> MetricValue:
         outputs = {name: _whole(answers.all_of(name)) for name in answers.names}
         targets = data.target if len(data.targets) == 1 else (dict(data.targets) or None)
         found, error = attempt(lambda: target(outputs, targets))

@@ -35,7 +35,7 @@ from edgeopt.pruning.channels.groups import ChannelGroup, GroupMember, Side, cha
 __all__ = ["Importance", "Scores", "measure"]
 
 Importance: TypeAlias = Literal["magnitude", "bn", "taylor", "activation"]
-Feeds: TypeAlias = Iterable[Mapping[str, Array]]
+FeedStream: TypeAlias = Iterable[Mapping[str, Array]]
 
 #: Layer name and side -> a score for each of its channels, on that side.
 _Table: TypeAlias = dict[tuple[str, Side], Tensor]
@@ -88,7 +88,7 @@ def measure(
     kind: Importance,
     model: TorchModel,
     groups: Iterable[ChannelGroup],
-    feeds: Feeds = (),
+    feeds: FeedStream = (),
     labels: NDArray[Any] | None = None,
     *,
     seed: int = 0,
@@ -190,7 +190,7 @@ def _gammas(parts: Mapping[tuple[str, Side], GroupMember]) -> _Table:
 def _taylor(
     model: TorchModel,
     parts: Mapping[tuple[str, Side], GroupMember],
-    feeds: Feeds,
+    feeds: FeedStream,
     labels: NDArray[Any] | None,
     seed: int,
     progress: Progress | None,
@@ -265,7 +265,7 @@ def _labelled(outputs: Mapping[str, Tensor], labels: NDArray[Any], row: int) -> 
 def _activations(
     model: TorchModel,
     parts: Mapping[tuple[str, Side], GroupMember],
-    feeds: Feeds,
+    feeds: FeedStream,
     progress: Progress | None,
 ) -> _Table:
     sums: _Table = {}

@@ -22,7 +22,7 @@ from edgeopt.modules.model import TorchModel
 from edgeopt.pruning.channels.groups import FAILURES, ChannelGroup, GroupMember, channel_axis
 
 __all__ = [
-    "Answers",
+    "ModuleOutputs",
     "ModuleSnapshot",
     "Removal",
     "cut",
@@ -34,7 +34,7 @@ __all__ = [
 
 #: A group, and those of its units that go.
 Removal: TypeAlias = tuple[ChannelGroup, Tensor]
-Answers: TypeAlias = list[dict[str, Tensor]]
+ModuleOutputs: TypeAlias = list[dict[str, Tensor]]
 
 #: Of an output's largest value: float32 sums of another length differ by far less.
 _TOLERANCE = 1e-3
@@ -76,13 +76,13 @@ def feeds_of_two_sizes(model: TorchModel) -> list[Mapping[str, Array]]:
     return [model.example, other]
 
 
-def run(model: TorchModel, feeds: Iterable[Mapping[str, Array]]) -> Answers:
+def run(model: TorchModel, feeds: Iterable[Mapping[str, Array]]) -> ModuleOutputs:
     """What the model answers to the feeds, in evaluation mode."""
     with model.mode(False), torch.no_grad():
         return [dict(model.outputs(model.tensors(feed))) for feed in feeds]
 
 
-def unlike(wanted: Answers, got: Answers) -> str:
+def unlike(wanted: ModuleOutputs, got: ModuleOutputs) -> str:
     """Where two runs differ, in a few words, or nothing."""
     for one, other in zip(wanted, got, strict=True):
         for name, value in one.items():
