@@ -102,8 +102,8 @@ def test_mapped_or_read(tiny: Path) -> None:
 
 def test_pages_of_two_processes_are_shared(tiny: Path) -> None:
     code = (
-        "import sys; from edgeopt.runtimes.llamacpp import Session\n"
-        "s = Session.open(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+        "import sys; from edgeopt.runtimes.llamacpp import LlamaSession\n"
+        "s = LlamaSession.open(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
     )
     with LlamaSession.open(tiny, context=64) as session:
         other = subprocess.Popen(
