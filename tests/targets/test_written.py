@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 import edgeopt
 from edgeopt.core import Weight
-from edgeopt.errors import SourceError, UsageError
+from edgeopt.errors import ProofFailed, SourceError, UsageError
 from edgeopt.files.open import open_source
 from edgeopt.files.sparse_write import write_sparse
 from edgeopt.targets.written import as_written, check_file, sign_document
@@ -367,6 +367,23 @@ def test_alike_is_not_enough_without_a_plan(
     _flip(here, here.stat().st_size * 3 // 8, 0)
     failed = [c.name for c in edgeopt.verify(source, here).verdict.checks if not c.passed]
     assert failed == ["file as it was written"]
+
+
+@pytest.mark.parametrize("name", ["half.onnx", "q.safetensors", "q.gguf"])
+def test_too_damaged_to_be_read_is_not_proven(
+    name: str, made: dict[str, tuple[Path, Path]], sealed: Path, tmp_path: Path
+) -> None:
+    """A broken header, which readers refuse, is a changed file all the same: exit 3."""
+    source = made["onnx" if name == "half.onnx" else name.partition(".")[2]][0]
+    here = Path(shutil.copy(sealed / name, tmp_path))
+    raw = bytearray(here.read_bytes())
+    raw[8:16] = b"\xff" * 8
+    here.write_bytes(raw)
+    with pytest.raises(ProofFailed, match="changed since it was written"):
+        edgeopt.verify(source, here)
+    ran = _command(str(source), str(here))
+    assert ran.returncode == 3
+    assert ran.stderr.count("\n") == 1
 
 
 def test_programs_and_folders_have_their_digests_beside_them(tmp_path: Path) -> None:

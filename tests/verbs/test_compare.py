@@ -136,7 +136,7 @@ def test_digits_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [s.name for s in again.subjects] == ["fp32", "int8"]
     ratio = {c.metric: c.ratio.value for c in derive(again).contrasts if c.metric == "file"}
     assert ratio["file"] == int8.stat().st_size / fp32.stat().st_size
-    with pytest.raises(UsageError, match="--metric accuracy: saved results cannot be run"):
+    with pytest.raises(UsageError, match="--metric: saved results cannot be run"):
         compare([out], metric=["accuracy"])
 
 
@@ -428,7 +428,11 @@ def test_data_that_does_not_fit_is_said_before_anything_is_measured(
     [
         ([0], {}, "1 artifact to compare; give two or more"),
         ([], {}, "0 artifact"),
-        ([0, 1], {"text": "t.txt"}, "--text t.txt: is for GGUF files"),
+        (
+            [0, 1],
+            {"text": "t.txt"},
+            "--text has no meaning for onnxruntime: no artifact predicts text",
+        ),
     ],
 )
 def test_what_cannot_be_compared(

@@ -63,6 +63,15 @@ def _terminated(signum: int, frame: object) -> NoReturn:
     sys.exit(128 + signum)  # unwinds, so that unfinished files are removed
 
 
+def _homeless() -> bool:
+    """Whether the folder that the command was started in is gone."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
 def _ready_streams() -> None:
     """Somewhere to print to, whatever standard output and error are: closed ones become the null
     device (or the next file opened would get their place), and what an encoding lacks is replaced.
@@ -95,6 +104,8 @@ def main() -> NoReturn:
         reader_left()
     except OSError as error:
         # What the system refused where no verb expected it: still a line, and no traceback.
+        if error.filename is None and _homeless():
+            fail("the current folder was deleted; change to one that is there", 2)
         fail(f"{error.filename or 'reading or writing'}: {error.strerror or error}", 2)
     except MemoryError:
         fail("out of memory; close other programs, or use a machine with more", 2)

@@ -43,9 +43,11 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        from edgeopt.core.calls import command_line
+        from edgeopt.core.calls import command_line, require_needed
 
-        with command_line(typed(ctx)):
+        given = typed(ctx)
+        require_needed(given)
+        with command_line(given):
             return super().invoke(ctx)
 
 

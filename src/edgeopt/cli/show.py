@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
@@ -46,8 +47,7 @@ def console() -> Console:
 
 def reader_left() -> NoReturn:
     """The reader of a pipe has had enough: quietly, as of SIGPIPE (``| head -1``)."""
-    # What is still buffered must not raise again at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _drop_unwritten(sys.stdout)
     sys.exit(128 + signal.SIGPIPE)
 
 
@@ -153,5 +153,15 @@ def progress() -> Iterator[Progress | None]:
 
 def fail(message: str, code: int) -> NoReturn:
     """One line on stderr, and the exit code."""
-    click.echo(f"edgeopt: error: {' '.join(message.split())}", err=True)
+    with contextlib.suppress(OSError):  # nobody reads it, or its disk is full: the code says it
+        click.echo(f"edgeopt: error: {' '.join(message.split())}", err=True)
+    _drop_unwritten(sys.stderr)
     sys.exit(code)
+
+
+def _drop_unwritten(stream: TextIO) -> None:
+    """What could not be written must not raise again at exit."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

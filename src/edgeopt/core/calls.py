@@ -10,15 +10,15 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
-from edgeopt.core.takes import Takes, flag_of, takes_of
+from edgeopt.core.takes import NEEDS, Takes, flag_of, takes_of
 from edgeopt.errors import CallError
 
-__all__ = ["Signature", "checked", "command_line", "stated"]
+__all__ = ["Signature", "checked", "command_line", "require_needed", "stated"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -93,12 +93,28 @@ class Signature:
     def run(self, function: Callable[..., R], values: Mapping[str, Any]) -> R:
         """Call ``function``, which :func:`stated` tells what the user gave."""
         typed = _TYPED.get()
-        said = [name for name in values if typed is None or name in typed]
-        token = _STATED.set(frozenset(name for name in said if values[name] not in (None, ())))
+        said = frozenset(
+            name
+            for name, value in values.items()
+            if (typed is None or name in typed)
+            and not (value is None or (isinstance(value, tuple) and not value))
+        )
+        require_needed(said)
+        token = _STATED.set(said)
         try:
             return function(**values)
         finally:
             _STATED.reset(token)
+
+
+def require_needed(names: Collection[str]) -> None:
+    """CallError for an option among ``names`` that says nothing without one that is not."""
+    for name, needed in NEEDS.items():
+        if name in names and needed not in names:
+            raise CallError(
+                f"{flag_of(name)} has no meaning without {flag_of(needed)}; give that too, or leave"
+                " it out"
+            )
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from edgeopt.core import given
 
-__all__ = ["TAKES", "Takes", "flag_of", "is_module", "takes_of"]
+__all__ = ["NEEDS", "TAKES", "Takes", "flag_of", "is_module", "takes_of"]
 
 
 @dataclass(frozen=True)
@@ -310,6 +310,15 @@ _FLAGS: Mapping[str, str] = {
     "metrics": "--metric",
     "seconds": "--time",
     "tensor_types": "--tensor-type",
+}
+
+
+#: Options that say nothing without another one.
+NEEDS: Mapping[str, str] = {
+    "remote_python": "on",
+    "chart_format": "charts",
+    "chunks": "text",
+    "context": "text",
 }
 
 

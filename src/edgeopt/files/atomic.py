@@ -330,7 +330,9 @@ def _output_errors(path: Path, hidden: Path | None = None) -> Iterator[None]:
         elsewhere = named is not None and not (
             folder in (named, named.parent) or hidden in (named, *named.parents)
         )
-        if error.errno not in _REASONS or elsewhere:
+        # A folder that is there is not what is missing: the current one may be, which others ask.
+        other = error.errno == errno.ENOENT and named is None and folder.is_dir()
+        if error.errno not in _REASONS or elsewhere or other:
             raise
         raise OutputError(f"{path}: {_REASONS[error.errno]}") from error
 

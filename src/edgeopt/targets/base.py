@@ -76,28 +76,6 @@ class Request:
         if self.progress is not None:
             self.progress(what, None)
 
-    def require_meaning(self, form: str) -> None:
-        """UsageError for what was asked and says nothing to ``form``."""
-        require_meaning(
-            form,
-            data=self.data,
-            inputs=self.inputs,
-            model=self.model,
-            prefer=self.prefer,
-            target=self.target,
-            threads=self.threads,
-            on=self.on,
-            remote_python=self.remote_python,
-            external_data=self.external_data,
-            half=self.half,
-            opset=self.opset,
-            block_size=self.block_size,
-            min_same=self.min_same,
-            text=self.text,
-            chunks=self.chunks,
-            context=self.context,
-        )
-
 
 class Job(Protocol):
     """One request that a target has begun: what was read of the source waits in it."""
@@ -149,7 +127,7 @@ def targets() -> Iterator[Target]:
 
 def _chosen(source: Source, request: Request) -> Target:
     target = next(target for target in targets() if target.accepts(source, request))
-    request.require_meaning(target.form)
+    require_meaning(target.form, source)
     return target
 
 
@@ -179,7 +157,7 @@ def prove_artifact(source: Source, artifact: Source, request: Request) -> Proof:
     """The proof of a file that is there already. SourceError where its form is none of ours."""
     for target in targets():
         if artifact.kind in target.kinds:
-            request.require_meaning(target.form)
+            require_meaning(target.form, source)
             return target.prove(source, artifact, request)
     raise SourceError(
         f"{artifact.path}: is {artifact.kind}; verify takes an ONNX file, packed safetensors or"

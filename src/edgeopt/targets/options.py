@@ -1,74 +1,137 @@
-"""Which options have a meaning for which format, said once: what has none is refused by its name.
+"""Which options have a meaning for what, said once: what has none is refused by its name.
 
 A verb asks before it reads anything. Nothing that the user said is dropped: an option is carried
-out, or it is an error that says why it cannot be.
+out, or it is an error that says why it cannot be. That an option was given counts, and not whether
+its value is the default.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from edgeopt.core import Source
+from edgeopt.core.calls import stated
 from edgeopt.core.takes import flag_of
 from edgeopt.errors import UsageError
 
-__all__ = ["OPTIONS", "Option", "require_meaning"]
-
-ONNX, SAFETENSORS, GGUF = "ONNX", "safetensors", "GGUF"
+__all__ = ["MEASURED", "WRITTEN", "Use", "require_meaning", "require_same", "require_use"]
 
 
 @dataclass(frozen=True)
-class Option:
-    """One option: its default, the formats it is for, and why (``without``) the others have no
-    use for it."""
+class Use:
+    """What an option is for; ``without`` says why others have no use for it, ``not_of`` are kinds
+    of sources that say by themselves what it would say, and ``told`` how."""
 
-    default: object
-    formats: frozenset[str]
+    of: frozenset[str]
     without: str
+    not_of: frozenset[str] = frozenset()
+    told: str = ""
 
 
-def _of(default: object, *formats: str, without: str) -> Option:
-    return Option(default, frozenset(formats), without)
+def _of(*of: str, without: str, not_of: Iterable[str] = (), told: str = "") -> Use:
+    return Use(frozenset(of), without, frozenset(not_of), told)
 
 
+ONNX, SAFETENSORS, GGUF = "ONNX", "safetensors", "GGUF"
 _RUN = "nothing is run on inputs there"
 _TIMED = "nothing is timed there"
 _TEXT = "predictions are compared on a text for GGUF alone"
+_TYPES = "its types are GGUF's; it goes with --to gguf"
 
-#: By Python's name of them.
-OPTIONS: Mapping[str, Option] = {
-    "data": _of(None, ONNX, without=_RUN),
-    "inputs": _of((), ONNX, without=_RUN),
-    "model": _of(None, ONNX, without="the weights are taken as they are"),
-    "prefer": _of("balanced", ONNX, without=_TIMED),
-    "target": _of("here", ONNX, without=_TIMED),
-    "threads": _of(1, ONNX, without=_TIMED),
-    "on": _of(None, ONNX, without=_TIMED),
-    "remote_python": _of("python3", ONNX, without=_TIMED),
-    "external_data": _of("auto", ONNX, without="one file is all there is"),
-    "half": _of(False, ONNX, without="--type F16 is its name for GGUF"),
-    "opset": _of(None, ONNX, without="there is no graph in it"),
-    "block_size": _of(None, ONNX, SAFETENSORS, without="a type has blocks of its own size"),
-    "min_same": _of(None, ONNX, without=_RUN),
-    "text": _of(None, GGUF, without=_TEXT),
-    "chunks": _of(8, GGUF, without=_TEXT),
-    "context": _of(512, GGUF, without=_TEXT),
+#: What quantize, export and verify can be told, by the format of the artifact. Options that are not
+#: here have a meaning for all.
+WRITTEN: Mapping[str, Use] = {
+    "data": _of(ONNX, without=_RUN),
+    "inputs": _of(
+        ONNX, without=_RUN, not_of=["torch-exported"], told="an exported program says what it takes"
+    ),
+    "model": _of(ONNX, without="the weights are taken as they are"),
+    "min_same": _of(ONNX, without=_RUN),
+    "prefer": _of(ONNX, without=_TIMED),
+    "target": _of(ONNX, without=_TIMED),
+    "threads": _of(ONNX, without=_TIMED),
+    "on": _of(ONNX, without=_TIMED),
+    "remote_python": _of(ONNX, without=_TIMED),
+    "external_data": _of(ONNX, without="one file is all there is"),
+    "half": _of(ONNX, without="--type F16 is its name for GGUF"),
+    "opset": _of(ONNX, without="there is no graph in it"),
+    "block_size": _of(ONNX, SAFETENSORS, without="a type has blocks of its own size"),
+    "type": _of(GGUF, without=_TYPES),
+    "tensor_types": _of(GGUF, without=_TYPES),
+    "imatrix": _of(GGUF, without="importances go with --to gguf"),
+    "allow_requantize": _of(GGUF, without="it is for GGUF files as sources"),
+    "pre_tokenizer": _of(
+        GGUF,
+        without="no tokenizer goes into it",
+        not_of=["gguf"],
+        told="its tokenizer is taken as it is",
+    ),
+    "prove": _of(GGUF, without="its proof has one depth"),
+    "text": _of(GGUF, without=_TEXT),
+    "chunks": _of(GGUF, without=_TEXT),
+    "context": _of(GGUF, without=_TEXT),
+}
+
+_ARRAYS = ("onnxruntime", "torch")
+_RUNTIMES = (*_ARRAYS, "llama.cpp")
+_LOADED = "weights are loaded, and not run"
+_FED = "no artifact takes arrays"
+
+#: What bench and compare can be told, by the runtimes of the artifacts.
+MEASURED: Mapping[str, Use] = {
+    "device": _of(*_RUNTIMES, without=_LOADED),
+    "threads": _of(*_RUNTIMES, without=_LOADED),
+    "batch": _of(*_ARRAYS, without=_FED),
+    "seq": _of(*_ARRAYS, without=_FED),
+    "data": _of(*_ARRAYS, without=_FED),
+    "inputs": _of(*_ARRAYS, without=_FED),
+    "model": _of("torch", without="no artifact is weights that need code"),
+    "prompt": _of("llama.cpp", without="no artifact reads prompts"),
+    "generate": _of("llama.cpp", without="no artifact writes text"),
+    "text": _of("llama.cpp", without="no artifact predicts text"),
+    "chunks": _of("llama.cpp", without="no artifact predicts text"),
+    "context": _of("llama.cpp", without="no artifact predicts text"),
 }
 
 
-def require_meaning(form: str, **given: object) -> None:
-    """UsageError for the first of ``given`` (options by Python's name) that says nothing to
-    ``form`` and is not at its default."""
-    for name, value in given.items():
-        option = OPTIONS[name]
-        asked = value != option.default and value not in (None, (), [])
-        if asked and form not in option.formats:
+def require_meaning(form: str, source: Source | None = None) -> None:
+    """UsageError for an option of :data:`WRITTEN` that the user gave, and that says nothing to an
+    artifact of this form, or to this source."""
+    for name, use in _given(WRITTEN):
+        if form not in use.of:
             raise UsageError(
-                f"{flag_of(name)} has no meaning for {form}: {option.without}; leave it out"
+                f"{flag_of(name)} has no meaning for {form}: {use.without}; leave it out"
             )
-    if given.get("on") is None and given.get("remote_python") not in (None, "python3"):
-        raise UsageError("--remote-python names a Python on another machine; give that with --on")
-    if "text" in given and given["text"] is None:
-        for name in ("chunks", "context"):
-            if given.get(name) not in (None, OPTIONS[name].default):
-                raise UsageError(f"{flag_of(name)} is of a --text; give one")
+        if source is not None and source.kind in use.not_of and "model" not in (stated() or ()):
+            raise UsageError(
+                f"{flag_of(name)} has no meaning for {source.path}: {use.told}; leave it out"
+            )
+
+
+def require_use(runtimes: Iterable[str]) -> None:
+    """UsageError for an option of :data:`MEASURED` that the user gave, and that none of these
+    runtimes has a use for."""
+    there = frozenset(runtimes)
+    for name, use in _given(MEASURED):
+        if not there & use.of:
+            raise UsageError(
+                f"{flag_of(name)} has no meaning for {', '.join(sorted(there))}: {use.without};"
+                " leave it out"
+            )
+
+
+def require_same(options: Mapping[str, Any], planned: Mapping[str, Any]) -> None:
+    """UsageError for an option that the user gave beside a plan that has another value for it."""
+    for name, value in options.items():
+        if name in (stated() or ()) and name in planned and planned[name] != value:
+            raise UsageError(
+                f"{flag_of(name)} {value}: the plan is one for {planned[name]}; leave it out, or"
+                " make the plan anew"
+            )
+
+
+def _given(uses: Mapping[str, Use]) -> Iterable[tuple[str, Use]]:
+    names = stated() or frozenset()
+    return ((name, use) for name, use in uses.items() if name in names)

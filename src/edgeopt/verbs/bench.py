@@ -15,6 +15,7 @@ from edgeopt.files.open import open_source
 from edgeopt.measure.bench import Bench, BenchSettings, Trial
 from edgeopt.report.results_files import write_document
 from edgeopt.results.saved import against, file_of, open_saved
+from edgeopt.targets.options import require_use
 from edgeopt.verbs.bench_place import place
 from edgeopt.verbs.bench_trials import RUNTIMES, BenchRequest, names_of, runtime_of, trials_of
 from edgeopt.verbs.calling import verb
@@ -99,6 +100,11 @@ def bench(
         open_saved(baseline)  # what is wrong with it is said before minutes of measuring
     opened = [_described(open_source(artifact)) for artifact in artifacts]
     sources = [source for source, _ in opened]
+    require_use(runtime_of(source, asked) for source in sources)
+    if other_machine and baseline is None:
+        raise UsageError(
+            "--other-machine lets saved results of another machine count; give some with --baseline"
+        )
     if out is not None:
         read = [source.path for source in sources]
         read += [file_of(given) for given in (baseline, data) if given is not None]

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.core import InputSpec, Progress, Results, Source, Subject
+from edgeopt.core.calls import stated
+from edgeopt.core.takes import flag_of
 from edgeopt.data.synthetic import pinned
 from edgeopt.errors import InputsError, OutputError, SourceError, UsageError
 from edgeopt.files.atomic import checked_output
@@ -22,6 +24,7 @@ from edgeopt.runtimes.devices import resolve
 from edgeopt.runtimes.engine import Case
 from edgeopt.targets.gguf.prove import fitting_context
 from edgeopt.targets.gguf.runs import is_embedder, read_text
+from edgeopt.targets.options import require_use
 from edgeopt.tasks.compare_answers import (
     Artifact,
     Likeness,
@@ -65,6 +68,9 @@ _NEEDS: Mapping[str, str] = {
 
 #: Keywords that go on to bench.
 _BENCH = tuple(name for name in signature(bench).parameters if name not in _OWN)
+
+#: Options that have a meaning for artifacts alone.
+_RUN = ("metric", "text", "chunks", "context", "data", *_BENCH)
 
 #: What the artifacts of one call are called beside saved results.
 _NOW = "now"
@@ -110,9 +116,10 @@ def compare(
     if len(items) < 2 and not any(saved):
         raise UsageError(f"{len(items)} artifact to compare; give two or more, or saved results")
     artifacts = [item for item, is_document in zip(items, saved, strict=True) if not is_document]
-    if (metric or text is not None) and not artifacts:
-        given = "--text" if text is not None else f"--metric {metric[0]}"
-        raise UsageError(f"{given}: saved results cannot be run; give the artifacts")
+    if not artifacts:
+        _require_nothing_to_run()
+    elif other_machine and len(artifacts) == len(items):
+        raise UsageError("--other-machine is for saved results, and none is among what is compared")
     if out is not None:
         read = [given for given in (*items, data, text) if given is not None]
         checked_output(out, list(map(file_of, read)))
@@ -138,6 +145,15 @@ def compare(
     if out is not None:
         write_document(results, Path(out))
     return results
+
+
+def _require_nothing_to_run() -> None:
+    """Saved results are taken as they are: UsageError for an option that would have them run."""
+    for name in _RUN:
+        if name in (stated() or ()):
+            raise UsageError(
+                f"{flag_of(name)}: saved results cannot be run; give the artifacts, or leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -220,9 +236,8 @@ class _Setting:
 def _setting(sources: Sequence[Source], task: _Task) -> _Setting:
     """Raises for what cannot be honoured, before minutes of measuring."""
     runtimes = [runtime_of(source, task.asked) for source in sources]
+    require_use(runtimes)
     room = _ANSWERS_TO[runtimes[0]]
-    if task.text is not None and "llama.cpp" not in runtimes:
-        raise UsageError(f"--text {task.text}: is for GGUF files, and none is among the artifacts")
     if task.metrics:
         name = task.metrics[0].name
         if room == "arrays" and task.data is None:

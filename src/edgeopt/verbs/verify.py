@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
 from edgeopt.core import Progress, Proof
 from edgeopt.core.calls import stated
 from edgeopt.core.takes import flag_of
-from edgeopt.errors import UsageError
+from edgeopt.errors import ProofFailed, SourceError, UsageError
 from edgeopt.files.open import open_source
 from edgeopt.targets.base import Request, prove_artifact
 from edgeopt.targets.written import Integrity, as_written, check_file
@@ -64,7 +65,9 @@ def verify(
     """
     if artifact is None:
         return _alone(source)
-    opened, made = open_source(source), open_source(artifact)
+    opened = open_source(source)
+    with _damage_named(artifact):
+        made = open_source(artifact)
     if opened.path.resolve() == made.path.resolve():
         raise UsageError(f"{made.path}: is the source itself; give the artifact made from it")
     request = Request(
@@ -82,10 +85,25 @@ def verify(
         context=context,
         progress=progress,
     )
-    proof = prove_artifact(opened, made, request)
+    with _damage_named(made.path):
+        proof = prove_artifact(opened, made, request)
     verdict = proof.verdict
     checks = (*verdict.checks, *as_written(made.path))
     return dataclasses.replace(proof, verdict=dataclasses.replace(verdict, checks=checks))
+
+
+@contextmanager
+def _damage_named(artifact: str | Path) -> Iterator[None]:
+    """ProofFailed in place of what a reader says of a file that its own digest shows damaged."""
+    try:
+        yield
+    except SourceError as error:
+        for check in as_written(Path(artifact)) if Path(artifact).exists() else ():
+            if not check.passed:
+                raise ProofFailed(
+                    f"{artifact}: changed since it was written ({error}); {check.advice}"
+                ) from error
+        raise
 
 
 def _alone(artifact: str | Path) -> Integrity:

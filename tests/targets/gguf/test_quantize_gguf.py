@@ -145,8 +145,8 @@ def test_what_decides_for_gguf(folder: Path, tmp_path: Path) -> None:
     [
         ({"prove": "full"}, "--text"),
         ({"prove": "much"}, "none, quick, full"),
-        ({"chunks": 0}, "--chunks 0"),
-        ({"context": 4}, "--context 4"),
+        ({"chunks": 0, "prove": "full", "text": "t"}, "--chunks 0"),
+        ({"context": 4, "prove": "full", "text": "t"}, "--context 4"),
         ({"type": "Q4_X"}, "Q4_X"),
         ({"tensor_types": ["ffn_(=Q8_0"]}, "ffn_("),
         ({"tensor_types": ["no_such_name=Q8_0"]}, "no_such_name"),

@@ -14,7 +14,15 @@ from edgeopt.errors import UsageError
 if TYPE_CHECKING:
     from typing import NotRequired
 
-__all__ = ["GGUF_KEYWORDS", "Depth", "GgufKeywords", "GgufOptions", "lacks_cache", "wants_gguf"]
+__all__ = [
+    "GGUF_KEYWORDS",
+    "Depth",
+    "GgufKeywords",
+    "GgufOptions",
+    "lacks_cache",
+    "require_checked",
+    "wants_gguf",
+]
 
 Depth = Literal["none", "quick", "full"]
 
@@ -73,6 +81,10 @@ class GgufOptions:
             raise UsageError(f"--prove {self.prove}: not one of none, quick, full")
         if self.prove == "full" and self.text is None:
             raise UsageError("--prove full compares the models on a text: give it with --text FILE")
+        if self.text is not None and self.prove != "full":
+            raise UsageError(
+                f"--text {self.text}: is read with --prove full alone; give that, or leave it out"
+            )
         if self.chunks < 1:
             raise UsageError(f"--chunks {self.chunks}: at least one is needed")
         if self.context < 8:
@@ -98,6 +110,15 @@ class GgufOptions:
         )
 
 
+def require_checked(options: GgufOptions, min_sqnr: float | None) -> None:
+    """UsageError for a floor where nothing is proven."""
+    if min_sqnr is not None and options.prove == "none":
+        raise UsageError(
+            f"--min-sqnr {min_sqnr:g} and --prove none: nothing is held against a floor; leave out"
+            " one of them"
+        )
+
+
 def wants_gguf(
     source: Source, to: str | None, out: str | Path | None, options: GgufOptions
 ) -> bool:
@@ -111,7 +132,14 @@ def wants_gguf(
     named = out is not None and Path(out).suffix.lower() == ".gguf"
     if to == "gguf" and not named and out is not None and Path(out).suffix.lower() in _OTHERS:
         raise UsageError(f"-o {out}: the name is not one of a GGUF file; end it in .gguf")
-    if to == "gguf" or named or source.kind == "gguf" or options.given():
+    if to == "gguf" or named or source.kind == "gguf":
+        return True
+    if options.given():
+        if source.kind != "hf-folder":
+            raise UsageError(
+                f"{options.given()[0]} is for GGUF, which is made of a Hugging Face folder or"
+                f" another GGUF file; {source.path} is {source.kind}; leave it out"
+            )
         return True
     other = out is not None and Path(out).suffix.lower() in _OTHERS
     return to is None and not other and generates(source) and has_family(source)

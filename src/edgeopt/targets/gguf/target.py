@@ -20,7 +20,7 @@ from edgeopt.llm.plan import GgufAsked, layout_of, make_gguf_plan, replayed
 from edgeopt.llm.read import read_model
 from edgeopt.llm.stream import write_model
 from edgeopt.targets.base import Request
-from edgeopt.targets.gguf.options import wants_gguf
+from edgeopt.targets.gguf.options import require_checked, wants_gguf
 from edgeopt.targets.gguf.prove import prove_gguf
 from edgeopt.targets.gguf.reference import default_export_type, require_room, write_reference
 from edgeopt.targets.gguf.verify import verify_gguf
@@ -44,6 +44,7 @@ class _Target:
 
     def place(self, source: Source, request: Request) -> Path:
         """``NAME-Q4_K_M.gguf`` beside the source; a tag of 16 or 32 bits in NAME is taken off."""
+        require_checked(request.gguf, request.min_sqnr)
         out = request.out
         if out is None:
             path = as_named(source.path)

@@ -26,6 +26,7 @@ from edgeopt.targets.onnx.plan import make_graph_plan
 from edgeopt.targets.onnx.prove import prove_graph
 from edgeopt.targets.onnx.replay import fitting_plan, require_sound
 from edgeopt.targets.onnx.source import Prepared, has_graph, narrowed, prepare
+from edgeopt.targets.options import require_same
 from edgeopt.targets.written import other_source
 
 if TYPE_CHECKING:
@@ -76,7 +77,15 @@ TARGET = _Target()
 
 def _asked(request: Request) -> Asked:
     asked = request.asked()
-    return asked if request.plan is None else asked.replaying(request.plan)
+    if request.plan is not None:
+        require_same({**asked.options(), "block_size": request.block_size}, request.plan.options)
+        asked = asked.replaying(request.plan)
+    if request.block_size is not None and asked.bits == 8:
+        raise UsageError(
+            f"--block-size {request.block_size} has no meaning for ONNX at 8 bits: a channel has"
+            " one scale; give --bits 4, or leave it out"
+        )
+    return asked
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from edgeopt.files.open import open_source
 from edgeopt.targets.base import Request
 from edgeopt.targets.keep import artifact_path
 from edgeopt.targets.onnx.source import has_graph, require_graph
+from edgeopt.targets.options import require_same
 from edgeopt.targets.packed.make import carry_out
 from edgeopt.targets.packed.plan import plan_weights
 from edgeopt.targets.packed.prove import verify_weights
@@ -83,6 +84,8 @@ class _Job:
                 options=asked.options(),
                 sha256=self.sha256,
             )
+        asked = self.request.asked()
+        require_same({**asked.options(), "block_size": asked.block_size}, given.options)
         if given.source_sha256 != self.sha256:
             raise UsageError(
                 f"the plan was made for another source (SHA-256 {given.source_sha256[:12]}..., "
