@@ -22,7 +22,7 @@ from edgeopt.errors import (
 )
 from edgeopt.training.settings import PRECISIONS, TrainSettings
 
-__all__ = ["TIMEOUT", "accelerator", "from_main", "is_writer", "peers", "together"]
+__all__ = ["TIMEOUT", "accelerator", "from_main", "peers", "together"]
 
 T = TypeVar("T")
 
@@ -32,11 +32,6 @@ TIMEOUT = timedelta(minutes=30)
 
 #: Errors that travel as what they are.
 _KINDS = {kind.__name__: kind for kind in (UsageError, SourceError, InputsError, OutputError)}
-
-
-def is_writer() -> bool:
-    """Whether this process is the one that writes files and talks: the first, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def accelerator(settings: TrainSettings) -> Any:

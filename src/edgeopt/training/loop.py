@@ -20,8 +20,9 @@ from edgeopt.training.evaluation import MetricFunction
 from edgeopt.training.log import LogRecord
 from edgeopt.training.losses.base import Loss
 from edgeopt.training.randomness import deterministic, isolated
+from edgeopt.training.run import Task
 from edgeopt.training.settings import TrainSettings
-from edgeopt.training.setup import Task, opened
+from edgeopt.training.setup import opened
 
 __all__ = ["Trained", "train"]
 
