@@ -15,7 +15,7 @@ from edgeopt.training.batches import Data, MicroBatch
 from edgeopt.training.objective import Objective
 from edgeopt.training.teacher import Teacher
 
-__all__ = ["MetricFunction", "evaluate", "share_buffers"]
+__all__ = ["MetricFunction", "broadcast_buffers", "evaluate"]
 
 #: (outputs by name, targets by name) of all samples, in order -> how good they are.
 MetricFunction: TypeAlias = Callable[[Mapping[str, Array], Mapping[str, Array]], float]
@@ -23,7 +23,7 @@ MetricFunction: TypeAlias = Callable[[Mapping[str, Array], Mapping[str, Array]],
 _Answers: TypeAlias = tuple[dict[str, Array], dict[str, Array]]
 
 
-def share_buffers(accelerator: Any, objective: Objective) -> None:
+def broadcast_buffers(accelerator: Any, objective: Objective) -> None:
     """Running statistics as the main process has them: each saw rows of its own."""
     if accelerator.num_processes > 1:
         for buffer in objective.buffers():
@@ -43,7 +43,7 @@ def evaluate(
 
     Without a metric: the mean loss, weighed by rows.
     """
-    share_buffers(accelerator, objective)
+    broadcast_buffers(accelerator, objective)
     of, rank = accelerator.num_processes, accelerator.process_index
     answers: list[_Answers] = []
     summed, rows = 0.0, 0.0

@@ -18,8 +18,8 @@ from edgeopt.errors import InputsError, UsageError
 from edgeopt.modules.model import TorchModel
 from edgeopt.training import checkpoint, log
 from edgeopt.training.batches import Data, MicroBatch
-from edgeopt.training.distributed import together
-from edgeopt.training.evaluation import MetricFunction, evaluate, share_buffers
+from edgeopt.training.distributed import synchronized
+from edgeopt.training.evaluation import MetricFunction, broadcast_buffers, evaluate
 from edgeopt.training.log import LogRecord
 from edgeopt.training.losses.base import Loss
 from edgeopt.training.objective import Objective
@@ -108,7 +108,7 @@ class Run:
 
     def _finish(self) -> None:
         state = self.state
-        share_buffers(self.accelerator, self.objective)
+        broadcast_buffers(self.accelerator, self.objective)
         kept = self.task.validation is not None or state.stopped == "diverged"
         if kept and state.best:
             self.objective.module.load_state_dict(state.best)
@@ -126,7 +126,7 @@ class Run:
     def _step(self) -> None:
         state, settings = self.state, self.task.settings
         seed_all(settings.seed, 1, state.step, self.accelerator.process_index)
-        parts = together(self.accelerator, self._next)
+        parts = synchronized(self.accelerator, self._next)
         means = self._gradients(parts)
         norm = float(
             self.accelerator.clip_grad_norm_(self.objective.parameters(), settings.clip or math.inf)
@@ -288,7 +288,7 @@ class Run:
         if gains or equal or not state.best:
             state.best_step = state.step
             state.best_metric = None if math.isnan(judged) else judged
-            share_buffers(self.accelerator, self.objective)
+            broadcast_buffers(self.accelerator, self.objective)
             state.best = checkpoint.copied(self.objective.module)
         return metric
 
@@ -321,7 +321,7 @@ class Run:
 
     def _on_main(self, work: Callable[[], None]) -> None:
         main = self.accelerator.is_main_process
-        together(self.accelerator, lambda: work() if main else None)
+        synchronized(self.accelerator, lambda: work() if main else None)
 
     def _seconds(self) -> float:
         return self.began[1] + time.monotonic() - self.began[0]

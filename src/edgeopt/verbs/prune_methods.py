@@ -226,7 +226,7 @@ def _vocabulary(work: Work) -> Made:
 
 def _weights(method: str) -> Callable[[Work], Made]:
     def run(work: Work) -> Made:
-        from edgeopt.pruning.sparsity.masks import held, masks_of
+        from edgeopt.pruning.sparsity.masks import SparsityMask, masks_of
         from edgeopt.pruning.sparsity.prune import prune_weights
 
         options, model = work.options, work.opened.model
@@ -241,14 +241,14 @@ def _weights(method: str) -> Callable[[Work], Made]:
             exclude=options.ignore,
             progress=work.progress,
         )
-        return Made(model, pruning, held(model.module, masks_of(model.module, pruning)))
+        return Made(model, pruning, SparsityMask(model.module, masks_of(model.module, pruning)))
 
     return run
 
 
 def _lottery(work: Work) -> Made:
     from edgeopt.pruning.sparsity.lottery import lottery
-    from edgeopt.pruning.sparsity.masks import held, masks_of
+    from edgeopt.pruning.sparsity.masks import SparsityMask, masks_of
 
     options, model, material = work.options, work.opened.model, work.material
     assert options.ratio is not None and material is not None
@@ -279,7 +279,7 @@ def _lottery(work: Work) -> Made:
         exclude=options.ignore,
         progress=work.progress,
     )
-    return Made(model, pruning, held(model.module, masks_of(model.module, pruning)), said)
+    return Made(model, pruning, SparsityMask(model.module, masks_of(model.module, pruning)), said)
 
 
 _SPARSE = frozenset({"ratio", "pattern", "scope", "include", "ignore"})

@@ -21,7 +21,7 @@ from edgeopt.core import Array, Progress
 from edgeopt.errors import EdgeoptError, SourceError, UsageError
 from edgeopt.modules.model import TorchModel
 from edgeopt.pruning.channels.configuration import fit_configuration
-from edgeopt.pruning.channels.conv1d import turn, turn_back
+from edgeopt.pruning.channels.conv1d import to_conv1d, to_linear
 from edgeopt.pruning.channels.dependencies import trace
 from edgeopt.pruning.channels.groups import LAYERS, ChannelGroup, Trace, width
 from edgeopt.pruning.channels.heads import variants, with_heads
@@ -99,7 +99,7 @@ def prune_channels(
     size = _size(model.module)
     try:
         taken_apart = split(model.module)
-        turned = turn(model.module)
+        turned = to_linear(model.module)
         before = _widths(model.module)
         traced = trace(model)
         groups = [_left_alone(g, wishes) for g in with_heads(model, traced, heads)]
@@ -118,7 +118,7 @@ def prune_channels(
         snapshot.restore()
         raise
     cuts = _cuts(model.module, before, traced, groups, done, reasons)
-    turn_back(model.module, turned)
+    to_conv1d(model.module, turned)
     apart = taken_apart.join(model.module)
     fits = fit_configuration(model.module, cuts)
     return Pruning("channels", cuts, _notes(failed, apart, fits))

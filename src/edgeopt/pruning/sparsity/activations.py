@@ -22,7 +22,7 @@ from edgeopt.core import Array
 from edgeopt.errors import InputsError
 from edgeopt.modules.model import TorchModel
 from edgeopt.modules.reasons import attempt, one_line
-from edgeopt.pruning.collate import join
+from edgeopt.pruning.collate import collate
 from edgeopt.pruning.sparsity.matrices import WeightMatrix
 
 __all__ = ["GRAM_BYTES", "Calls", "Seen", "gather", "gram_bytes", "stages", "watch"]
@@ -144,7 +144,7 @@ def gather(
             for module in layer.modules:
                 handle = module.register_forward_pre_hook(hook(layer), with_kwargs=True)
                 stack.callback(handle.remove)
-        for batch in join(model, _checked(model, feeds), _ROWS):
+        for batch in collate(model, _checked(model, feeds), _ROWS):
             mask = _mask(model, batch)
             called = 0
             _run(model, batch)

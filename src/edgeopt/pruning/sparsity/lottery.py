@@ -20,7 +20,7 @@ from edgeopt.errors import SourceError, UsageError
 from edgeopt.modules.model import TorchModel
 from edgeopt.numerics import masks
 from edgeopt.pruning.result import Cut, Pruning
-from edgeopt.pruning.sparsity.masks import held
+from edgeopt.pruning.sparsity.masks import SparsityMask
 from edgeopt.pruning.sparsity.matrices import WeightMatrix
 from edgeopt.pruning.sparsity.prune import check_ratio, selected
 
@@ -87,7 +87,7 @@ def lottery(
             names[id(layer.weight)]: _as_weight(layer, mask)
             for layer, mask in zip(layers, kept, strict=True)
         }
-        with held(module, wanted) as holding:
+        with SparsityMask(module, wanted) as holding:
             train(module, holding, rewind_step)
             holding()
     for layer in layers:
