@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from edgeopt.measure.footprint import Footprint
 from edgeopt.measure.kinds import worst_kind
 from edgeopt.measure.matching import RowCount, RowMatcher, unequal
 from edgeopt.measure.process import Feeds
+from edgeopt.measure.reporter import Reporter
 from edgeopt.numerics.statistics import median, ratio_interval, round_ratios
 from edgeopt.runtimes.engine import Case, Feed, GraphEngine, make_engine
 
@@ -51,19 +52,11 @@ LOOK_EVERY = 16
 Timer: TypeAlias = Callable[[int, int], float]
 
 
-class Voice(Protocol):
-    """How a job says what it is at."""
-
-    def busy(self, subject: str, doing: str) -> None: ...
-
-    def progress(self, step: str, fraction: float | None) -> None: ...
-
-
 # ---------------------------------------------------------------------------------------------
 # jobs
 
 
-def pair(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+def pair(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Reporter) -> dict[str, Any]:
     """Fidelity of the artifact over every sample, then both files timed in A B B A blocks."""
     source = _open(voice, "source", job["source"], job["threads"])
     artifact = _open(voice, "artifact", job["artifact"], job["threads"])
@@ -121,7 +114,7 @@ def pair(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> di
     }
 
 
-def solo(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+def solo(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Reporter) -> dict[str, Any]:
     """One file alone: seconds to create its session, and memory after that and a few runs."""
     first = feeds.load(folder, 0)
     files = tuple(map(Path, job.get("files", [job["path"]])))
@@ -140,7 +133,7 @@ def solo(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> di
     return {"load": load, "memory": dataclasses.asdict(footprint.read())}
 
 
-def contest(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+def contest(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Reporter) -> dict[str, Any]:
     """All candidates side by side, their blocks in rotating order; those that fail are named."""
     samples = [feeds.load(folder, i) for i in range(feeds.count)]
     timers: dict[str, Timer] = {}
@@ -166,7 +159,7 @@ def contest(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) ->
     return {"timings": dict(zip(timers, blocks.values, strict=True)), "failures": failures}
 
 
-def score(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+def score(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Reporter) -> dict[str, Any]:
     """The SQNR of each candidate's worst float output, on the kind of samples that is worst for
     it, against the source; None: does not run."""
     source = _open(voice, "source", job["source"], job["threads"])
@@ -242,7 +235,7 @@ def _compare(
     names: Mapping[str, str],
     feeds: Feeds,
     folder: Path,
-    voice: Voice,
+    voice: Reporter,
     subject: str = "artifact",
     matcher: RowMatcher | None = None,
     kinds: Sequence[str] = (),
@@ -271,7 +264,7 @@ def _compare(
 
 
 def _repeats(
-    source: GraphEngine, names: Mapping[str, str], feeds: Feeds, folder: Path, voice: Voice
+    source: GraphEngine, names: Mapping[str, str], feeds: Feeds, folder: Path, voice: Reporter
 ) -> dict[str, Any] | None:
     """How close (dB) the source's answers to one sample are from run to run, by its worst output:
     ``output`` and ``db``; None where it has no float output."""
@@ -306,7 +299,7 @@ def _beside_others(
     names: Mapping[str, str],
     feeds: Feeds,
     folder: Path,
-    voice: Voice,
+    voice: Reporter,
 ) -> dict[str, Any] | None:
     """Samples in one batch against the same samples alone: what their neighbours do to them.
 
@@ -435,7 +428,7 @@ def _block_length(timer: Timer, clock: Callable[[], float]) -> int:
     return max(1, min(10_000, round(BLOCK / max(fastest, 1e-9))))
 
 
-def _timer(voice: Voice, subject: str, engine: GraphEngine, samples: Sequence[Feed]) -> Timer:
+def _timer(voice: Reporter, subject: str, engine: GraphEngine, samples: Sequence[Feed]) -> Timer:
     """A block of inferences on the sample whose turn it is."""
 
     def block(runs: int, turn: int) -> float:
@@ -454,7 +447,7 @@ def _engine(path: str, threads: int) -> GraphEngine:
     return cast(GraphEngine, make_engine(case))
 
 
-def _open(voice: Voice, subject: str, path: str, threads: int) -> GraphEngine:
+def _open(voice: Reporter, subject: str, path: str, threads: int) -> GraphEngine:
     voice.busy(subject, f"loading {path}")
     engine = _engine(path, threads)
     engine.imports()

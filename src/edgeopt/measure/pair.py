@@ -41,8 +41,8 @@ _MEMORY = {
     "memory_mapped": ("mapped", "other"),
 }
 
-Subject: TypeAlias = Literal["source", "artifact"]
-_SUBJECTS: tuple[Subject, Subject] = ("source", "artifact")
+PairSide: TypeAlias = Literal["source", "artifact"]
+_SUBJECTS: tuple[PairSide, PairSide] = ("source", "artifact")
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ def _alone(
     conditions = {"threads": job["threads"], "process": "fresh", "file": "pages warm"}
     measurements: list[Measurement] = []
     problems: list[str] = []
-    results: dict[Subject, list[Mapping[str, Any]]] = {"source": [], "artifact": []}
+    results: dict[PairSide, list[Mapping[str, Any]]] = {"source": [], "artifact": []}
     for turn in range(_PROCESSES):
         for subject in _SUBJECTS:
             if progress is not None:
@@ -313,7 +313,7 @@ def _alone(
 
 
 def _measurement(
-    subject: Subject,
+    subject: PairSide,
     metric: str,
     unit: str,
     conditions: Mapping[str, Any],

@@ -34,7 +34,7 @@ from edgeopt.numerics.statistics import (
 
 __all__ = [
     "RULES",
-    "Rule",
+    "DecisionRule",
     "alike",
     "compare",
     "compare_blocks",
@@ -48,7 +48,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Rule:
+class DecisionRule:
     """What makes a difference: ``confidence`` of the interval that must leave out 1, and the
     smallest ``effect`` (0.025: a ratio of 1.025 or more, or of 1 / 1.025 or less)."""
 
@@ -57,20 +57,20 @@ class Rule:
 
 
 #: By "metric.statistic", else by metric, else by the metric's first word.
-RULES: Mapping[str, Rule] = {
-    "latency.p50": Rule(0.99, 0.025),
-    "latency": Rule(0.99, 0.05),
-    "first": Rule(0.99, 0.10),
-    "import": Rule(0.99, 0.10),
-    "load": Rule(0.99, 0.10),
-    "memory": Rule(0.99, 0.02),
-    "energy": Rule(0.99, 0.05),
+RULES: Mapping[str, DecisionRule] = {
+    "latency.p50": DecisionRule(0.99, 0.025),
+    "latency": DecisionRule(0.99, 0.05),
+    "first": DecisionRule(0.99, 0.10),
+    "import": DecisionRule(0.99, 0.10),
+    "load": DecisionRule(0.99, 0.10),
+    "memory": DecisionRule(0.99, 0.02),
+    "energy": DecisionRule(0.99, 0.05),
 }
 
-_OTHERS = Rule(0.99, 0.05)
+_OTHERS = DecisionRule(0.99, 0.05)
 
 
-def rule_of(metric: str, statistic: str) -> Rule:
+def rule_of(metric: str, statistic: str) -> DecisionRule:
     """The rule of a metric's statistic."""
     for name in (f"{metric}.{statistic}", metric, metric.partition(".")[0]):
         if name in RULES:
@@ -140,7 +140,7 @@ def compare_blocks(base: Sequence[Sequence[float]], other: Sequence[Sequence[flo
     return said.pop() if len(said) == 1 else "not significant" if said else "unknown"
 
 
-def verdict_of(ratios: Sequence[float] | NDArray[np.float64], rule: Rule) -> str:
+def verdict_of(ratios: Sequence[float] | NDArray[np.float64], rule: DecisionRule) -> str:
     """The :func:`verdict` on ratios of rounds in one process; ``unknown`` of fewer than three."""
     if len(ratios) < FEWEST_RATIOS:
         return "unknown"

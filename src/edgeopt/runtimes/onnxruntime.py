@@ -25,7 +25,7 @@ from edgeopt.errors import (
     WorkerError,
 )
 
-__all__ = ["Session", "preload"]
+__all__ = ["OnnxSession", "preload"]
 
 #: The runtime's names for tensor types, as numpy (or ml_dtypes) names them.
 _DTYPES: Mapping[str, str] = {
@@ -47,7 +47,7 @@ _DTYPES: Mapping[str, str] = {
 
 _PROVIDERS: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-#: Makes the session remember which provider each node went to, for :meth:`Session.nodes`.
+#: Makes the session remember which provider each node went to, for :meth:`OnnxSession.nodes`.
 _RECORD = "session.record_ep_graph_assignment_info"
 
 #: Only errors: a warning of the runtime is not something that the user did or can mend.
@@ -57,7 +57,7 @@ _ERRORS_ONLY = 3
 _FEED_ERRORS = frozenset({"InvalidArgument", "ValueError", "TypeError"})
 
 
-class Session:
+class OnnxSession:
     """A model file opened by plain ONNX Runtime, as whoever deploys it would open it.
 
     Make one with :meth:`open`. ``inputs`` and ``outputs`` describe its tensors; ``placement``
@@ -81,7 +81,7 @@ class Session:
         self._native = native
 
     @classmethod
-    def open(cls, path: str | Path, *, threads: int = 1, device: str = "cpu") -> Session:
+    def open(cls, path: str | Path, *, threads: int = 1, device: str = "cpu") -> OnnxSession:
         """Load ``path`` with ``threads`` threads inside operators and one between them.
 
         Spinning is off: a pool's idle threads otherwise keep running for a while after each

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from edgeopt.core import Array
 from edgeopt.errors import InputsError
-from edgeopt.training.batches import Data, Part
+from edgeopt.training.batches import Data, MicroBatch
 from edgeopt.training.objective import Objective
 from edgeopt.training.teacher import Teacher
 
-__all__ = ["Metric", "evaluate", "share_buffers"]
+__all__ = ["MetricFunction", "evaluate", "share_buffers"]
 
 #: (outputs by name, targets by name) of all samples, in order -> how good they are.
-Metric: TypeAlias = Callable[[Mapping[str, Array], Mapping[str, Array]], float]
+MetricFunction: TypeAlias = Callable[[Mapping[str, Array], Mapping[str, Array]], float]
 
 _Answers: TypeAlias = tuple[dict[str, Array], dict[str, Array]]
 
@@ -34,10 +34,10 @@ def evaluate(
     objective: Objective,
     teacher: Teacher,
     data: Data,
-    metric: Metric | None,
+    metric: MetricFunction | None,
     batch_size: int,
     accelerator: Any,
-    tensors: Callable[[Part], tuple[Mapping[str, Tensor], Mapping[str, Tensor]]],
+    tensors: Callable[[MicroBatch], tuple[Mapping[str, Tensor], Mapping[str, Tensor]]],
 ) -> float:
     """The metric over all the data, the same number in every process, each of which runs a part.
 

@@ -32,7 +32,7 @@ def save(
         together(accelerator, lambda: None)
         return
     scaler = accelerator.scaler
-    saved = checkpoint.Saved(
+    saved = checkpoint.Checkpoint(
         {
             "student": objective.module.state_dict(),
             "losses": objective.losses.state_dict(),

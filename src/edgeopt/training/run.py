@@ -16,10 +16,10 @@ from torch import Tensor
 from edgeopt.core import Progress
 from edgeopt.errors import InputsError, UsageError
 from edgeopt.training import checkpoint, log
-from edgeopt.training.batches import Data, Part
+from edgeopt.training.batches import Data, MicroBatch
 from edgeopt.training.distributed import together
-from edgeopt.training.evaluation import Metric, evaluate, share_buffers
-from edgeopt.training.log import Record
+from edgeopt.training.evaluation import MetricFunction, evaluate, share_buffers
+from edgeopt.training.log import LogRecord
 from edgeopt.training.objective import Objective
 from edgeopt.training.randomness import seed_all
 from edgeopt.training.resume import save
@@ -55,7 +55,7 @@ class Run:
     validation: Data | None
     teacher: Teacher
     judge: Teacher
-    metric: Metric | None
+    metric: MetricFunction | None
     higher: bool
     settings: TrainSettings
     total: int
@@ -65,7 +65,7 @@ class Run:
     progress: Progress
     state: TrainingState
     notes: list[str] = field(default_factory=list)
-    upcoming: Iterator[tuple[Part, ...]] | None = None
+    upcoming: Iterator[tuple[MicroBatch, ...]] | None = None
     last: tuple[float, float | None] = (0.0, None)
     began: tuple[float, float, int] = (0.0, 0.0, 0)
 
@@ -140,7 +140,7 @@ class Run:
         s = self.settings
         return s.learning_rate * multiplier(self.state.step, self.total, s.warmup, s.hold, s.floor)
 
-    def _gradients(self, parts: Sequence[Part]) -> list[float]:
+    def _gradients(self, parts: Sequence[MicroBatch]) -> list[float]:
         """Accumulate the batch's gradients; its loss and every part of it, over all processes."""
         sums = torch.zeros(1 + len(self.objective.losses), device=self.accelerator.device)
         for part in parts:
@@ -157,7 +157,7 @@ class Run:
         means: list[float] = self.accelerator.reduce(sums, "mean").tolist()
         return means
 
-    def _losses(self, part: Part) -> tuple[Tensor, Tensor]:
+    def _losses(self, part: MicroBatch) -> tuple[Tensor, Tensor]:
         feed, targets = self.tensors(part)
         answers = self.teacher.answers(part, feed)
         try:
@@ -171,7 +171,7 @@ class Run:
             ) from error
         return total, single
 
-    def _next(self) -> tuple[Part, ...]:
+    def _next(self) -> tuple[MicroBatch, ...]:
         """This process's parts of the next batch; a pass that is over is followed by the next."""
         state, settings = self.state, self.settings
         for _ in range(2):
@@ -197,7 +197,7 @@ class Run:
             "called again"
         )
 
-    def _augmented(self, part: Part, piece: int) -> Part:
+    def _augmented(self, part: MicroBatch, piece: int) -> MicroBatch:
         augment = self.settings.augment
         if augment is None:
             return part
@@ -205,7 +205,7 @@ class Run:
         rng = np.random.default_rng((self.settings.seed, 2, self.state.step, rank, piece))
         return replace(part, inputs=dict(augment(part.inputs, rng)))
 
-    def tensors(self, part: Part) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def tensors(self, part: MicroBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return to_tensors(part, self.objective.student, self.accelerator.device)
 
     # ------------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ class Run:
         state, names = self.state, self.objective.names
         mean = list(means[0]) if means else state.since_record.take()
         per_pass = self.data.count(self.settings.batch_size)
-        record = Record(
+        record = LogRecord(
             step=state.step,
             epoch=round(state.step / per_pass, 4) if per_pass else float(state.epoch),
             loss=mean[0] if mean else None,

@@ -17,7 +17,7 @@ from edgeopt.modules.model import TorchModel
 from edgeopt.training.batches import Data
 from edgeopt.training.distributed import from_main
 from edgeopt.training.divergence import DivergenceGuard
-from edgeopt.training.evaluation import Metric
+from edgeopt.training.evaluation import MetricFunction
 from edgeopt.training.losses.base import Loss
 from edgeopt.training.objective import Objective, layers_of
 from edgeopt.training.randomness import seed_all
@@ -45,7 +45,7 @@ class Task:
     settings: TrainSettings
     teacher: TorchModel | None
     validation: Data | None
-    metric: Metric | None
+    metric: MetricFunction | None
     higher_is_better: bool
     after_step: Callable[[], None] | None
     log: Path | None

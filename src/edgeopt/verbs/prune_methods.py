@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edgeopt.targets.program.module import Opened
     from edgeopt.verbs.training import Lessons, TrainOptions
 
-__all__ = ["METHODS", "Made", "Method", "Work"]
+__all__ = ["METHODS", "Made", "PruneMethod", "Work"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Method:
+class PruneMethod:
     """One method: the options it takes, those one of which it needs, and how it is run.
 
     ``sparse``: weights become zero, shapes stay. ``trains``: it trains by itself, on --recover.
@@ -284,8 +284,8 @@ def _lottery(work: Work) -> Made:
 
 _SPARSE = frozenset({"ratio", "pattern", "scope", "include", "ignore"})
 
-METHODS: Mapping[str, Method] = {
-    "channels": Method(
+METHODS: Mapping[str, PruneMethod] = {
+    "channels": PruneMethod(
         _channels,
         frozenset(
             {
@@ -301,20 +301,20 @@ METHODS: Mapping[str, Method] = {
         ),
         needs=("ratio", "target"),
     ),
-    "depth": Method(
+    "depth": PruneMethod(
         _depth, frozenset({"ratio", "keep", "remove"}), needs=("ratio", "keep", "remove")
     ),
-    "vocabulary": Method(
+    "vocabulary": PruneMethod(
         _vocabulary, frozenset({"corpus", "min_count"}), needs=("corpus",), recovers=False
     ),
-    "magnitude": Method(_weights("magnitude"), _SPARSE, ("ratio", "pattern"), sparse=True),
-    "wanda": Method(
+    "magnitude": PruneMethod(_weights("magnitude"), _SPARSE, ("ratio", "pattern"), sparse=True),
+    "wanda": PruneMethod(
         _weights("wanda"), _SPARSE, ("ratio", "pattern"), sparse=True, activations=True
     ),
-    "sparsegpt": Method(
+    "sparsegpt": PruneMethod(
         _weights("sparsegpt"), _SPARSE, ("ratio", "pattern"), sparse=True, activations=True
     ),
-    "lottery": Method(
+    "lottery": PruneMethod(
         _lottery,
         frozenset({"ratio", "rounds", "rewind", "include", "ignore"}),
         needs=("ratio",),

@@ -27,11 +27,11 @@ from edgeopt.modules.loading import (
 )
 from edgeopt.modules.outputs import Flat
 
-__all__ = ["Job", "fill", "load"]
+__all__ = ["CaptureJob", "fill", "load"]
 
 
 @dataclass(frozen=True)
-class Job:
+class CaptureJob:
     """What the parent asks for."""
 
     path: Path
@@ -45,7 +45,7 @@ class Job:
     bare: bool = False
 
 
-def load(job: Job, source: Callable[[], Source]) -> Loaded:
+def load(job: CaptureJob, source: Callable[[], Source]) -> Loaded:
     """Load by kind. ``source`` opens the file by our own reader, for its weights alone.
 
     Raises UnsafeError where loading would run code that nobody has allowed, SourceError,
@@ -85,7 +85,7 @@ def fill(module: nn.Module, weights: tuple[Weight, ...]) -> Filled:
 # modules and TorchScript
 
 
-def _plain(module: nn.Module, job: Job, said: Sequence[str] = ()) -> Loaded:
+def _plain(module: nn.Module, job: CaptureJob, said: Sequence[str] = ()) -> Loaded:
     notes = list(said)
     floats = {p.dtype for p in (*module.parameters(), *module.buffers()) if p.is_floating_point()}
     if floats - {torch.float32}:
@@ -116,7 +116,7 @@ def _flat(module: nn.Module, inputs: Inputs) -> Flat:
     return flat
 
 
-def _scripted(job: Job) -> Loaded:
+def _scripted(job: CaptureJob) -> Loaded:
     module = scripted(job.path)
 
     def works(inputs: Inputs, feed: Mapping[str, Array]) -> str | None:

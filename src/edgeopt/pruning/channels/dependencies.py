@@ -21,8 +21,8 @@ from edgeopt.modules.model import TorchModel
 from edgeopt.pruning.channels.groups import (
     FAILURES,
     LAYERS,
-    Group,
-    Part,
+    ChannelGroup,
+    GroupMember,
     Side,
     Trace,
     trainable,
@@ -138,7 +138,7 @@ def _lost(channels: Any) -> Any:
 def _read(graph: Any, module: nn.Module) -> Trace:
     names: dict[Any, str] = {layer: name for name, layer in module.named_modules()}
     names.update({p: name for name, p in module.named_parameters()})
-    groups: list[Group] = []
+    groups: list[ChannelGroup] = []
     used: set[str] = set()
     readers: dict[str, tuple[str, ...]] = {}
     nodes = [layer for layer in graph.module2node if isinstance(layer, LAYERS)]
@@ -157,9 +157,9 @@ def _read(graph: Any, module: nn.Module) -> Trace:
     return Trace(tuple(with_ties(groups, module)), frozenset(used), readers)
 
 
-def _group(graph: Any, layer: nn.Module, names: Mapping[Any, str]) -> Group:
+def _group(graph: Any, layer: nn.Module, names: Mapping[Any, str]) -> ChannelGroup:
     size = width(layer)
-    parts: list[Part] = []
+    parts: list[GroupMember] = []
     walk = _Walk(graph, layer, size)
     reason = "" if walk.followed else "its channels pass through an operation that moves them about"
     for (node, handler), channels in walk.found.items():
@@ -182,11 +182,11 @@ def _group(graph: Any, layer: nn.Module, names: Mapping[Any, str]) -> Group:
                 continue  # one slope for whatever channels there are
             indices = torch.tensor(sorted(channels), dtype=torch.int64)
             roots = torch.tensor([channels[c] for c in sorted(channels)], dtype=torch.int64)
-            part = Part(names[target], target, side, indices, roots)
+            part = GroupMember(names[target], target, side, indices, roots)
             parts.append(part)
             reason = reason or _unfit(part)
     units, conflict = units_of(tuple(parts), walk.classes())
-    return Group(names[layer], tuple(parts), units, "channels", reason or conflict)
+    return ChannelGroup(names[layer], tuple(parts), units, "channels", reason or conflict)
 
 
 class _Walk:
@@ -277,7 +277,7 @@ def _limit(graph: Any, node: Any, function: Any, size: int) -> int:
     return size * _WIDEST if count is None or node.type.name == "OUTPUT" else int(count)
 
 
-def _unfit(part: Part) -> str:
+def _unfit(part: GroupMember) -> str:
     """Why this layer cannot shrink on that side, or nothing."""
     layer = part.layer
     if isinstance(layer, nn.MultiheadAttention):

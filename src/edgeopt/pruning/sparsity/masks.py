@@ -12,7 +12,7 @@ from edgeopt.errors import SourceError
 from edgeopt.pruning.result import Pruning
 from edgeopt.pruning.sparsity.matrices import find_layers
 
-__all__ = ["Held", "held", "masks_of"]
+__all__ = ["SparsityMask", "held", "masks_of"]
 
 
 def masks_of(module: nn.Module, pruning: Pruning | None = None) -> dict[str, Tensor]:
@@ -37,7 +37,7 @@ def masks_of(module: nn.Module, pruning: Pruning | None = None) -> dict[str, Ten
     return found
 
 
-class Held:
+class SparsityMask:
     """Keeps weights at zero. Their gradients are zero from here on, so that momentum, clipping and
     accumulation do not see them; called after an optimizer's step, it takes back what a step did
     all the same. A context manager, or until :meth:`remove`.
@@ -74,20 +74,20 @@ class Held:
             handle.remove()
         self._handles = []
 
-    def __enter__(self) -> Held:
+    def __enter__(self) -> SparsityMask:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.remove()
 
 
-def held(module: nn.Module, masks: Mapping[str, Tensor]) -> Held:
+def held(module: nn.Module, masks: Mapping[str, Tensor]) -> SparsityMask:
     """Keep the weights that ``masks`` leave out at zero while ``module`` is trained.
 
     The result is called after each step of the optimizer. Raises SourceError where masks do not
     fit.
     """
-    return Held(module, masks)
+    return SparsityMask(module, masks)
 
 
 def _masked(mask: Tensor) -> Any:
