@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -189,6 +189,13 @@ def _group(graph: Any, layer: nn.Module, names: Mapping[Any, str]) -> ChannelGro
     return ChannelGroup(names[layer], tuple(parts), units, "channels", reason or conflict)
 
 
+class _Channel(NamedTuple):
+    """A node's channel and the layer's, under the names by which torch-pruning maps them."""
+
+    idx: int
+    root_idx: int
+
+
 class _Walk:
     """All that a layer's output channels reach in the graph.
 
@@ -201,13 +208,11 @@ class _Walk:
     """
 
     def __init__(self, graph: Any, layer: nn.Module, size: int) -> None:
-        from torch_pruning._helpers import _HybridIndex
-
         self.found: dict[tuple[Any, Any], dict[int, int]] = {}
         self.followed = True
         self._class = list(range(size))
         start = graph.module2node[layer], graph.get_pruner_of_module(layer).prune_out_channels
-        whole = [_HybridIndex(idx=c, root_idx=c) for c in range(size)]
+        whole = [_Channel(c, c) for c in range(size)]
         self.found[start] = {c: c for c in range(size)}
         waiting = [(start, whole)]
         while waiting and self.followed:
