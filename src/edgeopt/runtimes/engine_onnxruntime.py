@@ -10,10 +10,12 @@ the runtime does not say what it is expected to.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from edgeopt.core import InputSpec
 from edgeopt.errors import UsageError
 from edgeopt.runtimes.engine import Case, Feed
 from edgeopt.runtimes.onnxruntime import OnnxSession, preload
@@ -40,6 +42,18 @@ class OnnxRuntimeEngine:
         """The session of :meth:`load`."""
         assert self._session is not None, "load() comes first"
         return self._session
+
+    @property
+    def path(self) -> Path:
+        return self._case.path
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        return self.session.inputs
+
+    @property
+    def outputs(self) -> tuple[InputSpec, ...]:
+        return self.session.outputs
 
     def imports(self) -> None:
         try:

@@ -5,9 +5,6 @@ Importing this module costs numpy only; the runtime itself is loaded by the firs
 
 from __future__ import annotations
 
-import itertools
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -190,17 +187,6 @@ class OnnxSession:
             nodes = tuple((node.name, node.op_type) for node in part.get_nodes())
             found[part.ep_name] = (*found.get(part.ep_name, ()), *nodes)
         return found
-
-    def time(self, feed: Mapping[str, NDArray[Any]], runs: int) -> float:
-        """Median seconds of ``runs`` inferences in a row, outputs included. Errors as ``run``."""
-        native, values, clock = self._native, dict(feed), time.perf_counter
-        marks = [0.0] * (runs + 1)
-        with _run_errors(self.path):
-            marks[0] = clock()
-            for i in range(1, runs + 1):
-                native.run(None, values)
-                marks[i] = clock()
-        return statistics.median(b - a for a, b in itertools.pairwise(marks))
 
     def fit(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The part of ``feed`` that this model takes, floats cast to the width it asks for.
