@@ -12,7 +12,8 @@ from torch import nn  # noqa: E402
 from edgeopt.core import InputSpec  # noqa: E402
 from edgeopt.errors import SourceError  # noqa: E402
 from edgeopt.modules.model import TorchModel  # noqa: E402
-from edgeopt.pruning.sparsity.prune import SparsityMask, masks_of, prune_weights  # noqa: E402
+from edgeopt.pruning.sparsity.masks import SparsityMask, masks_of  # noqa: E402
+from edgeopt.pruning.sparsity.prune import prune_weights  # noqa: E402
 
 
 def _pruned() -> tuple[nn.Sequential, TorchModel]:

@@ -21,7 +21,6 @@ from edgeopt.modules.model import TorchModel
 from edgeopt.numerics import masks, sparsegpt, wanda
 from edgeopt.pruning.result import Cut, Pruning
 from edgeopt.pruning.sparsity.activations import Calls, Seen, gather, gram_bytes, stages, watch
-from edgeopt.pruning.sparsity.masks import masks_of
 from edgeopt.pruning.sparsity.matrices import WeightMatrix, find_layers, kept_cut
 from edgeopt.pruning.sparsity.output_layers import output_weights
 
@@ -29,7 +28,6 @@ __all__ = [
     "METHODS",
     "Amount",
     "check_ratio",
-    "masks_of",
     "prune_weights",
     "selected",
 ]
