@@ -9,25 +9,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgeopt.core import Array, InputSpec, Source, Weight
+from edgeopt.core import Array, InputSpec, Source
 from edgeopt.errors import SourceError
 from edgeopt.graphs.capture.axes import Inputs
 from edgeopt.graphs.capture.loaded import Loaded
 from edgeopt.graphs.capture.plain import derive
 from edgeopt.graphs.capture.program import load_program
 from edgeopt.modules.loading import (
-    Filled,
     argument_names,
     build,
-    fill_in,
+    fill,
     needs_trust,
     scripted,
-    tensor_of,
     unpickled,
 )
 from edgeopt.modules.outputs import Flat
 
-__all__ = ["CaptureJob", "fill", "load"]
+__all__ = ["CaptureJob", "load"]
 
 
 @dataclass(frozen=True)
@@ -67,18 +65,6 @@ def load(job: CaptureJob, source: Callable[[], Source]) -> Loaded:
         needs_trust(job.path, job.kind, job.trust)
         return _plain(unpickled(job.path), job)
     raise SourceError(f"{job.path}: a state dict has no code: give --model package.module:callable")
-
-
-def fill(module: nn.Module, weights: tuple[Weight, ...]) -> Filled:
-    """Load the weights into the module as :func:`edgeopt.modules.loading.fill_in` does.
-    Errors likewise.
-    """
-    given = {weight.name: weight for weight in weights}
-
-    def tensor(name: str) -> torch.Tensor:
-        return tensor_of(given[name].array(), given[name].dtype)
-
-    return fill_in(module, {name: weight.shape for name, weight in given.items()}, tensor)
 
 
 # ---------------------------------------------------------------------------------------------
