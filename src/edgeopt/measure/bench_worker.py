@@ -22,6 +22,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 
 from edgeopt.errors import EdgeoptError
+from edgeopt.measure.clock import quiet, timed
 from edgeopt.measure.cold import evict, warm
 from edgeopt.measure.energy import EnergyMeter
 from edgeopt.measure.footprint import Footprint
@@ -31,7 +32,7 @@ from edgeopt.runtimes.engine import Case, Engine, Feed, make_engine
 
 __all__ = ["BenchWorker", "case_from_json", "case_to_json", "main"]
 
-_Command: TypeAlias = Mapping[str, Any]
+_WorkerCommand: TypeAlias = Mapping[str, Any]
 
 #: The part of a turn that goes before it, not recorded: the first inferences after a sleep meet
 #: caches and predictors as another process has left them.
@@ -60,7 +61,7 @@ class BenchWorker:
         self._energy = EnergyMeter(self._gpus, self._gpu)
         self._last = 0.0
 
-    def imports(self, command: _Command) -> dict[str, Any]:
+    def imports(self, command: _WorkerCommand) -> dict[str, Any]:
         """Load the runtime; what is resident then is the baseline."""
         self._mark(f"loading {self._case.runtime}")
         pinned = pin(self._case.threads) if command.get("pin", True) else None
@@ -73,7 +74,7 @@ class BenchWorker:
         self._footprint = Footprint.begin(self._case.files)
         return {"seconds": seconds, "pinned": pinned and dataclasses.asdict(pinned)}
 
-    def load(self, command: _Command) -> dict[str, Any]:
+    def load(self, command: _WorkerCommand) -> dict[str, Any]:
         """Open the artifact, its pages brought in before, or (``cold``) thrown out and checked."""
         path = self._case.path
         eviction = None
@@ -93,7 +94,7 @@ class BenchWorker:
             answer["reason"] = eviction.reason
         return answer
 
-    def first(self, command: _Command) -> dict[str, Any]:
+    def first(self, command: _WorkerCommand) -> dict[str, Any]:
         """The first inference."""
         self._mark(f"running {self._case.path}")
         self._engine.prepare(self._feed)
@@ -102,38 +103,22 @@ class BenchWorker:
         self._last = time.perf_counter() - start
         return {"seconds": self._last}
 
-    def turn(self, command: _Command) -> dict[str, Any]:
+    def turn(self, command: _WorkerCommand) -> dict[str, Any]:
         """Inferences for ``seconds``, at least one, each timed; ``limit`` of the times are kept,
         evenly spread over the turn."""
         self._mark(f"running {self._case.path}")
         seconds, limit = float(command["seconds"]), int(command["limit"])
-        run, clock = self._engine.run, time.perf_counter
-        samples: list[float] = []
-        was = gc.isenabled()
-        gc.disable()
-        try:
+        run = self._engine.run
+        with quiet():
             if self._last < _LONG * seconds:
-                end = clock() + _LEAD_IN * seconds
-                while clock() < end:
-                    run()
+                timed(run, _LEAD_IN * seconds)
                 # On a busy machine it is an interruption, as a rule, after which the time is found
                 # to be up, and the next inference would meet what it left.
                 run()
             if command.get("energy"):
                 self._energy.begin()
-            end = clock() + seconds
-            before = clock()
-            while True:
-                run()
-                after = clock()
-                samples.append(after - before)
-                before = after
-                if after >= end:
-                    break
+            samples = timed(run, seconds)
             energy = self._energy.end() if command.get("energy") else None
-        finally:
-            if was:
-                gc.enable()
         self._last = samples[-1]
         # What is left out is as good as what is kept: a quick model's times need not all be
         # stored, and its turns must not end before the machine has shown its moods.
@@ -142,7 +127,7 @@ class BenchWorker:
         answer: dict[str, Any] = {
             "samples": [round(value, 9) for value in kept],
             "runs": len(samples),
-            "seconds": before - (end - seconds),
+            "seconds": sum(samples),
         }
         if energy is not None:
             answer["energy"] = {
@@ -152,7 +137,7 @@ class BenchWorker:
             }
         return answer
 
-    def memory(self, command: _Command) -> dict[str, Any]:
+    def memory(self, command: _WorkerCommand) -> dict[str, Any]:
         """What is resident now and was at most, and what the runtime did."""
         assert self._footprint is not None
         memory = dataclasses.asdict(self._footprint.read())

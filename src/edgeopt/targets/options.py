@@ -16,11 +16,11 @@ from edgeopt.core.calls import stated
 from edgeopt.core.takes import flag_of
 from edgeopt.errors import UsageError
 
-__all__ = ["MEASURED", "WRITTEN", "Use", "require_meaning", "require_same", "require_use"]
+__all__ = ["MEASURED", "WRITTEN", "OptionUse", "require_meaning", "require_same", "require_use"]
 
 
 @dataclass(frozen=True)
-class Use:
+class OptionUse:
     """What an option is for; ``without`` says why others have no use for it, ``not_of`` are kinds
     of sources that say by themselves what it would say, and ``told`` how."""
 
@@ -30,8 +30,8 @@ class Use:
     told: str = ""
 
 
-def _of(*of: str, without: str, not_of: Iterable[str] = (), told: str = "") -> Use:
-    return Use(frozenset(of), without, frozenset(not_of), told)
+def _of(*of: str, without: str, not_of: Iterable[str] = (), told: str = "") -> OptionUse:
+    return OptionUse(frozenset(of), without, frozenset(not_of), told)
 
 
 ONNX, SAFETENSORS, GGUF = "ONNX", "safetensors", "GGUF"
@@ -42,7 +42,7 @@ _TYPES = "its types are GGUF's; it goes with --to gguf"
 
 #: What quantize, export and verify can be told, by the format of the artifact. Options that are not
 #: here have a meaning for all.
-WRITTEN: Mapping[str, Use] = {
+WRITTEN: Mapping[str, OptionUse] = {
     "data": _of(ONNX, without=_RUN),
     "inputs": _of(
         ONNX, without=_RUN, not_of=["torch-exported"], told="an exported program says what it takes"
@@ -81,7 +81,7 @@ _LOADED = "weights are loaded, and not run"
 _FED = "no artifact takes arrays"
 
 #: What bench and compare can be told, by the runtimes of the artifacts.
-MEASURED: Mapping[str, Use] = {
+MEASURED: Mapping[str, OptionUse] = {
     "device": _of(*_RUNTIMES, without=_LOADED),
     "threads": _of(*_RUNTIMES, without=_LOADED),
     "batch": _of(*_ARRAYS, without=_FED),
@@ -134,6 +134,6 @@ def require_same(options: Mapping[str, Any], planned: Mapping[str, Any]) -> None
             )
 
 
-def _given(uses: Mapping[str, Use]) -> Iterable[tuple[str, Use]]:
+def _given(uses: Mapping[str, OptionUse]) -> Iterable[tuple[str, OptionUse]]:
     names = stated() or frozenset()
     return ((name, use) for name, use in uses.items() if name in names)

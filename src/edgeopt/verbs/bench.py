@@ -17,7 +17,7 @@ from edgeopt.report.results_files import write_document
 from edgeopt.results.saved import against, file_of, open_saved
 from edgeopt.targets.options import require_use
 from edgeopt.verbs.bench_place import place
-from edgeopt.verbs.bench_trials import RUNTIMES, Asked, names_of, runtime_of, trials_of
+from edgeopt.verbs.bench_trials import RUNTIMES, BenchRequest, names_of, runtime_of, trials_of
 from edgeopt.verbs.calling import verb
 
 __all__ = ["bench"]
@@ -83,7 +83,7 @@ def bench(
         OutputError: ``out`` cannot be written.
     """
     _check(artifacts, threads, batch, seq, runtime, seconds, processes, prompt, generate, timeout)
-    asked = Asked(
+    asked = BenchRequest(
         device=device,
         threads=tuple(threads),
         batch=tuple(batch),
@@ -122,7 +122,7 @@ def bench(
             found_device = machine.resolve(device, runtime_of(source, asked))
             trials.extend(trials_of(name, source, asked, found_device, described))
         before = machine.environment(threads=max(threads))
-        document = _Document(names, sources, layers, trials, asked, settings, before, on)
+        document = _Draft(names, sources, layers, trials, asked, settings, before, on)
         if baseline is not None:
             # Results that cannot be compared are refused before minutes of measuring.
             nothing = Bench((), (), {}, {}, ())
@@ -155,7 +155,7 @@ def _described(source: Source) -> tuple[Source, tuple[Layer, ...]]:
     return replace(source, weights=(), extras=()), layers
 
 
-class _Document:
+class _Draft:
     """What is known before measuring, ready to be joined with what is found."""
 
     def __init__(
@@ -164,7 +164,7 @@ class _Document:
         sources: Sequence[Source],
         layers: Mapping[str, tuple[Layer, ...]],
         trials: Sequence[Trial],
-        asked: Asked,
+        asked: BenchRequest,
         settings: BenchSettings,
         before: Mapping[str, Any],
         on: str | None,

@@ -19,7 +19,7 @@ from edgeopt.llm.read import read_model
 from edgeopt.measure.layers import layer_errors, tensors_of, with_errors
 from edgeopt.measure.tensor_errors import TensorError
 from edgeopt.report.results_files import write_document
-from edgeopt.results.saved import Saved, file_of, is_saved, merge, open_all
+from edgeopt.results.saved import SavedResults, file_of, is_saved, merge, open_all
 from edgeopt.runtimes.devices import resolve
 from edgeopt.runtimes.engine import Case
 from edgeopt.targets.gguf.prove import fitting_context
@@ -35,9 +35,9 @@ from edgeopt.tasks.compare_answers import (
     together,
 )
 from edgeopt.tasks.labelled import read_labelled
-from edgeopt.tasks.metrics import Metric, find_metric
+from edgeopt.tasks.metrics import TaskMetric, find_metric
 from edgeopt.verbs.bench import bench
-from edgeopt.verbs.bench_trials import Asked, fitting_sizes, hints_of, runtime_of, specs_of
+from edgeopt.verbs.bench_trials import BenchRequest, fitting_sizes, hints_of, runtime_of, specs_of
 from edgeopt.verbs.calling import verb
 
 __all__ = ["compare"]
@@ -131,7 +131,7 @@ def compare(
         }
     )
     if artifacts:
-        task = _Task(
+        task = _Comparison(
             metrics=tuple(map(find_metric, metric)),
             data=data,
             text=None if text is None else Path(text),
@@ -140,7 +140,7 @@ def compare(
             options=options,
         )
         found = _measured(artifacts, task, None if documents else out, progress)
-        documents[saved.index(False)] = Saved(_NOW, found)
+        documents[saved.index(False)] = SavedResults(_NOW, found)
     results = merge([documents[i] for i in sorted(documents)], other_machine=other_machine)
     if out is not None:
         write_document(results, Path(out))
@@ -157,10 +157,10 @@ def _require_nothing_to_run() -> None:
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Comparison:
     """What artifacts are compared on; ``options`` are bench's."""
 
-    metrics: tuple[Metric, ...]
+    metrics: tuple[TaskMetric, ...]
     data: str | None
     text: Path | None
     chunks: int
@@ -168,9 +168,9 @@ class _Task:
     options: Mapping[str, Any]
 
     @property
-    def asked(self) -> Asked:
+    def asked(self) -> BenchRequest:
         given = {name: self.options[name] for name in _SHARED if name in self.options}
-        return Asked(
+        return BenchRequest(
             **given,
             threads=tuple(self.options.get("threads", (1,))),
             inputs=tuple(self.options.get("inputs", ())),
@@ -179,7 +179,10 @@ class _Task:
 
 
 def _measured(
-    items: Sequence[str | Path], task: _Task, out: str | Path | None, progress: Progress | None
+    items: Sequence[str | Path],
+    task: _Comparison,
+    out: str | Path | None,
+    progress: Progress | None,
 ) -> Results:
     """The artifacts benchmarked in one run, and held against the first."""
     # Without their tensors: those hold maps of the files, and what is mapped cannot be evicted.
@@ -210,7 +213,7 @@ def _measured(
     )
 
 
-def _stands_on(setting: _Setting, task: _Task) -> str:
+def _stands_on(setting: _Setting, task: _Comparison) -> str:
     """What figures of fidelity stand on, in the words of a headline; empty where it is the weights
     alone, which is said where they are shown."""
     if setting.inputs:
@@ -233,7 +236,7 @@ class _Setting:
     given: tuple[str, ...] = ()
 
 
-def _setting(sources: Sequence[Source], task: _Task) -> _Setting:
+def _setting(sources: Sequence[Source], task: _Comparison) -> _Setting:
     """Raises for what cannot be honoured, before minutes of measuring."""
     runtimes = [runtime_of(source, task.asked) for source in sources]
     require_use(runtimes)
@@ -270,7 +273,7 @@ def _setting(sources: Sequence[Source], task: _Task) -> _Setting:
 def _likeness(
     artifacts: Sequence[Artifact],
     errors: Mapping[str, Sequence[TensorError]],
-    task: _Task,
+    task: _Comparison,
     setting: _Setting,
     progress: Progress | None,
 ) -> Likeness:
@@ -295,7 +298,7 @@ def _likeness(
     return together(parts)
 
 
-def _artifact(subject: Subject, path: Path, task: _Task) -> Artifact:
+def _artifact(subject: Subject, path: Path, task: _Comparison) -> Artifact:
     """Answers are compared on this machine, wherever the artifact was timed."""
     source, asked = open_source(path), task.asked
     here = task.options.get("on") is None
@@ -316,7 +319,7 @@ def _room(artifact: Artifact) -> str:
 
 
 def _answers(
-    artifacts: Sequence[Artifact], setting: _Setting, task: _Task, progress: Progress | None
+    artifacts: Sequence[Artifact], setting: _Setting, task: _Comparison, progress: Progress | None
 ) -> Likeness:
     try:
         return of_answers(
@@ -338,7 +341,7 @@ def _answers(
 
 
 def _texts(
-    artifacts: Sequence[Artifact], body: bytes, task: _Task, progress: Progress | None
+    artifacts: Sequence[Artifact], body: bytes, task: _Comparison, progress: Progress | None
 ) -> Likeness:
     assert task.text is not None
     context, embedder = task.context, False

@@ -15,7 +15,7 @@ from edgeopt.report.plots.chart import (
     MARK,
     RIGHT,
     TEXT,
-    Entry,
+    LegendEntry,
     Marks,
     axis_format,
     framed,
@@ -24,7 +24,7 @@ from edgeopt.report.plots.chart import (
     placed,
 )
 
-__all__ = ["Bar", "Part", "bars", "listing"]
+__all__ = ["Bar", "BarSegment", "bars", "listing"]
 
 _PITCH, _HEADING, _BAR, _TOP = 46, 34, 16, 20
 
@@ -33,7 +33,7 @@ _ROOMY = 500
 
 
 @dataclass(frozen=True)
-class Part:
+class BarSegment:
     """A stretch of a bar: its length, its ink, what it stands for."""
 
     number: Number
@@ -47,13 +47,13 @@ class Bar:
     ``heading``: words above it, where a group of bars begins."""
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[BarSegment, ...]
     value: Phrase = ()
     change: Phrase = ()
     tone: str = "muted"
     low: Number | None = None
     high: Number | None = None
-    ticks: tuple[Part, ...] = ()
+    ticks: tuple[BarSegment, ...] = ()
     heading: str = ""
 
 
@@ -64,7 +64,7 @@ def bars(
     unit: str,
     *,
     axis: bool = False,
-    entries: Sequence[Entry] = (),
+    entries: Sequence[LegendEntry] = (),
 ) -> dict[str, Any]:
     """The specification of bars on a common scale that starts at zero."""
     stood, height = _stood(rows)
@@ -128,7 +128,7 @@ def _after(row: Bar) -> float:
     return 18 + BOLD * value + LETTER * change + (10 if value and change else 0)
 
 
-_Rows: TypeAlias = Sequence[tuple[Bar, int]]
+_BarRows: TypeAlias = Sequence[tuple[Bar, int]]
 
 #: Words that nobody needs to hear one by one: the picture has an alternative of its own.
 _WORDS = {"type": "text", "align": "left", "baseline": "middle", "aria": False}
@@ -143,7 +143,7 @@ def _round_ticks(longest: float) -> list[float]:
 
 
 def _stretches(
-    rows: _Rows, scale: _Scale, marks: Marks, thick: int = _BAR, top: int = _TOP
+    rows: _BarRows, scale: _Scale, marks: Marks, thick: int = _BAR, top: int = _TOP
 ) -> list[Any]:
     values = []
     for row, at in rows:
@@ -167,7 +167,7 @@ def _stretches(
     return [layer(values, bar, **ends, color=inked(), description=MARK)]
 
 
-def _names(rows: _Rows, width: float, beside: bool) -> Any:
+def _names(rows: _BarRows, width: float, beside: bool) -> Any:
     values = []
     for row, at in rows:
         room = width if beside else width - _after(row)
@@ -181,7 +181,7 @@ def _names(rows: _Rows, width: float, beside: bool) -> Any:
     return layer(values, _WORDS, x=placed("x"), y=placed("y"), text=TEXT, color=inked())
 
 
-def _intervals(rows: _Rows, scale: _Scale) -> list[Any]:
+def _intervals(rows: _BarRows, scale: _Scale) -> list[Any]:
     values = [
         {
             "low": row.low.value,
@@ -198,7 +198,7 @@ def _intervals(rows: _Rows, scale: _Scale) -> list[Any]:
 
 
 def _ticks(
-    rows: _Rows, scale: _Scale, marks: Marks, thick: int = _BAR, top: int = _TOP
+    rows: _BarRows, scale: _Scale, marks: Marks, thick: int = _BAR, top: int = _TOP
 ) -> list[Any]:
     values = [
         {
@@ -216,7 +216,7 @@ def _ticks(
     return [layer(values, rule, **place, color=inked(), description=MARK)] if values else []
 
 
-def _texts(rows: _Rows, scale: _Scale, marks: Marks, width: float, beside: bool) -> list[Any]:
+def _texts(rows: _BarRows, scale: _Scale, marks: Marks, width: float, beside: bool) -> list[Any]:
     """The value and what changed: after the bar, or at the right edge of its name's line."""
     bold, light = [], []
     for row, at in rows:
@@ -248,7 +248,7 @@ _LIST_PITCH, _LIST_BAR = 34, 7
 
 
 def listing(
-    rows: Sequence[Bar], width: int, marks: Marks, entries: Sequence[Entry] = ()
+    rows: Sequence[Bar], width: int, marks: Marks, entries: Sequence[LegendEntry] = ()
 ) -> dict[str, Any]:
     """Thin bars under lines of text, the values at the right edge: for many rows."""
     across = width - RIGHT - 1
