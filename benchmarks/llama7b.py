@@ -81,11 +81,11 @@ def child(what: str, path: Path) -> dict[str, Any]:
         held = edgeopt.load_weights(path)
         touch(held)
     else:
-        from edgeopt.runtimes.llamacpp import Session
+        from edgeopt.runtimes.llamacpp import LlamaSession
 
         mapped, repack = {"llama-mmap": (True, False), "llama-read": (False, False),
                           "llama-default": (True, True)}[what]  # fmt: skip
-        held = Session.open(path, threads=2, context=64, mmap=mapped, repack=repack)
+        held = LlamaSession.open(path, threads=2, context=64, mmap=mapped, repack=repack)
         said["open_s"] = time.perf_counter() - began
         held.generate([1], 1)
         said["session"] = {k: held.info()[k] for k in ("mmap", "repack", "pages_shared")}

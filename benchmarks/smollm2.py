@@ -41,7 +41,7 @@ from edgeopt.files.gguf import read_header
 from edgeopt.files.imatrix import read_imatrix
 from edgeopt.llm.mix import file_type
 from edgeopt.numerics.divergence import DivergenceMeter
-from edgeopt.runtimes.llamacpp import Session
+from edgeopt.runtimes.llamacpp import LlamaSession
 
 DATA = Path(os.environ.get("EDGEOPT_TEST_DATA", common.ROOT.parent / "shared" / "data"))
 PRESETS = (
@@ -149,8 +149,8 @@ def compare(
     first = context // 2
     with ExitStack() as stack:
 
-        def opened(path: Path) -> Session:
-            return stack.enter_context(Session.open(path, threads=threads, context=context))
+        def opened(path: Path) -> LlamaSession:
+            return stack.enter_context(LlamaSession.open(path, threads=threads, context=context))
 
         reference = opened(base)
         sessions = [(file, opened(file.path)) for file in files]

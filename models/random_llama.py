@@ -119,7 +119,7 @@ def _write_weights(
     seeds: dict[str, np.random.SeedSequence],
     pool: ThreadPoolExecutor,
 ) -> None:
-    entries = [safetensors.Entry(name, "float16", shape) for name, shape in tensors]
+    entries = [safetensors.TensorEntry(name, "float16", shape) for name, shape in tensors]
     path.touch()
     with safetensors.filling(path, entries, {"format": "pt"}) as put:
         for name, shape in tensors:

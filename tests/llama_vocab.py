@@ -10,7 +10,7 @@ from pathlib import Path
 
 import llama_cpp
 
-from edgeopt.files.gguf_write import Field, Layout, string
+from edgeopt.files.gguf_write import Field, GgufLayout, string
 
 
 @llama_cpp.llama_log_callback
@@ -60,7 +60,7 @@ def loaded(fields: Mapping[str, Field], architecture: str = "llama") -> Iterator
     keys = {"general.architecture": string(architecture), **fields}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "vocab.gguf")
-        path.write_bytes(Layout.of(keys, []).header)
+        path.write_bytes(GgufLayout.of(keys, []).header)
         params = llama_cpp.llama_model_default_params()
         params.vocab_only = True
         model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)

@@ -37,7 +37,7 @@ def _arrays() -> dict[str, NDArray[np.float32]]:
 
 def _write_safetensors(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:
     path.touch()
-    entries = [safetensors.Entry(name, "float32", a.shape) for name, a in arrays.items()]
+    entries = [safetensors.TensorEntry(name, "float32", a.shape) for name, a in arrays.items()]
     with safetensors.filling(path, entries, {"format": "pt"}) as put:
         for name, array in arrays.items():
             put(name, array)
@@ -63,7 +63,7 @@ def _write_gguf(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:
         "tokenizer.ggml.tokens": gguf_write.array("string", tokens),
         "tokenizer.ggml.scores": gguf_write.array("float32", scores),
     }
-    layout = gguf_write.Layout.of(fields, [(n, a.shape, "F32") for n, a in arrays.items()])
+    layout = gguf_write.GgufLayout.of(fields, [(n, a.shape, "F32") for n, a in arrays.items()])
     path.touch()
     with gguf_write.writing_gguf(path, layout) as writer:
         for name, array in arrays.items():

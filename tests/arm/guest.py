@@ -29,17 +29,17 @@ def features() -> None:
 
 def answer(folder: Path, out: Path) -> None:
     """Run every NAME.onnx of a folder on the arrays of its NAME.npz, once."""
-    from edgeopt.runtimes.onnxruntime import Session
+    from edgeopt.runtimes.onnxruntime import OnnxSession
 
     for path in sorted(folder.glob("*.onnx")):
         with np.load(path.with_suffix(".npz")) as feed:
-            np.savez(out / f"{path.stem}.npz", **Session.open(path).run(dict(feed)))
+            np.savez(out / f"{path.stem}.npz", **OnnxSession.open(path).run(dict(feed)))
 
 
 def code(folder: Path, out: Path) -> None:
     """Every affine method, calibrator and plain or decoded ggml type, in numpy alone."""
     from edgeopt.core import Affine
-    from edgeopt.files.packed import Layout
+    from edgeopt.files.packed import PackedLayout
     from edgeopt.files.weights import load_weights
     from edgeopt.numerics import ggml
     from edgeopt.numerics.affine import dequantize
@@ -53,7 +53,7 @@ def code(folder: Path, out: Path) -> None:
             for symmetric in (True, False):
                 stored = {"bits": bits, "block": block, "symmetric": symmetric}
                 codes = method(matrix, **stored, scale_dtype="float16")
-                layout = Layout.of(
+                layout = PackedLayout.of(
                     weights.describe("matrix"), Affine(bits, block, symmetric, -1, "float16")
                 )
                 kind = f"{name}-{bits}-{block}-{'symmetric' if symmetric else 'affine'}"

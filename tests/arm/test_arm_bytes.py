@@ -29,7 +29,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     rng = np.random.default_rng(4)
     matrix = (rng.standard_t(4, (48, 512)) * 0.05).astype(np.float32)
-    entry = safetensors.Entry("matrix", "float32", matrix.shape)
+    entry = safetensors.TensorEntry("matrix", "float32", matrix.shape)
     path = folder / "weights.safetensors"
     path.touch()
     with safetensors.filling(path, [entry], {}) as put:

@@ -107,9 +107,9 @@ def _export_once(patch: pytest.MonkeyPatch, folder: Path) -> list[Captured]:
 
 
 def _run(path: Path, feed: Mapping[str, Array]) -> Array:
-    from edgeopt.runtimes.onnxruntime import Session
+    from edgeopt.runtimes.onnxruntime import OnnxSession
 
-    session = Session.open(path)
+    session = OnnxSession.open(path)
     return next(iter(session.run(dict(feed)).values()))
 
 

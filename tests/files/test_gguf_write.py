@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from edgeopt.files.gguf import read_header
 from edgeopt.files.gguf_write import (
     Field,
-    Layout,
+    GgufLayout,
     array,
     boolean,
     f32,
@@ -46,9 +46,9 @@ METADATA = {
 }
 
 
-def write(path: Path, metadata: dict[str, Field], tensors: dict[str, Any]) -> Layout:
+def write(path: Path, metadata: dict[str, Field], tensors: dict[str, Any]) -> GgufLayout:
     kinds = {"float32": "F32", "float16": "F16"}
-    layout = Layout.of(
+    layout = GgufLayout.of(
         metadata, [(name, a.shape, kinds[a.dtype.name]) for name, a in tensors.items()]
     )
     path.touch()
@@ -90,7 +90,7 @@ def test_gguf_py_reads_what_was_written(tmp_path: Path) -> None:
 def test_fields_come_back_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     layout = write(path, METADATA, {})
-    again = Layout.of(fields_of(read_header(path)), [])
+    again = GgufLayout.of(fields_of(read_header(path)), [])
     assert again.header == layout.header
 
 
@@ -144,7 +144,7 @@ def test_rows_may_come_in_any_order(
     }
     path = tmp_path_factory.mktemp("order") / "a.gguf"
     path.touch()
-    layout = Layout.of({}, [(name, a.shape, "F32") for name, a in tensors.items()])
+    layout = GgufLayout.of({}, [(name, a.shape, "F32") for name, a in tensors.items()])
     pieces = [
         (name, row, values.reshape(-1, values.shape[-1])[row : row + 1])
         for name, values in tensors.items()
@@ -161,7 +161,7 @@ def test_rows_may_come_in_any_order(
 def test_rows_past_the_end_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.touch()
-    layout = Layout.of({}, [("a", (2, 4), "F32"), ("b", (2, 4), "F32")])
+    layout = GgufLayout.of({}, [("a", (2, 4), "F32"), ("b", (2, 4), "F32")])
     with writing_gguf(path, layout) as writer, pytest.raises(ValueError, match="past tensor 'a'"):
         writer.put("a", 1, np.zeros((2, 16), np.uint8))
 

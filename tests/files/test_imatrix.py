@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from edgeopt.core import Weight
 from edgeopt.errors import EdgeoptError, FormatError, SourceError
-from edgeopt.files.imatrix import Entry, Imatrix, read_imatrix, write_imatrix
+from edgeopt.files.imatrix import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
 
 gguf_py = pytest.importorskip("gguf")
 
 
-def entry(columns: int, matrices: int = 1, seed: int = 0) -> Entry:
+def entry(columns: int, matrices: int = 1, seed: int = 0) -> ImatrixEntry:
     rng = np.random.default_rng(seed)
     sums = rng.uniform(0, 100, columns * matrices).astype(np.float32)
-    return Entry(sums, rng.integers(1, 500, matrices))
+    return ImatrixEntry(sums, rng.integers(1, 500, matrices))
 
 
 def example() -> Imatrix:
@@ -315,7 +315,7 @@ def test_damage_gives_typed_errors_in_little_memory(
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
-    broken = Imatrix({"a": Entry(np.zeros(6, np.float32), np.ones(4, np.int64))})
+    broken = Imatrix({"a": ImatrixEntry(np.zeros(6, np.float32), np.ones(4, np.int64))})
     with pytest.raises(ValueError):
         write_imatrix(tmp_path / "out.gguf", broken)
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from edgeopt.core import Affine, Source, Weight
 from edgeopt.errors import FormatError, SourceError
 from edgeopt.files import packed, safetensors
 from edgeopt.files.open import open_source
-from edgeopt.files.packed import Header, Layout
+from edgeopt.files.packed import PackedHeader, PackedLayout
 from edgeopt.files.weights import Weights, load_weights
 from edgeopt.numerics.affine import dequantize
 from edgeopt.numerics.methods import METHODS
@@ -26,7 +26,7 @@ def packed_file(path, shape=(40, 96), scheme=None, dtype="float32", **header):
     scheme = scheme or Affine(4, 32, symmetric=False, scale="bfloat16")
     w = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     weight = Weight("w", shape, dtype, w.nbytes, lambda lo, hi: w[lo:hi])
-    layout = Layout.of(weight, scheme)
+    layout = PackedLayout.of(weight, scheme)
     matrix = w.reshape(packed.matrix_shape(shape))
     codes = METHODS["rtn"](
         matrix,
@@ -35,8 +35,8 @@ def packed_file(path, shape=(40, 96), scheme=None, dtype="float32", **header):
         symmetric=scheme.symmetric,
         scale_dtype=scheme.scale,
     )
-    plain = safetensors.Entry("bias", "float32", (3,))
-    metadata = Header({"w": layout}, **header).metadata()
+    plain = safetensors.TensorEntry("bias", "float32", (3,))
+    metadata = PackedHeader({"w": layout}, **header).metadata()
     with safetensors.filling(path, [*layout.entries, plain], metadata) as put:
         for entry, part in zip(layout.entries, layout.pack(codes), strict=True):
             put(entry.name, part)
@@ -81,7 +81,7 @@ def rewritten(path, change):
     change(document, metadata)
     metadata["edgeopt"] = json.dumps(document)
     entries = [
-        safetensors.Entry(w.name, w.dtype, w.shape, lambda w=w: [w.array()])
+        safetensors.TensorEntry(w.name, w.dtype, w.shape, lambda w=w: [w.array()])
         for w in safetensors.weights_of(path)[0]
     ]
     out = path.with_name("changed.safetensors")
@@ -133,7 +133,7 @@ def test_a_broken_document_is_a_format_error(tmp_path, change, problem):
 
 
 def test_filling_wants_every_byte_once(tmp_path):
-    entry = safetensors.Entry("a", "uint8", (4,))
+    entry = safetensors.TensorEntry("a", "uint8", (4,))
     path = tmp_path / "f.safetensors"
     with (
         pytest.raises(ValueError, match="3 bytes were never given"),
@@ -149,7 +149,7 @@ def test_filling_wants_every_byte_once(tmp_path):
         put("a", b"12")
         put("a", b"34")
     filled = path.read_bytes()
-    entry = safetensors.Entry("a", "uint8", (4,), lambda: [b"1234"])
+    entry = safetensors.TensorEntry("a", "uint8", (4,), lambda: [b"1234"])
     safetensors.write(path, [entry], {"k": "v"})
     assert path.read_bytes() == filled
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from edgeopt.errors import EdgeoptError, FormatError, SourceError
 from edgeopt.files import safetensors
 from edgeopt.files.reading import FileBytes, numpy_dtype, plain_reader
-from edgeopt.files.safetensors import Entry
+from edgeopt.files.safetensors import TensorEntry
 
 PLAIN = [
     *("bool", "uint8", "int8", "int16", "uint16", "float16", "int32", "uint32", "float32"),
@@ -26,10 +26,10 @@ PLAIN = [
 NARROW = ["bfloat16", "float8_e5m2", "float8_e4m3fn", "float8_e8m0fnu"]
 
 
-def entry(name: str, array: np.ndarray, pieces: int = 1) -> Entry:
+def entry(name: str, array: np.ndarray, pieces: int = 1) -> TensorEntry:
     raw = np.ascontiguousarray(array).tobytes()
     step = max(1, -(-len(raw) // pieces))
-    return Entry(
+    return TensorEntry(
         name,
         array.dtype.name,
         array.shape,
@@ -353,7 +353,7 @@ def test_a_tensor_in_two_shards(tmp_path):
 @pytest.mark.parametrize("chunks", [[b"123"], [b"12345"], [], [b"1234", b"5"]])
 def test_chunks_must_add_up(tmp_path, chunks):
     with pytest.raises(ValueError, match=r"float32\[1\] takes 4"):
-        safetensors.write(tmp_path / "x", [Entry("a", "float32", (1,), lambda: chunks)], {})
+        safetensors.write(tmp_path / "x", [TensorEntry("a", "float32", (1,), lambda: chunks)], {})
 
 
 def test_names_and_dtypes_that_cannot_be_stored(tmp_path):
@@ -363,15 +363,17 @@ def test_names_and_dtypes_that_cannot_be_stored(tmp_path):
     with pytest.raises(ValueError, match="__metadata__"):
         safetensors.size([entry("__metadata__", np.ones(1))], {})
     with pytest.raises(ValueError, match="no dtype int4"):
-        safetensors.size([Entry("a", "int4", (2,), lambda: [b"1"])], {})
+        safetensors.size([TensorEntry("a", "int4", (2,), lambda: [b"1"])], {})
 
 
 def test_arrays_of_any_layout_are_written(tmp_path):
     array = np.arange(6, dtype=np.float32).reshape(2, 3).T
     narrow = np.ones((2, 2), ml_dtypes.bfloat16)
     entries = [
-        Entry("a", "float32", (3, 2), lambda: [array]),
-        Entry("b", "bfloat16", (2, 2), lambda: [narrow[:1], memoryview(narrow[1:].tobytes())]),
+        TensorEntry("a", "float32", (3, 2), lambda: [array]),
+        TensorEntry(
+            "b", "bfloat16", (2, 2), lambda: [narrow[:1], memoryview(narrow[1:].tobytes())]
+        ),
     ]
     safetensors.write(tmp_path / "x.safetensors", entries, {})
     a, b = safetensors.describe(tmp_path / "x.safetensors").weights

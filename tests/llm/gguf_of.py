@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.core import Source
-from edgeopt.files.gguf_write import Field, Layout, string, writing_gguf
+from edgeopt.files.gguf_write import Field, GgufLayout, string, writing_gguf
 from edgeopt.files.open import open_source
 from edgeopt.llm.families import family_of
 from edgeopt.llm.families.base import Family
@@ -34,7 +34,7 @@ def write_gguf(folder: Path, out: Path, extra: Mapping[str, Field] | None = None
         **(extra or {}),
     }
     tensors = family.tensors(config, source)
-    layout = Layout.of(fields, [(w.name, w.shape, "F32") for w in tensors])
+    layout = GgufLayout.of(fields, [(w.name, w.shape, "F32") for w in tensors])
     out.touch()
     with writing_gguf(out, layout) as writer:
         for weight in tensors:

@@ -16,7 +16,7 @@ from tests.files.test_fuzz_readers import Draw, fuzzed, mostly, twisted, within_
 from tests.llm.test_families import LLAMA, llama_tensors
 
 from edgeopt.errors import SourceError
-from edgeopt.files.gguf_write import Layout
+from edgeopt.files.gguf_write import GgufLayout
 from edgeopt.files.open import open_source
 from edgeopt.llm.families import family_of
 from edgeopt.llm.read import read_model
@@ -136,7 +136,7 @@ def test_configurations(folder: Path, config: dict[str, Any]) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     with within_bounds():
         model = read_model(open_source(folder))
-        Layout.of(model.metadata, [(w.name, w.shape, "F32") for w in model.tensors])
+        GgufLayout.of(model.metadata, [(w.name, w.shape, "F32") for w in model.tensors])
         for weight in model.tensors:
             assert np.isfinite(weight.array().astype(np.float32)).all()
 
@@ -180,7 +180,7 @@ def test_tokenizers(
         (folder / name).write_text(json.dumps(value))
     with within_bounds():
         fields = read_tokenizer(folder, config, architecture, rows)
-        Layout.of(fields, [])
+        GgufLayout.of(fields, [])
 
 
 def test_some_of_both_are_sound(folder: Path) -> None:

@@ -12,7 +12,7 @@ from tests.llm.mix_models import decoder, model_of, numbers, write_f32
 from edgeopt.core import Plan
 from edgeopt.errors import SourceError
 from edgeopt.files.gguf import describe
-from edgeopt.files.imatrix import Entry, Imatrix
+from edgeopt.files.imatrix import Imatrix, ImatrixEntry
 from edgeopt.files.open import open_source
 from edgeopt.llm.plan import GgufAsked, layout_of, make_gguf_plan
 from edgeopt.llm.read import read_model
@@ -37,9 +37,9 @@ def source(tmp_path: Path) -> Path:
 def matrix(*, columns: int = 256) -> Imatrix:
     rng = np.random.default_rng(2)
 
-    def entry(matrices: int) -> Entry:
+    def entry(matrices: int) -> ImatrixEntry:
         sums = rng.uniform(0, 9, matrices * columns) ** 3
-        return Entry(sums.astype(np.float32), np.full(matrices, 8))
+        return ImatrixEntry(sums.astype(np.float32), np.full(matrices, 8))
 
     return Imatrix({EXPERTS: entry(4), DENSE: entry(1)})
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import edgeopt
 from benchmarks import smollm2
-from edgeopt.runtimes.llamacpp import Session
+from edgeopt.runtimes.llamacpp import LlamaSession
 
 pytest.importorskip("llama_cpp", reason="llama.cpp runs the files")
 pytest.importorskip("numba", reason="quantizing needs the gguf extra")
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def embeddings(path: Path, sentences: Sequence[str]) -> NDArray[np.float64]:
     """llama.cpp's, of length one: ``[sentences, width]``."""
-    with Session.open(path, embeddings=True) as session:
+    with LlamaSession.open(path, embeddings=True) as session:
         rows = np.array([session.embed(session.tokenize(each)) for each in sentences], np.float64)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 

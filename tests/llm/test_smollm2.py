@@ -12,7 +12,7 @@ import pytest
 import edgeopt
 from benchmarks import gguf_to_hf, smollm2
 from edgeopt.numerics.divergence import Divergence
-from edgeopt.runtimes.llamacpp import Session
+from edgeopt.runtimes.llamacpp import LlamaSession
 
 pytest.importorskip("llama_cpp", reason="llama.cpp runs the files")
 pytest.importorskip("numba", reason="quantizing needs the gguf extra")
@@ -59,7 +59,7 @@ def text() -> str:
 
 
 def said(path: Path) -> str:
-    with Session.open(path, context=128) as session:
+    with LlamaSession.open(path, context=128) as session:
         return session.text_of(session.generate(session.tokenize(CHAT), 24).tokens)
 
 
@@ -77,7 +77,7 @@ def test_the_folder_is_the_model_that_it_came_from(
     into quantized ones to 8 bits."""
     found = compared(original, made("F16"), text, chunks=1, context=128)
     assert found.value("Mean KLD") < 0.01
-    with Session.open(original) as one, Session.open(made("F16")) as other:
+    with LlamaSession.open(original) as one, LlamaSession.open(made("F16")) as other:
         np.testing.assert_array_equal(one.tokenize(text[:4000]), other.tokenize(text[:4000]))
 
 

@@ -17,7 +17,7 @@ from tests.tiny_gguf import without_digests
 
 from edgeopt.core import Plan
 from edgeopt.errors import SourceError, UsageError
-from edgeopt.files.gguf_write import Layout
+from edgeopt.files.gguf_write import GgufLayout
 from edgeopt.files.open import open_source
 from edgeopt.llm.plan import GgufAsked, layout_of, make_gguf_plan, replayed
 from edgeopt.llm.read import read_model
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def convert(source_path: Path, out: Path, kind: str, threads: int = 1) -> tuple[Plan, Layout]:
+def convert(source_path: Path, out: Path, kind: str, threads: int = 1) -> tuple[Plan, GgufLayout]:
     source = open_source(source_path)
     model = read_model(source)
     plan = make_gguf_plan(source, model, GgufAsked(kind, allow_requantize=True))

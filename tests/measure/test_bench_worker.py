@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeopt.measure import bench_worker
+from edgeopt.measure import bench_worker, clock
 from edgeopt.measure.trial import Trial, write_job
 from edgeopt.runtimes.engine import Case
 
@@ -74,7 +74,7 @@ def test_what_a_sleep_has_cooled_is_not_recorded(
             now += 2 if cold and usual == 1 else usual
             cold = max(0, cold - 1)
 
-    monkeypatch.setattr(bench_worker, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: now))
     monkeypatch.setattr(bench_worker, "make_engine", lambda case: Engine())
     worker = bench_worker.BenchWorker(trial.case, trial.feed, lambda doing: None)
     worker._last = usual

@@ -84,6 +84,14 @@ def test_a_large_parent_does_not_shift_its_childs_peak() -> None:
 
 
 @needs_proc
+def test_what_is_added_is_a_peak_that_may_be_gone_again_and_none_from_before() -> None:
+    block = "block = mmap.mmap(-1, 64 << 20); block.write(b'x' * (64 << 20)); block.close()"
+    assert 120 * MB < child(block)["added"] < 160 * MB  # the bytes, and the mapping they go to
+    before = CHILD.replace("footprint =", f"{block}\nfootprint =").replace("BODY", "")
+    assert run(before)["added"] < 16 * MB
+
+
+@needs_proc
 def test_a_mapped_model_is_mapped_and_not_anonymous(tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
     with path.open("wb") as stream:
@@ -169,6 +177,7 @@ def test_what_the_baseline_gave_back_is_no_negative_growth(tmp_path: Path) -> No
     assert found == FootprintReading(
         baseline=(150 + 190) * 1024,
         peak=700 * 1024,
+        added=200 * 1024,
         rss=390 * 1024,
         anonymous=0,
         mapped=0,
@@ -185,6 +194,9 @@ def test_a_peak_that_could_not_be_set_back_is_labelled(tmp_path: Path) -> None:
     found = Footprint.begin([], proc).read()
     assert found.how == "VmHWM since the process began"
     assert found.peak == found.rss == 2000 * 1024  # a counter that lags behind the pages
+    meter = Footprint.begin([], proc)
+    fake_proc(proc, ("", 1200, 1200), hwm=1500)
+    assert meter.read().added == 500 * 1024  # what exceeds the old peak, and no more
 
 
 def test_a_kernel_without_smaps_gives_what_status_says(tmp_path: Path) -> None:
@@ -205,9 +217,9 @@ def test_without_proc_psutil_says_less(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(psutil, "Process", Process)
     found = Footprint.begin([tmp_path / "model"], tmp_path / "none").read()
-    assert found == FootprintReading(baseline=10, rss=15, how="resident size")
+    assert found == FootprintReading(baseline=10, added=5, rss=15, how="resident size")
     found = Footprint.begin([], tmp_path / "none").read()
-    assert (found.baseline, found.peak, found.rss) == (8, 30, 8)
+    assert (found.baseline, found.peak, found.added, found.rss) == (8, 30, 0, 8)
 
     class Denied:
         def memory_info(self) -> object:

@@ -223,13 +223,13 @@ def test_arrays_longer_than_the_file(folder: Path, tmp_path: Path, here: None, k
 SABOTAGE = """
 import os, signal, sys
 if "edgeopt.measure.worker" in " ".join(sys.orig_argv):
-    from edgeopt.runtimes.llamacpp import Session
-    plain = Session._decode
+    from edgeopt.runtimes.llamacpp import LlamaSession
+    plain = LlamaSession._decode
     def decode(self, *rest):
         if self.path.name.startswith("noisy"):
             os.kill(os.getpid(), signal.SIGILL)
         return plain(self, *rest)
-    Session._decode = decode
+    LlamaSession._decode = decode
 """
 
 

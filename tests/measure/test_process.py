@@ -29,8 +29,8 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
 SABOTAGE = """
 import os, signal, sys, time
 if "edgeopt.measure.worker" in " ".join(sys.orig_argv):
-    from edgeopt.runtimes.onnxruntime import Session
-    plain = Session.open.__func__
+    from edgeopt.runtimes.onnxruntime import OnnxSession
+    plain = OnnxSession.open.__func__
     def open(cls, path, **options):
         name = os.path.basename(path)
         if name.startswith("crash"):
@@ -44,7 +44,7 @@ if "edgeopt.measure.worker" in " ".join(sys.orig_argv):
             os.rename(os.environ["PID_FILE"] + ".part", os.environ["PID_FILE"])
             time.sleep(60)
         return plain(cls, path, **options)
-    Session.open = classmethod(open)
+    OnnxSession.open = classmethod(open)
 """
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from edgeopt.core import InputSpec
 from edgeopt.modules.model import TorchModel
-from edgeopt.pruning.collate import join, row_count
+from edgeopt.pruning.collate import collate, row_count
 
 
 def _model(batch: int | str) -> TorchModel:
@@ -32,12 +32,12 @@ def test_every_row_comes_once_in_order(sizes: list[tuple[int, int]], rows: int) 
         y = np.arange(at, at + count)
         feeds.append({"x": np.repeat(y[:, None], length, 1), "y": y, "label": y})
         at += count
-    found = list(join(_model("b"), feeds, rows))
+    found = list(collate(_model("b"), feeds, rows))
     assert [i for f in found for i in f["y"]] == list(range(at))
     assert all((f["x"] == f["y"][:, None]).all() and set(f) == {"x", "y"} for f in found)
     assert all(row_count(f) < 2 * rows for f in found)
     # short only where what follows is of another shape
     for one, after in itertools.pairwise(found):
         assert row_count(one) >= rows or one["x"].shape[1] != after["x"].shape[1]
-    fixed = list(join(_model(3), feeds, rows))
+    fixed = list(collate(_model(3), feeds, rows))
     assert [row_count(f) for f in fixed] == [count for count, _ in sizes]

@@ -20,7 +20,7 @@ from edgeopt.pruning.result import Cut, Pruning  # noqa: E402
 from edgeopt.pruning.size_search import (  # noqa: E402
     Found,
     Reading,
-    Target,
+    SizeTarget,
     parse_target,
     search_target,
 )
@@ -29,20 +29,20 @@ from edgeopt.pruning.size_search import (  # noqa: E402
 @pytest.mark.parametrize(
     ("text", "target"),
     [
-        ("params=0.5", Target("params", 0.5, True)),
-        ("params=1e6", Target("params", 1e6, False)),
-        ("params=2k", Target("params", 2000, False)),
-        ("FLOPs = 10M", Target("flops", 1e7, False)),
-        ("flops=1.5g", Target("flops", 1.5e9, False)),
-        ("bytes=2MB", Target("bytes", 2e6, False)),
-        ("bytes=1.5 MiB", Target("bytes", 1.5 * 2**20, False)),
-        ("bytes=5000", Target("bytes", 5000, False)),
-        ("latency=0.6", Target("latency", 0.6, True)),
-        ("latency=5ms", Target("latency", 0.005, False)),
-        ("latency=0.002s", Target("latency", 0.002, False)),
+        ("params=0.5", SizeTarget("params", 0.5, True)),
+        ("params=1e6", SizeTarget("params", 1e6, False)),
+        ("params=2k", SizeTarget("params", 2000, False)),
+        ("FLOPs = 10M", SizeTarget("flops", 1e7, False)),
+        ("flops=1.5g", SizeTarget("flops", 1.5e9, False)),
+        ("bytes=2MB", SizeTarget("bytes", 2e6, False)),
+        ("bytes=1.5 MiB", SizeTarget("bytes", 1.5 * 2**20, False)),
+        ("bytes=5000", SizeTarget("bytes", 5000, False)),
+        ("latency=0.6", SizeTarget("latency", 0.6, True)),
+        ("latency=5ms", SizeTarget("latency", 0.005, False)),
+        ("latency=0.002s", SizeTarget("latency", 0.002, False)),
     ],
 )
-def test_targets_are_read(text: str, target: Target) -> None:
+def test_targets_are_read(text: str, target: SizeTarget) -> None:
     found = parse_target(text)
     assert found.kind == target.kind and found.relative == target.relative
     assert found.value == pytest.approx(target.value)

@@ -10,7 +10,7 @@ import pytest
 
 from edgeopt.core import InputSpec
 from edgeopt.report.usage import usage_lines
-from edgeopt.runtimes.onnxruntime import Session
+from edgeopt.runtimes.onnxruntime import OnnxSession
 
 
 def save(path: Path, body: str, inputs: str, outputs: str) -> Path:
@@ -20,7 +20,7 @@ def save(path: Path, body: str, inputs: str, outputs: str) -> Path:
 
 
 def lines_of(path: Path, **options: object) -> str:
-    session = Session.open(path)
+    session = OnnxSession.open(path)
     return usage_lines(path, session.inputs, session.outputs, **options)  # type: ignore[arg-type]
 
 
@@ -49,7 +49,7 @@ def test_they_run(
     results = scope["outputs"]
     assert isinstance(results, list)
     assert [np.shape(value) for value in results] == shapes
-    for spec in Session.open(path).inputs:
+    for spec in OnnxSession.open(path).inputs:
         assert str(spec) in code
 
 

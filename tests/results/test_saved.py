@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from edgeopt.core import Fidelity, Layer, Measurement, Quality, Results, Subject
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.numerics.derive import derive
-from edgeopt.results.saved import Saved, against, is_saved, merge, open_saved
+from edgeopt.results.saved import SavedResults, against, is_saved, merge, open_saved
 
 HERE = {"cpu": "Xeon", "cores": 2, "onnxruntime": "1.32.0", "numpy": "2.4", "load_1min": 0.3}
 ONE = {"runtime": "onnxruntime", "device": "cpu", "threads": 1, "batch": 1, "seq": None}
@@ -105,8 +105,8 @@ def test_two_documents_become_one(tmp_path: Path) -> None:
 
 def test_fidelity_against_another_baseline_is_left_out() -> None:
     old, new = (
-        Saved("old", document("fp32", "int8")),
-        Saved("new", document("q8", "q4", digest="b")),
+        SavedResults("old", document("fp32", "int8")),
+        SavedResults("new", document("q8", "q4", digest="b")),
     )
     merged = merge([old, new])
     assert list(merged.fidelity) == ["int8"]
@@ -114,14 +114,16 @@ def test_fidelity_against_another_baseline_is_left_out() -> None:
     assert (lost.subject, lost.metric) == ("q4", "fidelity")
     assert "against q8 of new, another baseline" in lost.reason
     assert [s.layers[0].sqnr_db for s in merged.subjects] == [None, 30.0, None, None]
-    same = merge([old, Saved("new", document("fp32", "int4"))])
+    same = merge([old, SavedResults("new", document("fp32", "int4"))])
     assert list(same.fidelity) == ["int8", "int4"] and not same.unavailable
 
 
 def test_scores_of_other_samples_are_not_paired() -> None:
     old, new = document("fp32"), document("int8")
     other = tuple(dataclasses.replace(q, how="other digits") for q in new.quality)
-    merged = merge([Saved("old", old), Saved("new", dataclasses.replace(new, quality=other))])
+    merged = merge(
+        [SavedResults("old", old), SavedResults("new", dataclasses.replace(new, quality=other))]
+    )
     assert [q.scores for q in merged.quality] == [(0.0, 1.0), ()]
     assert any("accuracy of new was taken otherwise: other digits" in w for w in merged.warnings)
 
@@ -138,7 +140,7 @@ def test_scores_of_other_samples_are_not_paired() -> None:
     ],
 )
 def test_another_machine_is_refused_unless_told(changed: dict[str, Any], says: str) -> None:
-    old, new = Saved("old", document("a")), Saved("new", document("b", **changed))
+    old, new = SavedResults("old", document("a")), SavedResults("new", document("b", **changed))
     with pytest.raises(UsageError, match=says) as caught:
         merge([old, new])
     assert caught.value.exit_code == 2
@@ -148,7 +150,10 @@ def test_another_machine_is_refused_unless_told(changed: dict[str, Any], says: s
 
 
 def test_a_runtime_that_neither_used_decides_nothing() -> None:
-    old, new = Saved("old", document("a", torch="2.13")), Saved("new", document("b", torch="2.14"))
+    old, new = (
+        SavedResults("old", document("a", torch="2.13")),
+        SavedResults("new", document("b", torch="2.14")),
+    )
     merged = merge([old, new])
     assert any("other conditions: torch: 2.13, 2.14" in w for w in merged.warnings)
 
@@ -168,12 +173,12 @@ def test_one_subject_of_a_document(tmp_path: Path) -> None:
 
 def test_one_document_alone_is_shown_as_it_is(tmp_path: Path) -> None:
     results = document("fp32", "int8")
-    merged = merge([Saved("r", results)])
+    merged = merge([SavedResults("r", results)])
     assert merged == dataclasses.replace(results, verb="compare")
 
 
 def test_names_that_are_taken_again_and_again() -> None:
-    documents = [Saved("r", document("m")) for _ in range(3)]
+    documents = [SavedResults("r", document("m")) for _ in range(3)]
     assert [s.name for s in merge(documents).subjects] == ["m", "m (r)", "m (r 2)"]
 
 

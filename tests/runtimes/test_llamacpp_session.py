@@ -15,7 +15,7 @@ from tests import tiny_gguf
 
 from edgeopt.errors import InputsError, MissingExtraError, SourceError, WorkerError
 from edgeopt.runtimes import llamacpp
-from edgeopt.runtimes.llamacpp import Session
+from edgeopt.runtimes.llamacpp import LlamaSession
 from edgeopt.runtimes.smaps import file_pages
 
 llama_cpp = pytest.importorskip("llama_cpp")
@@ -36,7 +36,7 @@ def test_logits_are_those_of_the_high_level_class(tiny: Path) -> None:
     llama.eval(tokens)
     expected = np.array(llama.scores[: len(tokens)])
     llama.close()
-    with Session.open(tiny, context=128, exact=True) as session:
+    with LlamaSession.open(tiny, context=128, exact=True) as session:
         assert session.tokenize(TEXT).tolist() == tokens
         assert session.tokenize(TEXT.encode(), special=False).tolist() == tokens[1:]
         assert session.bos == tokens[0] == 257
@@ -46,20 +46,20 @@ def test_logits_are_those_of_the_high_level_class(tiny: Path) -> None:
 
 def test_logits_in_steps_and_of_a_part(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = np.random.default_rng(0).integers(0, 256, 100)
-    with Session.open(tiny, context=128, exact=True) as session:
+    with LlamaSession.open(tiny, context=128, exact=True) as session:
         whole = session.logits(tokens)
         assert whole.shape == (100, session.vocabulary)
         assert np.array_equal(session.logits(tokens, 60), whole[60:])
         assert session.logits(tokens, 100).shape == (0, session.vocabulary)
     monkeypatch.setattr(llamacpp, "_STEP", 32)
-    with Session.open(tiny, context=128, exact=True) as session:
+    with LlamaSession.open(tiny, context=128, exact=True) as session:
         parts = [len(rows) for rows in session.stream_logits(tokens, 60)]
         assert parts == [4, 32, 4]
         np.testing.assert_allclose(session.logits(tokens, 60), whole[60:], rtol=1e-4, atol=1e-4)
 
 
 def test_greedy_text_follows_the_logits(tiny: Path) -> None:
-    with Session.open(tiny, context=64) as session:
+    with LlamaSession.open(tiny, context=64) as session:
         prompt = session.tokenize("th")
         made = session.generate(prompt, 8)
         assert made.finite and (made.stopped or len(made.tokens) == 8)
@@ -72,7 +72,7 @@ def test_greedy_text_follows_the_logits(tiny: Path) -> None:
 
 
 def test_what_does_not_fit(tiny: Path) -> None:
-    with Session.open(tiny, context=64) as session:
+    with LlamaSession.open(tiny, context=64) as session:
         with pytest.raises(InputsError, match="0 tokens, the session takes 1 to 64"):
             session.logits([])
         with pytest.raises(InputsError, match="65 tokens"):
@@ -83,7 +83,7 @@ def test_what_does_not_fit(tiny: Path) -> None:
 
 
 def test_mapped_or_read(tiny: Path) -> None:
-    with Session.open(tiny, context=64) as session:
+    with LlamaSession.open(tiny, context=64) as session:
         info = session.info()
         assert info["mmap_asked"] is info["mmap"] is True
         assert info["repack_asked"] is info["repack"] is False
@@ -94,7 +94,7 @@ def test_mapped_or_read(tiny: Path) -> None:
         assert "CPU" in info["system"]
         assert any("Mapped" in name for name in info["buffers"])
     assert file_pages(tiny) is None
-    with Session.open(tiny, context=64, mmap=False) as session:
+    with LlamaSession.open(tiny, context=64, mmap=False) as session:
         info = session.info()
         assert info["mmap_asked"] is info["mmap"] is info["pages_shared"] is False
         assert info["pages"] is None
@@ -102,10 +102,10 @@ def test_mapped_or_read(tiny: Path) -> None:
 
 def test_pages_of_two_processes_are_shared(tiny: Path) -> None:
     code = (
-        "import sys; from edgeopt.runtimes.llamacpp import Session\n"
-        "s = Session.open(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+        "import sys; from edgeopt.runtimes.llamacpp import LlamaSession\n"
+        "s = LlamaSession.open(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
     )
-    with Session.open(tiny, context=64) as session:
+    with LlamaSession.open(tiny, context=64) as session:
         other = subprocess.Popen(
             [sys.executable, "-c", code, str(tiny)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -133,7 +133,7 @@ def test_pages_where_the_system_keeps_no_books(tiny: Path, tmp_path: Path) -> No
 
 def test_embeddings(tmp_path: Path) -> None:
     path = tiny_gguf.write(tiny_gguf.bert(), tmp_path / "bert.gguf")
-    with Session.open(path, context=64, embeddings=True) as session:
+    with LlamaSession.open(path, context=64, embeddings=True) as session:
         a, b = (session.embed(session.tokenize(text)) for text in ("a b c", "x y z"))
         assert a.shape == (session.width,)
         assert np.isfinite(a).all()
@@ -148,24 +148,24 @@ def test_embeddings_where_the_file_does_not_say_how_to_pool(tmp_path: Path) -> N
     for at, metadata in enumerate((model.metadata, bare)):
         same = dataclasses.replace(model, metadata=metadata)
         path = tiny_gguf.write(same, tmp_path / f"{at}.gguf")
-        with Session.open(path, context=64, embeddings=True) as session:
+        with LlamaSession.open(path, context=64, embeddings=True) as session:
             means.append(session.embed(session.tokenize("a b c")))
     np.testing.assert_allclose(means[1], means[0], rtol=1e-5, atol=1e-6)
 
 
 def test_what_cannot_be_loaded(tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     with pytest.raises(SourceError, match="no such file"):
-        Session.open(tmp_path / "missing.gguf")
+        LlamaSession.open(tmp_path / "missing.gguf")
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(tiny.read_bytes()[:200_000])
     with pytest.raises(SourceError, match=r"llama\.cpp cannot load it: tensor .* not within"):
-        Session.open(cut)
+        LlamaSession.open(cut)
     said = capfd.readouterr()
     assert said.out == said.err == ""
 
 
 def test_failures_of_the_library(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Session.open(tiny, context=64) as session:
+    with LlamaSession.open(tiny, context=64) as session:
         monkeypatch.setattr(session._library, "llama_get_logits", lambda native: None)
         with pytest.raises(WorkerError, match="gives no logits"):
             session.logits([1])
@@ -179,7 +179,7 @@ def test_failures_of_the_library(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
             session.embed([1])
     monkeypatch.setattr(llama_cpp, "llama_init_from_model", lambda model, parameters: None)
     with pytest.raises(SourceError, match="cannot make a context"):
-        Session.open(tiny)
+        LlamaSession.open(tiny)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_without_the_package(
     llamacpp._library.cache_clear()
     monkeypatch.setattr(builtins, "__import__", hide)
     with pytest.raises(expected, match=text):
-        Session.open(tiny)
+        LlamaSession.open(tiny)
 
 
 def test_the_package_is_found_without_loading_it() -> None:

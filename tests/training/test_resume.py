@@ -316,7 +316,7 @@ def test_the_network_for_digits_learns_and_resumes_bit_for_bit(tmp_path: Path) -
 
 def test_tensors_that_share_memory_are_saved_whole(tmp_path: Path) -> None:
     one = torch.arange(6.0)
-    saved = checkpoint.Saved({"student": {"a": one, "b": one, "c": one[2:4]}}, {"step": 1})
+    saved = checkpoint.Checkpoint({"student": {"a": one, "b": one, "c": one[2:4]}}, {"step": 1})
     checkpoint.save(tmp_path, saved, {"k": "v"})
     back = checkpoint.load(tmp_path, {"k": "v"})
     assert back is not None and back.state == {"step": 1}

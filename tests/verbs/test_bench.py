@@ -19,7 +19,7 @@ from edgeopt.numerics.derive import derive
 from edgeopt.results.gate import judge
 from edgeopt.verbs import bench as verb
 from edgeopt.verbs.bench import bench
-from edgeopt.verbs.bench_trials import Asked, names_of, runtime_of, trials_of
+from edgeopt.verbs.bench_trials import BenchRequest, names_of, runtime_of, trials_of
 
 QUICK = {"seconds": 0.05, "cold": False, "processes": 5}
 
@@ -110,7 +110,7 @@ def test_a_saved_file_of_several_is_compared_by_name(tmp_path: Path) -> None:
 
 
 def feeds(path: Path, **asked: object) -> list[dict[str, np.ndarray]]:
-    trials = trials_of("m", open_source(path), Asked(**asked), "cpu")  # type: ignore[arg-type]
+    trials = trials_of("m", open_source(path), BenchRequest(**asked), "cpu")  # type: ignore[arg-type]
     return [dict(trial.feed) for trial in trials]
 
 
@@ -156,17 +156,17 @@ def test_weights_without_code_are_loaded_only(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     safetensors.numpy.save_file({"w": np.ones(4, np.float32)}, path)
     source = open_source(path)
-    assert runtime_of(source, Asked()) == "weights"
-    assert runtime_of(source, Asked(model="m:f")) == "torch"
+    assert runtime_of(source, BenchRequest()) == "weights"
+    assert runtime_of(source, BenchRequest(model="m:f")) == "torch"
     with pytest.raises(UsageError, match="which weights opens"):
-        runtime_of(source, Asked(runtime="onnxruntime"))
-    assert runtime_of(replace(source, kind="gguf"), Asked(runtime="weights")) == "weights"
+        runtime_of(source, BenchRequest(runtime="onnxruntime"))
+    assert runtime_of(replace(source, kind="gguf"), BenchRequest(runtime="weights")) == "weights"
 
 
 def test_inputs_that_nobody_knows_are_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     safetensors.numpy.save_file({"w": np.ones(4, np.float32)}, path)
-    source, asked = open_source(path), Asked(model="m:f")
+    source, asked = open_source(path), BenchRequest(model="m:f")
     with pytest.raises(InputsError, match="--input"):
         trials_of("w", source, asked, "cpu")
     other = open_source(write(tmp_path / "a.onnx"))

@@ -35,7 +35,7 @@ from edgeopt.results.gate import check, enforce
 from edgeopt.runtimes.engine import Case
 from edgeopt.verbs import bench as benchmarks
 from edgeopt.verbs import compare as verb
-from edgeopt.verbs.bench_trials import Asked, names_of, runtime_of
+from edgeopt.verbs.bench_trials import BenchRequest, names_of, runtime_of
 from edgeopt.verbs.compare import compare
 
 
@@ -47,7 +47,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def subjects(items: Sequence[str | Path], **options: Any) -> Results:
         calls.append(options)
         sources = [open_source(item) for item in items]
-        asked = Asked(runtime=options.get("runtime"), model=options.get("model"))
+        asked = BenchRequest(runtime=options.get("runtime"), model=options.get("model"))
         found = tuple(
             Subject(
                 name,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Group", "group"]
+__all__ = ["TensorGroup", "group"]
 
 _SEPARATOR = re.compile(r"[./]")
 _GENERATED = re.compile(r"(?<=[_:])\d+$")  # onnx::MatMul_123
@@ -17,7 +17,7 @@ _SMALL = 0.005  # of all bytes: siblings under this share one row
 
 
 @dataclass(frozen=True)
-class Group:
+class TensorGroup:
     """Tensors whose names begin alike. ``count``: blocks that a ``*`` in the name stands for."""
 
     name: str
@@ -75,10 +75,10 @@ class _Row:
         path = (*self.path, f"({len(few)} small ones)")
         return [row for row in rows if row.nbytes >= small] + [_Row(path, rest)]
 
-    def to_group(self) -> Group:
+    def to_group(self) -> TensorGroup:
         stars = "*" in "".join(self.path) and not self.path[-1].startswith("(")
         below = any(layer.children for layer in self.layers)
-        return Group(
+        return TensorGroup(
             name=".".join(self.path) + (".*" if below else ""),
             count=len(self.layers) if stars else 1,
             tensors=self.tensors,
@@ -91,7 +91,7 @@ def _alike(numbered: dict[str, list[_Layer]]) -> bool:
     return len(sizes) == 1 or len(numbered) > _MANY
 
 
-def group(tensors: Iterable[tuple[str, int]], rows: int = 12) -> tuple[Group, ...]:
+def group(tensors: Iterable[tuple[str, int]], rows: int = 12) -> tuple[TensorGroup, ...]:
     """``(name, bytes)`` pairs -> about ``rows`` groups, in the order of the file.
 
     Opens the largest group again and again, while there is room and it is worth it. Numbered

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgeopt.core import DTYPE_BITS, Progress, Weight
 
-__all__ = ["Facts", "Scan", "scan"]
+__all__ = ["Scan", "ValueFacts", "scan"]
 
 WHOLE_BUDGET = 256_000_000  # a model up to this size is read whole
 HEAD_BUDGET = 16_000_000  # of a larger one, this much: heads of tensors, then suspected copies
@@ -31,7 +31,7 @@ _NO_LIMIT = 1 << 62
 
 
 @dataclass(frozen=True)
-class Facts:
+class ValueFacts:
     """What the values of one tensor say. ``elements`` is how many of them were read.
 
     ``lowest`` is the narrowest dtype that has every value read, exactly; the tensor's own dtype
@@ -55,7 +55,7 @@ class Scan:
     tensor it equals; ``likely_copies``: the same, seen in part. ``packed``: size of a sample of
     the values after DEFLATE, as a share of its size before (None when nothing was read)."""
 
-    facts: Mapping[int, Facts] = field(default_factory=dict)
+    facts: Mapping[int, ValueFacts] = field(default_factory=dict)
     copies: Mapping[int, int] = field(default_factory=dict)
     likely_copies: Mapping[int, int] = field(default_factory=dict)
     read: int = 0
@@ -84,7 +84,7 @@ def scan(
     total = sum(tensors[i].nbytes for i in chosen)
     whole = deep or total <= WHOLE_BUDGET
     left = total if whole else HEAD_BUDGET
-    facts: dict[int, Facts] = {}
+    facts: dict[int, ValueFacts] = {}
     read = 0
     for count, index in enumerate(sorted(chosen, key=lambda i: (-tensors[i].nbytes, i))):
         limit = None if whole else HEAD
@@ -163,7 +163,7 @@ _NARROWER: Mapping[str, tuple[tuple[str, _Fits], ...]] = {
 }
 
 
-def _facts(weight: Weight, limit: int | None) -> Facts:
+def _facts(weight: Weight, limit: int | None) -> ValueFacts:
     narrower = list(_NARROWER[weight.dtype])
     elements = zeros = not_finite = nan = empty = trailing = 0
     for piece in _pieces(weight, limit):
@@ -177,7 +177,7 @@ def _facts(weight: Weight, limit: int | None) -> Facts:
             same = np.all(values == values[:, :1], axis=1)
             empty += int(np.count_nonzero(same))
             trailing = _run_at_end(same) + (trailing if same.all() else 0)
-    return Facts(
+    return ValueFacts(
         elements=elements,
         whole=elements == weight.size,
         # All zeros fit anything, and say nothing.

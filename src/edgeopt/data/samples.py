@@ -35,10 +35,10 @@ from edgeopt.data import readers
 from edgeopt.data.fitting import fit_feeds, fixed_batch, order_names
 from edgeopt.errors import InputsError
 
-__all__ = ["DEFAULT_LIMIT", "Feed", "Samples", "load"]
+__all__ = ["DEFAULT_LIMIT", "SampleFeed", "Samples", "load"]
 
 #: Input name -> array, what a session runs on.
-Feed: TypeAlias = dict[str, Array]
+SampleFeed: TypeAlias = dict[str, Array]
 
 #: Samples taken from a generator whose length nobody knows.
 DEFAULT_LIMIT = 256
@@ -58,7 +58,7 @@ class Samples:
     """
 
     label: str
-    opener: Callable[[], Iterator[Feed]] = field(repr=False)
+    opener: Callable[[], Iterator[SampleFeed]] = field(repr=False)
     count: int | None = None
     limit: int | None = None
     inputs: tuple[InputSpec, ...] = ()
@@ -68,7 +68,7 @@ class Samples:
     resolve: Callable[[Sequence[str]], Samples] | None = field(default=None, repr=False)
     names: tuple[str, ...] = ()
 
-    def __iter__(self) -> Iterator[Feed]:
+    def __iter__(self) -> Iterator[SampleFeed]:
         return itertools.islice(self.opener(), self.limit)
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ class Samples:
         batch = fixed_batch(first, specs, names)
         count = self.count if self.count is None else self.count // batch
 
-        def opener() -> Iterator[Feed]:
+        def opener() -> Iterator[SampleFeed]:
             return fit_feeds(iter(self), specs, names, batch, label)
 
         if next(opener(), None) is None:
@@ -114,7 +114,7 @@ class Samples:
             label += f" (not used: {', '.join(unused)})"
         return Samples(label, opener, count, None, specs)
 
-    def example(self) -> Feed:
+    def example(self) -> SampleFeed:
         """The first sample before it is fitted to anything: by name, and by position where names
         are not known to be inputs."""
         found = dict(next(iter(self), {}))
@@ -126,7 +126,7 @@ class Samples:
     def select(self, keep: Callable[[int], bool], count: int | None, label: str) -> Samples:
         """Those samples whose index (from 0) is to be kept."""
 
-        def opener() -> Iterator[Feed]:
+        def opener() -> Iterator[SampleFeed]:
             return (feed for index, feed in enumerate(self) if keep(index))
 
         return Samples(label, opener, count, None, self.inputs)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from edgeopt.core import Array, InputSpec
 from edgeopt.data.fitting import is_text
 from edgeopt.data.hint import Hint
-from edgeopt.data.samples import Feed
+from edgeopt.data.samples import SampleFeed
 from edgeopt.data.sizes import batch_symbols, candidates
 from edgeopt.data.synthetic import OTHER_BATCH, pinned, synthetic
 
@@ -27,7 +27,7 @@ class Settled:
     """``sizes`` of free dimensions by symbol and ``values`` of lone integers by input, of a
     ``feed`` that the model runs on; None, and its first ``complaint``, where it ran on none."""
 
-    feed: Feed | None
+    feed: SampleFeed | None
     sizes: Mapping[str, int] = field(default_factory=dict)
     values: Mapping[str, int] = field(default_factory=dict)
     hints: Mapping[str, Hint] = field(default_factory=dict)
@@ -57,7 +57,7 @@ def settle(
     return Settled(None, complaint=complaint)
 
 
-def larger(specs: Sequence[InputSpec], settled: Settled) -> Feed | None:
+def larger(specs: Sequence[InputSpec], settled: Settled) -> SampleFeed | None:
     """The same sizes with several samples in a batch; None where the batch is not free."""
     batch = dict.fromkeys(batch_symbols(specs), OTHER_BATCH)
     if not batch or any(is_text(spec.dtype) for spec in specs):

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from edgeopt.core import Array
 from edgeopt.core.given import is_given
@@ -22,9 +22,8 @@ from edgeopt.files.open import open_source
 from edgeopt.modules.loading import (
     argument_names,
     build,
-    fill_in,
+    fill,
     needs_trust,
-    tensor_of,
     unpickled,
 )
 from edgeopt.modules.model import TorchModel
@@ -161,13 +160,7 @@ def _from_file(path: Path, teacher: TorchModel, code: str | None, trust: bool) -
         raise SourceError(f"--student {path} is {source.kind}, which cannot be trained")
     if code is None:
         raise UsageError(f"--student {path}: weights have no code; give it with --model")
-    given = {weight.name: weight for weight in source.weights}
-
-    def tensor(name: str) -> Tensor:
-        return tensor_of(given[name].array(), given[name].dtype)
-
-    shapes = {name: weight.shape for name, weight in given.items()}
-    return _called_like(fill_in(build(code), shapes, tensor).module, teacher)
+    return _called_like(fill(build(code), source.weights).module, teacher)
 
 
 def _from_program(path: Path, teacher: TorchModel, code: str | None, trust: bool) -> TorchModel:

@@ -21,7 +21,7 @@ from edgeopt.core.ggml import PLAIN_TYPES
 from edgeopt.errors import FormatError, SourceError
 from edgeopt.files.gguf_header import (
     MAGIC,
-    Header,
+    GgufHeader,
     MetadataArray,
     TensorInfo,
     Value,
@@ -31,7 +31,15 @@ from edgeopt.files.gguf_header import (
 from edgeopt.files.reading import FileBytes, plain_reader
 from edgeopt.files.roles import role_of
 
-__all__ = ["Header", "MetadataArray", "TensorInfo", "Value", "describe", "matches", "read_header"]
+__all__ = [
+    "GgufHeader",
+    "MetadataArray",
+    "TensorInfo",
+    "Value",
+    "describe",
+    "matches",
+    "read_header",
+]
 
 #: Strings and arrays up to these sizes are repeated in ``Source.details``.
 _SHOWN_STRING, _SHOWN_ARRAY = 256, 16

@@ -20,7 +20,15 @@ from edgeopt.core.ggml import REMOVED_TYPES, TYPES, GgmlType
 from edgeopt.errors import FormatError
 from edgeopt.files.reading import FileBytes, checked_shape
 
-__all__ = ["MAGIC", "Header", "MetadataArray", "TensorInfo", "Value", "header_of", "read_header"]
+__all__ = [
+    "MAGIC",
+    "GgufHeader",
+    "MetadataArray",
+    "TensorInfo",
+    "Value",
+    "header_of",
+    "read_header",
+]
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -95,7 +103,7 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class Header:
+class GgufHeader:
     """Everything before the data. ``types`` says how each metadata value is stored."""
 
     version: int
@@ -106,12 +114,12 @@ class Header:
     data_offset: int
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> GgufHeader:
     """All that stands before the data, with every metadata value. Raises FormatError."""
     return header_of(FileBytes(path))
 
 
-def header_of(file: FileBytes) -> Header:
+def header_of(file: FileBytes) -> GgufHeader:
     """:func:`read_header` of a file that is already known."""
     return _Reader(file).header()
 
@@ -131,7 +139,7 @@ class _Reader:
         self.strings = 0
         self.arrays = 0
 
-    def header(self) -> Header:
+    def header(self) -> GgufHeader:
         if self.map[:4] != MAGIC:
             raise self.wrong("does not begin with GGUF", "magic", 0)
         self.at = 4
@@ -156,7 +164,7 @@ class _Reader:
         infos = [self.tensor(alignment) for _ in range(tensors)]
         data = self.at + (-self.at % alignment)
         self.check_places(infos, data)
-        return Header(version, alignment, metadata, types, tuple(infos), data)
+        return GgufHeader(version, alignment, metadata, types, tuple(infos), data)
 
     def metadata(self, count: int) -> tuple[dict[str, Value], dict[str, str]]:
         values: dict[str, Value] = {}

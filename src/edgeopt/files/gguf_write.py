@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.core.ggml import TYPE_NUMBERS, TYPES_BY_NAME
-from edgeopt.files.gguf_header import Header, MetadataArray
+from edgeopt.files.gguf_header import GgufHeader, MetadataArray
 
 __all__ = [
     "ALIGNMENT",
     "Field",
+    "GgufLayout",
     "GgufWriter",
-    "Layout",
     "Slot",
     "array",
     "boolean",
@@ -124,7 +124,7 @@ def array(of: str, values: Sequence[Any]) -> Field:
     return Field("array", values, of)
 
 
-def fields_of(header: Header) -> dict[str, Field]:
+def fields_of(header: GgufHeader) -> dict[str, Field]:
     """The metadata of a file that was read, ready to be written again, in its order.
 
     ValueError, naming the key, for an array of arrays: llama.cpp does not load one.
@@ -152,7 +152,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Layout:
+class GgufLayout:
     """The whole file but the weights: ``header`` bytes, every tensor's place, the exact size."""
 
     header: bytes
@@ -170,7 +170,7 @@ class Layout:
         cls,
         metadata: Mapping[str, Field],
         tensors: Sequence[tuple[str, Sequence[int], str]],
-    ) -> Layout:
+    ) -> GgufLayout:
         """Lay out ``(name, shape with rows first, type)`` in the order given.
 
         An alignment other than 32 is taken from ``general.alignment``.
@@ -200,7 +200,7 @@ _ALIGNED = "general.alignment"
 class GgufWriter:
     """Puts rows at their places. Safe to call from several threads for different rows."""
 
-    def __init__(self, descriptor: int, layout: Layout) -> None:
+    def __init__(self, descriptor: int, layout: GgufLayout) -> None:
         self._descriptor = descriptor
         self._layout = layout
         self._slots = {slot.name: slot for slot in layout.slots}
@@ -228,7 +228,7 @@ class GgufWriter:
 
 
 @contextmanager
-def writing_gguf(path: Path, layout: Layout) -> Iterator[GgufWriter]:
+def writing_gguf(path: Path, layout: GgufLayout) -> Iterator[GgufWriter]:
     """Write ``layout`` to the existing file ``path`` (see :func:`edgeopt.files.atomic.writing`).
 
     The header and the padding are there at once; the caller puts every tensor's rows.

@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from edgeopt.core import Weight
 from edgeopt.errors import FormatError, SourceError
 from edgeopt.files.atomic import writing
-from edgeopt.files.gguf_header import MAGIC, Header, MetadataArray, header_of
-from edgeopt.files.gguf_write import Layout, array, string, u32, writing_gguf
+from edgeopt.files.gguf_header import MAGIC, GgufHeader, MetadataArray, header_of
+from edgeopt.files.gguf_write import GgufLayout, array, string, u32, writing_gguf
 from edgeopt.files.reading import FileBytes, read_head
 
-__all__ = ["Entry", "Fitted", "Imatrix", "read_imatrix", "write_imatrix"]
+__all__ = ["Fitted", "Imatrix", "ImatrixEntry", "read_imatrix", "write_imatrix"]
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _DATASETS, _CHUNKS, _CHUNK_SIZE = (
@@ -42,7 +42,7 @@ _MAX_NAME = 4096
 
 
 @dataclass(frozen=True)
-class Entry:
+class ImatrixEntry:
     """Of one tensor: ``sums`` of squares, float32 ``[matrices * columns]``, and ``counts``, how
     many inputs each matrix saw, int64 ``[matrices]`` (experts are matrices stacked in a tensor;
     everything else is one matrix)."""
@@ -103,7 +103,7 @@ class Imatrix:
     ``path`` is the file that it was read from, for errors to name.
     """
 
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, ImatrixEntry]
     datasets: tuple[str, ...] = ()
     chunks: int = 0
     chunk_size: int = 0
@@ -111,7 +111,7 @@ class Imatrix:
 
     @cached_property
     def values(self) -> Mapping[str, NDArray[np.float32]]:
-        """Mean squares by tensor: see :attr:`Entry.means`."""
+        """Mean squares by tensor: see :attr:`ImatrixEntry.means`."""
         return {name: entry.means for name, entry in self.entries.items()}
 
     def sha256(self) -> str:
@@ -183,14 +183,14 @@ def write_imatrix(path: Path, imatrix: Imatrix) -> None:
         matrices = len(entry.counts)
         parts[name + _SUMS] = entry.sums.reshape(matrices, -1)
         parts[name + _COUNTS] = entry.counts.astype(np.float32).reshape(matrices, 1)
-    layout = Layout.of(fields, [(name, part.shape, "F32") for name, part in parts.items()])
+    layout = GgufLayout.of(fields, [(name, part.shape, "F32") for name, part in parts.items()])
     with writing(path) as temporary, writing_gguf(temporary, layout) as writer:
         for name, part in parts.items():
             rows = np.ascontiguousarray(part, "<f4")
             writer.put(name, 0, rows.view(np.uint8).reshape(len(rows), -1))
 
 
-def _entry(path: Path, name: str, sums: NDArray[Any], counts: NDArray[Any]) -> Entry:
+def _entry(path: Path, name: str, sums: NDArray[Any], counts: NDArray[Any]) -> ImatrixEntry:
     """The entry, if it is one: squares are finite and not negative, and so are counts."""
     field = f"tensor {name[:200]!r}"
     # One pass where all is well: the least and the greatest tell of NaN too.
@@ -203,7 +203,7 @@ def _entry(path: Path, name: str, sums: NDArray[Any], counts: NDArray[Any]) -> E
         )
     if counts.max() >= 1 << 53:
         raise FormatError(path, f"a count of {counts.max():.6g}", field=field)
-    return Entry(sums.astype(np.float32), np.rint(counts).astype(np.int64))
+    return ImatrixEntry(sums.astype(np.float32), np.rint(counts).astype(np.int64))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -248,14 +248,14 @@ def _read_gguf(file: FileBytes) -> Imatrix:
     )
 
 
-def _texts(header: Header, key: str) -> tuple[str, ...]:
+def _texts(header: GgufHeader, key: str) -> tuple[str, ...]:
     value = header.metadata.get(key)
     if not isinstance(value, MetadataArray) or value.type != "string":
         return ()
     return tuple(text if isinstance(text, str) else repr(text) for text in value.values())
 
 
-def _count(header: Header, key: str) -> int:
+def _count(header: GgufHeader, key: str) -> int:
     value = header.metadata.get(key)
     return value if isinstance(value, int) and value >= 0 else 0
 
@@ -280,7 +280,7 @@ class _Legacy:
                 "(as GGUF, or in llama.cpp's older form) was expected",
                 "number of entries",
             )
-        entries: dict[str, Entry] = {}
+        entries: dict[str, ImatrixEntry] = {}
         for _ in range(count):
             name = self.text("name", 1, _MAX_NAME)
             if name in entries:
@@ -296,7 +296,7 @@ class _Legacy:
             self.wrong(f"{self.file.size - self.at} bytes follow the end", "end")
         return Imatrix(entries, datasets, chunks, path=str(self.file.path))
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> ImatrixEntry:
         field = f"tensor {name[:200]!r}"
         calls = self.number(field)
         values = self.number(field)

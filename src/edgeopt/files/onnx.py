@@ -16,9 +16,9 @@ from typing import Any
 
 from edgeopt.core import InputSpec, Source, Weight, symbolic
 from edgeopt.errors import FormatError
-from edgeopt.files.onnx_tensors import DATA_TYPES, Tensors
-from edgeopt.files.protobuf import LENGTH, VARINT, Buffer, Field, fields, top_level
-from edgeopt.files.reading import FileBytes
+from edgeopt.files.onnx_tensors import DATA_TYPES, OnnxTensors
+from edgeopt.files.protobuf import LENGTH, VARINT, WireField, fields, top_level
+from edgeopt.files.reading import Buffer, FileBytes
 from edgeopt.files.roles import role_of
 
 __all__ = ["MAX_DEPTH", "QUANTIZED_OPS", "describe", "matches"]
@@ -97,7 +97,7 @@ def describe(path: Path) -> Source:
       a quantized model has, and ``quantized_ops`` those, counted
     """
     file = FileBytes(path)
-    walk = _Walk(path, file.mapped(), Tensors(file))
+    walk = _Walk(path, file.mapped(), OnnxTensors(file))
     walk.model(file.size)
     files = (path, *walk.tensors.external_files())
     quantized = {op: n for op, n in sorted(walk.ops.items()) if op in QUANTIZED_OPS}
@@ -145,7 +145,7 @@ class _Walk:
 
     path: Path
     buffer: Buffer
-    tensors: Tensors
+    tensors: OnnxTensors
     weights: dict[str, Weight] = field(default_factory=dict)
     repeated: dict[str, int] = field(default_factory=dict)
     ops: Counter[str] = field(default_factory=Counter)
@@ -357,7 +357,7 @@ class _Walk:
         }
         return texts.get(1, ""), texts.get(2, "")
 
-    def _fields(self, lo: int, hi: int) -> Iterator[Field]:
+    def _fields(self, lo: int, hi: int) -> Iterator[WireField]:
         return fields(self.buffer, lo, hi, self.path)
 
     def _text(self, lo: int, hi: int) -> str:

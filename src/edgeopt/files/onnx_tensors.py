@@ -8,21 +8,20 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.core import DTYPE_BITS, Weight, tensor_nbytes
+from edgeopt.core import DTYPE_BITS, Array, Weight, tensor_nbytes
 from edgeopt.errors import FormatError
 from edgeopt.files.protobuf import FIXED32, FIXED64, LENGTH, VARINT, fields
 from edgeopt.files.reading import FileBytes, checked_shape, plain_reader
 from edgeopt.files.roles import role_of
 
-__all__ = ["DATA_TYPES", "Tensors"]
+__all__ = ["DATA_TYPES", "OnnxTensors"]
 
-Array: TypeAlias = NDArray[Any]
-Reader: TypeAlias = Callable[[int, int], Array]
+RowReader: TypeAlias = Callable[[int, int], Array]
 
 #: TensorProto.DataType -> dtype.
 DATA_TYPES: Mapping[int, str] = {
@@ -93,7 +92,7 @@ class _Parts:
 
 
 @dataclass
-class Tensors:
+class OnnxTensors:
     """Describes the tensors of one model file; keeps track of the data files they use."""
 
     file: FileBytes
@@ -181,7 +180,7 @@ class Tensors:
 
     def _raw(
         self, parts: _Parts, shape: tuple[int, ...], dtype: str, nbytes: int, offset: int
-    ) -> Reader:
+    ) -> RowReader:
         start, end = parts.raw or (0, 0)
         if end - start != nbytes:
             raise self._wrong(
@@ -189,7 +188,7 @@ class Tensors:
             )
         return plain_reader(self.file, start, shape, dtype)
 
-    def _typed(self, parts: _Parts, shape: tuple[int, ...], dtype: str, offset: int) -> Reader:
+    def _typed(self, parts: _Parts, shape: tuple[int, ...], dtype: str, offset: int) -> RowReader:
         home = _HOMES.get(dtype, _INT32)
         spans = parts.typed.get(home, [])
         stored = sum(end - start for start, end in spans)
@@ -209,7 +208,7 @@ class Tensors:
 
     def _decoded(
         self, parts: _Parts, spans: Sequence[Span], shape: tuple[int, ...], dtype: str, values: int
-    ) -> Reader:
+    ) -> RowReader:
         """A reader of values that have to be decoded; small tensors, so all at once."""
 
         def read(lo: int, hi: int) -> Array:
@@ -225,7 +224,7 @@ class Tensors:
 
         return read
 
-    def _strings(self, parts: _Parts, shape: tuple[int, ...], offset: int) -> tuple[Reader, int]:
+    def _strings(self, parts: _Parts, shape: tuple[int, ...], offset: int) -> tuple[RowReader, int]:
         if len(parts.strings) != math.prod(shape):
             raise self._wrong(
                 parts, f"{len(parts.strings)} strings for the shape {list(shape)}", offset
@@ -240,7 +239,9 @@ class Tensors:
 
     # -- in a file beside it
 
-    def _external(self, parts: _Parts, shape: tuple[int, ...], dtype: str, nbytes: int) -> Reader:
+    def _external(
+        self, parts: _Parts, shape: tuple[int, ...], dtype: str, nbytes: int
+    ) -> RowReader:
         location = parts.external.get("location", "")
         data = self._opened.get(location)
         if data is None:

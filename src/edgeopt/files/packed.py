@@ -1,8 +1,8 @@
 """edgeopt's packed weights: codes, scales and zero points in a safetensors file.
 
 The layout is documented in ``docs/formats.md``. Any safetensors reader opens the file; this module
-says where the parts of a tensor are (:class:`Layout`, for writers), and turns the parts back into
-tensors that are dequantized when they are read (:func:`unpack`).
+says where the parts of a tensor are (:class:`PackedLayout`, for writers), and turns the parts back
+into tensors that are dequantized when they are read (:func:`unpack`).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 from edgeopt.core import DTYPE_BITS, Affine, Codes, Source, Weight, tensor_nbytes
 from edgeopt.errors import FormatError
 from edgeopt.files.reading import numpy_dtype
-from edgeopt.files.safetensors import Entry
+from edgeopt.files.safetensors import TensorEntry
 from edgeopt.files.seal import BLANK, SEAL
 from edgeopt.numerics.affine import SCALE_DTYPES, dequantize
 from edgeopt.numerics.pack import pack_rows, unpack_rows
 
 __all__ = [
     "VERSION",
-    "Header",
-    "Layout",
+    "PackedHeader",
+    "PackedLayout",
     "is_packed",
     "matrix_shape",
     "read_header",
@@ -55,7 +55,7 @@ def is_packed(metadata: Mapping[str, str]) -> bool:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PackedLayout:
     """Where the parts of one quantized tensor are stored, and how large they are.
 
     ``stored`` is the name that the parts' names begin with: the tensor's own, unless another
@@ -69,7 +69,7 @@ class Layout:
     stored: str
 
     @classmethod
-    def of(cls, weight: Weight, scheme: Affine, taken: Container[str] = ()) -> Layout:
+    def of(cls, weight: Weight, scheme: Affine, taken: Container[str] = ()) -> PackedLayout:
         """The layout of ``weight``; ``taken`` are the names that its parts must not have."""
         stored = weight.name
         while any(f"{stored}.{part}" in taken for part in ("codes", "scale", "zero")):
@@ -77,29 +77,31 @@ class Layout:
         return cls(weight.name, weight.shape, weight.dtype, scheme, stored)
 
     @property
-    def codes(self) -> Entry:
+    def codes(self) -> TensorEntry:
         rows, columns = matrix_shape(self.shape)
         bits = self.scheme.bits
         dtype = "int8" if bits == 8 and self.scheme.symmetric else "uint8"
-        return Entry(f"{self.stored}.codes", dtype, (rows, (columns * bits + 7) // 8))
+        return TensorEntry(f"{self.stored}.codes", dtype, (rows, (columns * bits + 7) // 8))
 
     @property
-    def scale(self) -> Entry:
-        return Entry(f"{self.stored}.scale", self.scheme.scale, self._blocks)
+    def scale(self) -> TensorEntry:
+        return TensorEntry(f"{self.stored}.scale", self.scheme.scale, self._blocks)
 
     @property
-    def zero(self) -> Entry | None:
+    def zero(self) -> TensorEntry | None:
         if self.scheme.symmetric:
             return None
         rows, blocks = self._blocks
-        return Entry(f"{self.stored}.zero", "uint8", (rows, (blocks * self.scheme.bits + 7) // 8))
+        return TensorEntry(
+            f"{self.stored}.zero", "uint8", (rows, (blocks * self.scheme.bits + 7) // 8)
+        )
 
     @property
     def _blocks(self) -> tuple[int, int]:
         return self.scheme.blocks(matrix_shape(self.shape))
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[TensorEntry, ...]:
         """What is stored: codes, scale and, where there is one, zero."""
         zero = self.zero
         return (self.codes, self.scale) if zero is None else (self.codes, self.scale, zero)
@@ -120,13 +122,13 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Header:
+class PackedHeader:
     """What the metadata of a packed file says.
 
     ``tied`` maps the names of tensors that are stored under another name to that name.
     """
 
-    layouts: Mapping[str, Layout]
+    layouts: Mapping[str, PackedLayout]
     tied: Mapping[str, str] = field(default_factory=dict)
     source_sha256: str = ""
     plan: str = ""
@@ -163,7 +165,7 @@ class Header:
         }
 
 
-def read_header(path: Path, metadata: Mapping[str, str]) -> Header:
+def read_header(path: Path, metadata: Mapping[str, str]) -> PackedHeader:
     """Raises FormatError for another version, and for a document that does not hold together."""
     version = metadata.get(_MARK)
     if version != str(VERSION):
@@ -187,7 +189,7 @@ def read_header(path: Path, metadata: Mapping[str, str]) -> Header:
         raise FormatError(path, f"is malformed ({reason})", field=_HEADER) from error
 
 
-def _header(document: dict[str, Any]) -> Header:
+def _header(document: dict[str, Any]) -> PackedHeader:
     schemes = [_scheme(scheme) for scheme in document["schemes"]]
     layouts = {}
     for name, entry in document["tensors"].items():
@@ -196,7 +198,7 @@ def _header(document: dict[str, Any]) -> Header:
             raise ValueError(f"tensor {name[:80]!r} has the shape {str(shape)[:80]}")
         if entry["dtype"] not in DTYPE_BITS:
             raise ValueError(f"tensor {name[:80]!r} has the dtype {str(entry['dtype'])[:40]!r}")
-        layouts[name] = Layout(
+        layouts[name] = PackedLayout(
             name,
             tuple(shape),
             entry["dtype"],
@@ -204,7 +206,7 @@ def _header(document: dict[str, Any]) -> Header:
             str(entry.get("stored", name)),
         )
     tied = {str(alias): str(name) for alias, name in document["tied"].items()}
-    return Header(
+    return PackedHeader(
         layouts,
         tied,
         str(document["source_sha256"]),
@@ -267,7 +269,7 @@ def unpack(source: Source) -> tuple[Weight, ...]:
     return tuple(found.values())
 
 
-def _piece(path: Path, stored: Mapping[str, Weight], entry: Entry) -> Weight:
+def _piece(path: Path, stored: Mapping[str, Weight], entry: TensorEntry) -> Weight:
     weight = stored.get(entry.name)
     if weight is None:
         raise FormatError(path, "is missing", field=f"tensor {entry.name[:200]!r}")
@@ -281,7 +283,7 @@ def _piece(path: Path, stored: Mapping[str, Weight], entry: Entry) -> Weight:
     return weight
 
 
-def _reader(layout: Layout, pieces: Sequence[Weight]) -> Callable[[int, int], NDArray[Any]]:
+def _reader(layout: PackedLayout, pieces: Sequence[Weight]) -> Callable[[int, int], NDArray[Any]]:
     columns = matrix_shape(layout.shape)[1]
     scheme = layout.scheme
 

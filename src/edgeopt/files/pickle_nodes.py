@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import mmap
-from typing import Any, TypeAlias
+from typing import Any
 
-__all__ = ["BadObject", "Blob", "Buffer", "Global", "Opaque"]
+from edgeopt.files.reading import Buffer
 
-Buffer: TypeAlias = "bytes | mmap.mmap"
+__all__ = ["BadObject", "Global", "Opaque", "StoredBytes"]
 
 
 class BadObject(ValueError):
@@ -46,7 +45,7 @@ class Opaque:
         return f"Opaque({self.name!r})"
 
 
-class Blob:
+class StoredBytes:
     """A long string or bytes object, left in the file. ``text`` says it was a string."""
 
     __slots__ = ("buffer", "end", "latin1", "start", "text")

@@ -5,26 +5,23 @@ Encoding: https://protobuf.dev/programming-guides/encoding/
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
 
 from edgeopt.errors import FormatError, SourceError
-from edgeopt.files.reading import FileBytes
+from edgeopt.files.reading import Buffer, FileBytes
 
-__all__ = ["FIXED32", "FIXED64", "LENGTH", "VARINT", "Buffer", "Field", "fields", "top_level"]
+__all__ = ["FIXED32", "FIXED64", "LENGTH", "VARINT", "WireField", "fields", "top_level"]
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 _FIXED = {FIXED64: 8, FIXED32: 4}
 
-Buffer: TypeAlias = "bytes | mmap.mmap"
-
 #: (field number, wire type, value of a varint or first byte of the payload, end of the payload)
-Field: TypeAlias = tuple[int, int, int, int]
+WireField: TypeAlias = tuple[int, int, int, int]
 
 
-def fields(buffer: Buffer, lo: int, hi: int, path: Path) -> Iterator[Field]:
+def fields(buffer: Buffer, lo: int, hi: int, path: Path) -> Iterator[WireField]:
     """The fields of the message at bytes ``lo:hi``, in order; FormatError where it breaks."""
     position = lo
     while position < hi:

@@ -23,11 +23,12 @@ from typing import Any, BinaryIO, TypeAlias, TypeGuard, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.core import DTYPE_BITS
+from edgeopt.core import DTYPE_BITS, Array
 from edgeopt.errors import FormatError, SourceError
 
 __all__ = [
     "MAX_RANK",
+    "Buffer",
     "FileBytes",
     "PrivateMaps",
     "as_named",
@@ -43,7 +44,7 @@ __all__ = [
     "reading",
 ]
 
-Array: TypeAlias = NDArray[Any]
+Buffer: TypeAlias = "bytes | mmap.mmap"
 
 _J = TypeVar("_J", dict[str, Any], list[Any])
 

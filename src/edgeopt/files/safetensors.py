@@ -39,7 +39,7 @@ from edgeopt.files.sparse import is_sparse, whole
 __all__ = [
     "DTYPES",
     "MAX_HEADER",
-    "Entry",
+    "TensorEntry",
     "describe",
     "describe_index",
     "filling",
@@ -85,7 +85,7 @@ _ALIGNMENT = 64
 _METADATA = "__metadata__"
 _INDEX_SUFFIX = ".safetensors.index.json"
 
-Chunk: TypeAlias = "bytes | bytearray | memoryview | NDArray[Any]"
+ByteChunk: TypeAlias = "bytes | bytearray | memoryview | NDArray[Any]"
 
 
 def matches(path: Path, head: bytes) -> bool:
@@ -341,7 +341,7 @@ def _require_covered(
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor to write. ``chunks()`` gives its bytes in order, little-endian, in pieces.
 
     :func:`filling` is told the bytes otherwise, and needs no ``chunks``.
@@ -350,19 +350,19 @@ class Entry:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    chunks: Callable[[], Iterable[Chunk]] = tuple
+    chunks: Callable[[], Iterable[ByteChunk]] = tuple
 
     @property
     def nbytes(self) -> int:
         return tensor_nbytes(self.shape, self.dtype)
 
 
-def size(entries: Sequence[Entry], metadata: Mapping[str, str]) -> int:
+def size(entries: Sequence[TensorEntry], metadata: Mapping[str, str]) -> int:
     """Bytes of the file that :func:`write` makes, exact, without touching any data."""
     return len(_head(_in_order(entries), metadata)) + sum(entry.nbytes for entry in entries)
 
 
-def write(path: Path, entries: Sequence[Entry], metadata: Mapping[str, str]) -> int:
+def write(path: Path, entries: Sequence[TensorEntry], metadata: Mapping[str, str]) -> int:
     """Write a file, one tensor at a time, and return its size in bytes.
 
     The same entries give the same bytes, in whatever order they are given: wide dtypes are stored
@@ -394,8 +394,8 @@ def write(path: Path, entries: Sequence[Entry], metadata: Mapping[str, str]) -> 
 
 @contextmanager
 def filling(
-    path: Path, entries: Sequence[Entry], metadata: Mapping[str, str]
-) -> Iterator[Callable[[str, Chunk], None]]:
+    path: Path, entries: Sequence[TensorEntry], metadata: Mapping[str, str]
+) -> Iterator[Callable[[str, ByteChunk], None]]:
     """Write the file of :func:`write` with its tensors filled in side by side.
 
     ``with filling(...) as put: put(name, chunk)``: each call appends to the tensor of that name.
@@ -416,7 +416,7 @@ def filling(
         stream.write(head)
         stream.truncate(position)
 
-        def put(name: str, chunk: Chunk) -> None:
+        def put(name: str, chunk: ByteChunk) -> None:
             raw = _raw(chunk)
             if at[name] + raw.nbytes > ends[name]:
                 raise ValueError(
@@ -432,11 +432,11 @@ def filling(
                 raise ValueError(f"tensor {name!r}: {end - at[name]} bytes were never given")
 
 
-def _in_order(entries: Sequence[Entry]) -> list[Entry]:
+def _in_order(entries: Sequence[TensorEntry]) -> list[TensorEntry]:
     return sorted(entries, key=lambda entry: (-DTYPE_BITS.get(entry.dtype, 0), entry.name))
 
 
-def _head(ordered: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
+def _head(ordered: Sequence[TensorEntry], metadata: Mapping[str, str]) -> bytes:
     """Length field and JSON, padded with spaces so that the data begins aligned."""
     header: dict[str, Any] = {}
     position = 0
@@ -461,7 +461,7 @@ def _head(ordered: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _raw(chunk: Chunk) -> memoryview:
+def _raw(chunk: ByteChunk) -> memoryview:
     if isinstance(chunk, np.ndarray):
         return np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
     return memoryview(chunk).cast("B")

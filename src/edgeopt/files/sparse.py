@@ -21,7 +21,16 @@ from edgeopt.files.reading import checked_shape
 from edgeopt.files.roles import role_of
 from edgeopt.numerics.sparse_pack import Ranks, unpack
 
-__all__ = ["VERSION", "Header", "Rows", "Sparsity", "is_sparse", "part_names", "sparsity", "whole"]
+__all__ = [
+    "VERSION",
+    "Rows",
+    "SparseHeader",
+    "Sparsity",
+    "is_sparse",
+    "part_names",
+    "sparsity",
+    "whole",
+]
 
 VERSION = 1
 
@@ -41,7 +50,7 @@ def part_names(stored: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Header:
+class SparseHeader:
     """What the metadata of a sparse file says: shapes of the sparse tensors by name, what their
     parts' names begin with (the tensor's own, unless another tensor has one of theirs), and names
     of tensors that are stored under another name -> that name."""
@@ -62,7 +71,7 @@ class Header:
         return {"format": "pt", _MARK: str(VERSION), _HEADER: text}
 
 
-def _read_header(path: Path, metadata: Mapping[str, str]) -> Header:
+def _read_header(path: Path, metadata: Mapping[str, str]) -> SparseHeader:
     version = metadata.get(_MARK)
     if version != str(VERSION):
         raise FormatError(
@@ -86,7 +95,7 @@ def _read_header(path: Path, metadata: Mapping[str, str]) -> Header:
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise FormatError(path, f"is malformed ({reason})", field=_HEADER) from error
-    return Header(shapes, stored, tied)
+    return SparseHeader(shapes, stored, tied)
 
 
 # ---------------------------------------------------------------------------------------------

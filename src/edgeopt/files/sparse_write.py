@@ -23,7 +23,7 @@ __all__ = ["Stored", "write_sparse"]
 _HEADER_BYTES = 256
 
 #: What the format itself stores in the file's metadata.
-_RESERVED = frozenset({*sparse.Header({}).metadata(), SEAL})
+_RESERVED = frozenset({*sparse.SparseHeader({}).metadata(), SEAL})
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def _stored(weight: Weight, ties: Mapping[str, str]) -> Stored:
 class _Outline:
     """What the file will hold; ``parts`` are the names of mask and values of the sparse ones."""
 
-    header: sparse.Header
-    entries: tuple[safetensors.Entry, ...]
+    header: sparse.SparseHeader
+    entries: tuple[safetensors.TensorEntry, ...]
     parts: Mapping[str, tuple[str, str]]
 
 
@@ -112,14 +112,14 @@ def _outline(
 ) -> _Outline:
     taken = {weight.name for weight in weights}
     parts: dict[str, tuple[str, str]] = {}
-    entries: list[safetensors.Entry] = []
+    entries: list[safetensors.TensorEntry] = []
     shapes: dict[str, tuple[int, ...]] = {}
     prefixes: dict[str, str] = {}
     for weight, stored in zip(weights, made, strict=True):
         if weight.name in ties:
             continue
         if stored.reason:
-            entries.append(safetensors.Entry(weight.name, weight.dtype, weight.shape))
+            entries.append(safetensors.TensorEntry(weight.name, weight.dtype, weight.shape))
             continue
         prefix = weight.name
         while taken & set(sparse.part_names(prefix)):
@@ -127,6 +127,6 @@ def _outline(
         mask, values = parts[weight.name] = sparse.part_names(prefix)
         taken |= {mask, values}
         shapes[weight.name], prefixes[weight.name] = weight.shape, prefix
-        entries.append(safetensors.Entry(mask, "uint8", (Sparse.mask_nbytes(weight.shape),)))
-        entries.append(safetensors.Entry(values, weight.dtype, (stored.nonzero,)))
-    return _Outline(sparse.Header(shapes, prefixes, ties), tuple(entries), parts)
+        entries.append(safetensors.TensorEntry(mask, "uint8", (Sparse.mask_nbytes(weight.shape),)))
+        entries.append(safetensors.TensorEntry(values, weight.dtype, (stored.nonzero,)))
+    return _Outline(sparse.SparseHeader(shapes, prefixes, ties), tuple(entries), parts)

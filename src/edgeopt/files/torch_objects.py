@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeopt.core import DTYPE_BITS
-from edgeopt.files.pickle_nodes import BadObject, Blob, Global, Opaque
+from edgeopt.files.pickle_nodes import BadObject, Global, Opaque, StoredBytes
 
 __all__ = [
     "INERT",
@@ -287,8 +287,8 @@ def _encode(args: tuple[Any, ...]) -> Any:
     if len(args) != 2 or args[1] not in ("latin1", "latin-1"):
         return NotImplemented
     text = args[0]
-    if isinstance(text, Blob):
-        made = Blob(text.buffer, text.start, text.end, text=False)
+    if isinstance(text, StoredBytes):
+        made = StoredBytes(text.buffer, text.start, text.end, text=False)
         made.latin1 = True
         return made
     try:

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from edgeopt.errors import FormatError
-from edgeopt.files.pickle_nodes import BadObject, Blob, Buffer, Global, Opaque
+from edgeopt.files.pickle_nodes import BadObject, Global, Opaque, StoredBytes
+from edgeopt.files.reading import Buffer
 from edgeopt.files.text import one_line
 
 __all__ = ["Limits", "read_pickle"]
 
-#: Strings and bytes longer than this stay where they are in the file, as a :class:`Blob`.
+#: Strings and bytes longer than this stay where they are in the file, as a :class:`StoredBytes`.
 BLOB = 4096
 #: Longest text line (protocol 0) and longest integer, in bytes.
 MAX_LINE, MAX_INT = 4096, 1024
@@ -209,7 +210,7 @@ class _Machine:
     def text_or_bytes(self, count: int, text: bool) -> None:
         at = self.take(count)
         if count > BLOB:
-            self.push(Blob(self.buffer, at, self.pos, text), 100)
+            self.push(StoredBytes(self.buffer, at, self.pos, text), 100)
         else:
             raw = bytes(self.buffer[at : self.pos])
             # Twice: the object, and the file's page that was touched to make it.

@@ -28,7 +28,7 @@ from edgeopt.files.reading import FileBytes
 from edgeopt.files.text import one_line
 from edgeopt.files.torch_objects import INERT
 from edgeopt.files.torch_program import NotPlainError, plain, plain_config
-from edgeopt.files.zip_records import STORED, Record, ZipRecords
+from edgeopt.files.zip_records import STORED, ZipMember, ZipRecords
 
 __all__ = ["Plain", "dimensions", "examine", "named", "pack"]
 
@@ -62,7 +62,7 @@ class Plain:
 
     records: ZipRecords
     documents: Mapping[str, dict[str, Any]]
-    payloads: Mapping[str, Record]
+    payloads: Mapping[str, ZipMember]
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -81,7 +81,7 @@ def examine(
     names = {name[len(root) :]: name for name in records.records if name.startswith(root)}
     tables = {member: folder for folder, member in _TABLES.items()}
     documents = {_PROGRAM: plain(program)}
-    payloads: dict[str, Record] = {}
+    payloads: dict[str, ZipMember] = {}
     for member in tables:
         if member not in names:
             raise NotPlainError(f"it has no {member}")
@@ -102,7 +102,7 @@ def examine(
 
 def _payload(
     records: ZipRecords, names: Mapping[str, str], folder: str, payload: Mapping[str, Any]
-) -> dict[str, Record]:
+) -> dict[str, ZipMember]:
     path = str(payload.get("path_name"))
     name = names.get(folder + path)
     if name is None or path.startswith(("custom_obj", "opaque_obj")):
@@ -231,7 +231,7 @@ def _member(archive: zipfile.ZipFile, name: str, nbytes: int) -> IO[bytes]:
     return archive.open(info, "w", force_zip64=large)
 
 
-def _copy(records: ZipRecords, record: Record, out: IO[bytes]) -> None:
+def _copy(records: ZipRecords, record: ZipMember, out: IO[bytes]) -> None:
     buffer = memoryview(records.file.mapped())
     crc = 0
     for at in range(record.start, record.start + record.nbytes, _PIECE):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgeopt.core import InputSpec, Source, Storage, Weight, tensor_nbytes
 from edgeopt.errors import FormatError, SourceError
 from edgeopt.files.mapped import Stretch, StridedReader
-from edgeopt.files.pickle_nodes import Blob, Opaque
+from edgeopt.files.pickle_nodes import Opaque, StoredBytes
 from edgeopt.files.text import one_line
 from edgeopt.files.torch_objects import INERT, StorageRef, TensorRef
 from edgeopt.files.torch_tree import Leaf, Tree
@@ -46,7 +46,7 @@ def weight_role(name: str, dtype: str, *, buffer: bool = False, parameter: bool 
 class ArrayReader:
     """Rows of a pickled numpy array, whose bytes lie inside the pickle."""
 
-    data: bytes | Blob
+    data: bytes | StoredBytes
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     fortran: bool
@@ -56,7 +56,7 @@ class ArrayReader:
         if not 0 <= lo <= hi <= count:
             raise IndexError(f"rows {lo}:{hi} of a tensor with {count} rows")
         try:
-            raw = self.data.read() if isinstance(self.data, Blob) else self.data
+            raw = self.data.read() if isinstance(self.data, StoredBytes) else self.data
             flat = np.frombuffer(raw, self.dtype)
             array = flat.reshape(self.shape, order="F" if self.fortran else "C")
         except ValueError as error:
@@ -134,7 +134,7 @@ class TensorMaker:
                 self.path, "a numpy array without a shape", field=one_line(f"array {name}")
             )
         nbytes = math.prod(shape) * kind.itemsize
-        whole = isinstance(data, (bytes, Blob)) and len(shape) <= 32
+        whole = isinstance(data, (bytes, StoredBytes)) and len(shape) <= 32
         if not whole or not nbytes <= len(data) <= 2 * nbytes:
             raise FormatError(
                 self.path,

@@ -19,7 +19,7 @@ from edgeopt.errors import FormatError
 from edgeopt.files.reading import FileBytes
 from edgeopt.files.text import one_line
 
-__all__ = ["Record", "ZipRecords"]
+__all__ = ["ZipMember", "ZipRecords"]
 
 _END = struct.Struct("<4s4H2IH")
 _END64_LOCATOR = struct.Struct("<4sIQI")
@@ -33,7 +33,7 @@ _REFUSED_FLAGS = 0b0010_0000_0110_0001
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class ZipMember:
     """One member: ``start`` is where its (perhaps deflated) bytes begin in the file."""
 
     name: str
@@ -58,7 +58,7 @@ class ZipRecords:
         self.start = start
         self.end = file.size if end is None else end
         self.prefix = f"{field}, " if field else ""
-        self.records: dict[str, Record] = {}
+        self.records: dict[str, ZipMember] = {}
         self._read_directory(*self._find_directory())
 
     def fail(self, problem: str, field: str, offset: int | None = None) -> NoReturn:
@@ -106,7 +106,7 @@ class ZipRecords:
 
     def _read_directory(self, count: int, at: int, stop: int) -> None:
         buffer, directory = self.file.mapped(), at
-        found: list[Record] = []
+        found: list[ZipMember] = []
         names: set[str] = set()
         for _ in range(count):
             if at + _ENTRY.size > stop:
@@ -140,7 +140,7 @@ class ZipRecords:
                 self.fail(f"{packed} bytes reach past the data", f"member {name}", begin)
             if method == STORED and packed != nbytes:
                 self.fail(f"stored in {packed} bytes, said to be {nbytes}", f"member {name}", at)
-            found.append(Record(name, method, crc, packed, nbytes, self.start + header, begin))
+            found.append(ZipMember(name, method, crc, packed, nbytes, self.start + header, begin))
             at = after + extra_size + comment_size
         found.sort(key=lambda record: record.header)
         for one, other in itertools.pairwise(found):
@@ -203,7 +203,7 @@ class ZipRecords:
             self.fail("its CRC-32 is wrong: the file is damaged", f"member {name}", record.start)
         return raw
 
-    def check_crc(self, record: Record) -> None:
+    def check_crc(self, record: ZipMember) -> None:
         """Hold a stored record's bytes against its CRC-32, in pieces."""
         crc, left = 0, record.packed
         # Read, not mapped: mapped pages would count as this process's memory.

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from edgeopt.graphs.fold import constant_array, set_constant
 from edgeopt.graphs.sites import Site, find_sites
-from edgeopt.runtimes.onnxruntime import Session
+from edgeopt.runtimes.onnxruntime import OnnxSession
 
 __all__ = ["WITH_OUTLIERS", "Outliers", "find_outliers", "split_outliers"]
 
@@ -154,7 +154,7 @@ def _watch(
     # The weights stay where the base model has them.
     assert path.parent == base.parent
     ir.save(model, path)
-    session = Session.open(path, threads=threads)
+    session = OnnxSession.open(path, threads=threads)
     peaks: dict[str, NDArray[np.float64]] = {}
     squares: dict[str, list[float]] = {name: [] for name in products}
     for feed in feeds:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.errors import SourceError
-from edgeopt.files.imatrix import Entry
+from edgeopt.files.imatrix import ImatrixEntry
 
 __all__ = ["LEAST_ROWS", "SquareSums", "products"]
 
@@ -59,7 +59,7 @@ class SquareSums:
 
         return add
 
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, ImatrixEntry]:
         """What was summed so far. SourceError where a sum is infinite or no number."""
         found = {}
         for name, sums in self._sums.items():
@@ -69,5 +69,5 @@ class SquareSums:
                     f"the inputs of {name!r} are infinite or no numbers on this text: the model "
                     "overflows, so nothing can be learnt from it"
                 )
-            found[name] = Entry(values, np.array([self._counts[name]]))
+            found[name] = ImatrixEntry(values, np.array([self._counts[name]]))
         return found

@@ -22,9 +22,9 @@ from edgeopt.llm.mix_rules import (
     MIXES,
     PRESETS,
     ROLES,
-    Place,
     Preset,
     Role,
+    TensorPlace,
 )
 from edgeopt.llm.model import LanguageModel
 
@@ -259,7 +259,7 @@ class _Mix:
             return self.preset.base, f"{self.preset.base} is the base of {self.preset.name}"
         return kind, reason
 
-    def _place(self, name: str, role: Role) -> Place:
+    def _place(self, name: str, role: Role) -> TensorPlace:
         layer, layers = 0, self.blocks
         if role in self.seen:
             layer = self.seen[role]
@@ -274,7 +274,7 @@ class _Mix:
                     "by which the mix of a model with experts goes"
                 )
             layer = int(match[1])
-        return Place(layer, layers, self.groups, self.calibrated)
+        return TensorPlace(layer, layers, self.groups, self.calibrated)
 
 
 def _fitting(kind: str, columns: int) -> str:

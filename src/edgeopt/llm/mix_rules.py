@@ -19,10 +19,10 @@ __all__ = [
     "MIXES",
     "PRESETS",
     "ROLES",
-    "Place",
     "Preset",
     "Role",
-    "Rule",
+    "TensorPlace",
+    "TypeRule",
 ]
 
 
@@ -128,7 +128,7 @@ COARSER_BLOCKS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """Where a tensor stands: the ``layer``-th of ``layers`` of its role, ``groups`` query heads
     to each key and value head, and whether an importance matrix is at hand."""
 
@@ -138,11 +138,11 @@ class Place:
     calibrated: bool
 
 
-def _always(_: Place) -> bool:
+def _always(_: TensorPlace) -> bool:
     return True
 
 
-def _outer_and_every_third(place: Place) -> bool:
+def _outer_and_every_third(place: TensorPlace) -> bool:
     """The first and last eighth of the layers, and every third between."""
     eighth = place.layers // 8
     return (
@@ -153,28 +153,28 @@ def _outer_and_every_third(place: Place) -> bool:
     )
 
 
-def _first(count: int) -> Callable[[Place], bool]:
+def _first(count: int) -> Callable[[TensorPlace], bool]:
     return lambda place: place.layer < count
 
 
-def _first_part(parts: int) -> Callable[[Place], bool]:
+def _first_part(parts: int) -> Callable[[TensorPlace], bool]:
     return lambda place: place.layer < place.layers // parts
 
 
-def _grouped(place: Place) -> bool:
+def _grouped(place: TensorPlace) -> bool:
     return place.groups >= 4
 
 
-def _first_eighth_calibrated(place: Place) -> bool:
+def _first_eighth_calibrated(place: TensorPlace) -> bool:
     return place.calibrated and place.layer < place.layers // 8
 
 
 @dataclass(frozen=True)
-class Rule:
+class TypeRule:
     """``type`` in place of the base type, where ``holds``; ``where`` says so in words."""
 
     type: str
-    holds: Callable[[Place], bool] = _always
+    holds: Callable[[TensorPlace], bool] = _always
     where: str = "in every layer"
 
 
@@ -184,59 +184,62 @@ _GROUPED = "as four or more query heads share each, which makes them small"
 _REST = "in the other layers"
 
 
-def _outer(finer: str) -> tuple[Rule, ...]:
-    return (Rule(finer, _outer_and_every_third, _OUTER),)
+def _outer(finer: str) -> tuple[TypeRule, ...]:
+    return (TypeRule(finer, _outer_and_every_third, _OUTER),)
 
 
 #: preset -> role -> rules; the first that holds gives the type, none the base type.
-MIXES: Mapping[str, Mapping[Role, tuple[Rule, ...]]] = {
+MIXES: Mapping[str, Mapping[Role, tuple[TypeRule, ...]]] = {
     "Q2_K": {
-        Role.VALUE: (Rule("Q4_K", _grouped, _GROUPED), Rule("Q3_K")),
-        Role.DOWN: (Rule("Q3_K"),),
-        Role.ATTENTION_OUTPUT: (Rule("Q3_K"),),
+        Role.VALUE: (TypeRule("Q4_K", _grouped, _GROUPED), TypeRule("Q3_K")),
+        Role.DOWN: (TypeRule("Q3_K"),),
+        Role.ATTENTION_OUTPUT: (TypeRule("Q3_K"),),
     },
     "Q3_K_M": {
-        Role.VALUE: (Rule("Q5_K", _first(2), "in the first 2 layers"), Rule("Q4_K", where=_REST)),
-        Role.DOWN: (
-            Rule("Q5_K", _first_part(16), "in the first sixteenth of the layers"),
-            Rule("Q4_K", where=_REST),
+        Role.VALUE: (
+            TypeRule("Q5_K", _first(2), "in the first 2 layers"),
+            TypeRule("Q4_K", where=_REST),
         ),
-        Role.ATTENTION_OUTPUT: (Rule("Q4_K"),),
+        Role.DOWN: (
+            TypeRule("Q5_K", _first_part(16), "in the first sixteenth of the layers"),
+            TypeRule("Q4_K", where=_REST),
+        ),
+        Role.ATTENTION_OUTPUT: (TypeRule("Q4_K"),),
     },
     "Q3_K_L": {
-        Role.VALUE: (Rule("Q5_K"),),
-        Role.DOWN: (Rule("Q5_K"),),
-        Role.ATTENTION_OUTPUT: (Rule("Q5_K"),),
+        Role.VALUE: (TypeRule("Q5_K"),),
+        Role.DOWN: (TypeRule("Q5_K"),),
+        Role.ATTENTION_OUTPUT: (TypeRule("Q5_K"),),
     },
     "Q4_K_S": {
-        Role.VALUE: (Rule("Q5_K", _first(4), "in the first 4 layers"),),
-        Role.DOWN: (Rule("Q5_K", _first_part(8), _EARLY),),
+        Role.VALUE: (TypeRule("Q5_K", _first(4), "in the first 4 layers"),),
+        Role.DOWN: (TypeRule("Q5_K", _first_part(8), _EARLY),),
     },
     "Q4_K_M": {Role.VALUE: _outer("Q6_K"), Role.DOWN: _outer("Q6_K")},
     "Q5_K_M": {Role.VALUE: _outer("Q6_K"), Role.DOWN: _outer("Q6_K")},
     "Q4_0": {
-        Role.DOWN: (Rule("Q4_1", _first_eighth_calibrated, f"{_EARLY}, with importances"),),
+        Role.DOWN: (TypeRule("Q4_1", _first_eighth_calibrated, f"{_EARLY}, with importances"),),
     },
     "Q5_0": {
-        Role.DOWN: (Rule("Q5_1", _first_eighth_calibrated, f"{_EARLY}, with importances"),),
+        Role.DOWN: (TypeRule("Q5_1", _first_eighth_calibrated, f"{_EARLY}, with importances"),),
     },
 }
 
 #: What Falcon has otherwise.
-FALCON: Mapping[str, Mapping[Role, tuple[Rule, ...]]] = {
+FALCON: Mapping[str, Mapping[Role, tuple[TypeRule, ...]]] = {
     "Q2_K": {Role.ATTENTION_OUTPUT: ()},
     "Q3_K_M": {
         Role.DOWN: (
-            Rule("Q5_K", _first_part(16), "in the first sixteenth of the layers"),
+            TypeRule("Q5_K", _first_part(16), "in the first sixteenth of the layers"),
             *_outer("Q4_K"),
         ),
         Role.ATTENTION_OUTPUT: (),
     },
-    "Q3_K_L": {Role.DOWN: (Rule("Q4_K"),), Role.ATTENTION_OUTPUT: (Rule("Q4_K"),)},
+    "Q3_K_L": {Role.DOWN: (TypeRule("Q4_K"),), Role.ATTENTION_OUTPUT: (TypeRule("Q4_K"),)},
     "Q4_K_S": {Role.DOWN: ()},
     "Q4_K_M": {
         Role.DOWN: (
-            Rule("Q6_K", _first_part(16), "in the first sixteenth of the layers"),
+            TypeRule("Q6_K", _first_part(16), "in the first sixteenth of the layers"),
             *_outer("Q5_K"),
         ),
     },

@@ -11,7 +11,7 @@ from typing import Any
 from edgeopt.core import Decision, Ggml, Plan, Source
 from edgeopt.core.ggml import PLAIN_TYPES
 from edgeopt.errors import SourceError, UsageError
-from edgeopt.files.gguf_write import Field, Layout, string, u32
+from edgeopt.files.gguf_write import Field, GgufLayout, string, u32
 from edgeopt.files.imatrix import Imatrix
 from edgeopt.files.seal import BLANK, SEAL
 from edgeopt.llm.mix import assign, file_type
@@ -206,12 +206,12 @@ _OURS = "edgeopt."
 SOURCE_SHA256, PLAN_SHA256 = f"{_OURS}source_sha256", f"{_OURS}plan_sha256"
 
 
-def layout_of(model: LanguageModel, plan: Plan, importance: Imatrix | None = None) -> Layout:
+def layout_of(model: LanguageModel, plan: Plan, importance: Imatrix | None = None) -> GgufLayout:
     """The whole file but the weights, to the byte. Needs no weight, only their shapes."""
     tensors: Sequence[tuple[str, Sequence[int], str]] = [
         (d.tensor, d.shape, d.scheme.type) for d in plan.decisions if isinstance(d.scheme, Ggml)
     ]
-    return Layout.of(_metadata(model, plan, importance), tensors)
+    return GgufLayout.of(_metadata(model, plan, importance), tensors)
 
 
 def _metadata(model: LanguageModel, plan: Plan, importance: Imatrix | None) -> dict[str, Field]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgeopt.core import Array, Decision, Ggml, Plan, Progress, Source, Weight, format_bytes
 from edgeopt.errors import SourceError
-from edgeopt.files.gguf_write import GgufWriter, Layout, writing_gguf
+from edgeopt.files.gguf_write import GgufLayout, GgufWriter, writing_gguf
 from edgeopt.files.imatrix import Imatrix
 from edgeopt.files.pages import drop_pages
 from edgeopt.files.seal import seal
@@ -38,7 +38,7 @@ def write_model(
     source: Source,
     model: LanguageModel,
     plan: Plan,
-    layout: Layout,
+    layout: GgufLayout,
     path: Path,
     *,
     importance: Imatrix | None = None,

@@ -17,7 +17,7 @@ from edgeopt.measure.cpu import thermal_throttles
 from edgeopt.measure.limits import throttled_seconds
 from edgeopt.measure.sysfiles import first_line, numbers, text
 
-__all__ = ["Activity", "Snapshot", "between", "snapshot"]
+__all__ = ["Activity", "ActivitySnapshot", "between", "snapshot"]
 
 #: The columns of /proc/stat that make up a processor's time. Guests' time is in "user" already.
 _COLUMNS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
@@ -26,7 +26,7 @@ _IDLE = ("idle", "iowait")
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class ActivitySnapshot:
     """Counters at one moment; None where the system keeps none.
 
     ``cpu`` are clock ticks by processor and column of /proc/stat, of the processors that this
@@ -67,11 +67,11 @@ class Activity:
         return {name: "unavailable" if value is None else value for name, value in pairs}
 
 
-def snapshot(pids: Iterable[int] = (), root: Path = Path("/")) -> Snapshot:
+def snapshot(pids: Iterable[int] = (), root: Path = Path("/")) -> ActivitySnapshot:
     """The counters now. ``pids`` are the processes whose time is one's own, this one included."""
     pages = numbers(root / "proc/vmstat")
     swapped = [pages[name] for name in ("pswpin", "pswpout") if name in pages]
-    return Snapshot(
+    return ActivitySnapshot(
         seconds=time.monotonic(),
         cpu=_ticks(root),
         own=_own({os.getpid(), *pids}, root),
@@ -82,7 +82,7 @@ def snapshot(pids: Iterable[int] = (), root: Path = Path("/")) -> Snapshot:
     )
 
 
-def between(before: Snapshot, after: Snapshot) -> Activity:
+def between(before: ActivitySnapshot, after: ActivitySnapshot) -> Activity:
     """What went on from one snapshot to the next, of the same processes."""
     steal = busy = others = None
     # A process that has been pinned in between could use fewer of them afterwards.

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from edgeopt.measure.fidelity import FidelityMeter
 from edgeopt.measure.jobs import match_outputs
 from edgeopt.measure.matching import RowCount, RowMatcher
 from edgeopt.measure.process import Feeds, Workplace
+from edgeopt.measure.reporter import Reporter
 from edgeopt.runtimes.engine import Answering, Case, make_engine
 
 __all__ = ["ANSWER_JOBS", "Answers", "compare_answers", "take_answers"]
@@ -29,14 +30,6 @@ __all__ = ["ANSWER_JOBS", "Answers", "compare_answers", "take_answers"]
 
 #: Answers that have nothing in common are said to be this far (dB) apart.
 _FAR = 100.0
-
-
-class Voice(Protocol):
-    """How a job says what it is at."""
-
-    def busy(self, subject: str, doing: str) -> None: ...
-
-    def progress(self, step: str, fraction: float | None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -127,7 +120,7 @@ def _file(index: int, position: int) -> str:
 # in the worker
 
 
-def answers(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+def answers(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Reporter) -> dict[str, Any]:
     """Load the case's artifact and write its outputs for every sample. Result: their names."""
     case = case_from_json(job["case"])
     engine = make_engine(case)

@@ -22,7 +22,7 @@ from edgeopt.core import Measurement, Progress, Unavailable
 from edgeopt.measure.activity import between, snapshot
 from edgeopt.measure.probe import without_repacking
 from edgeopt.measure.relay import Runner, SubjectError, runner
-from edgeopt.measure.samples import Taken
+from edgeopt.measure.samples import RawSamples
 from edgeopt.measure.sysfiles import kilobytes
 from edgeopt.measure.trial import BenchSettings, Trial, write_job
 
@@ -101,7 +101,7 @@ class _Session:
         self.progress = progress
         self.warnings = tuple(warnings)
         self.began = self.latest = snapshot()
-        self.taken = {id(trial): Taken(trial.subject, trial.conditions) for trial in trials}
+        self.taken = {id(trial): RawSamples(trial.subject, trial.conditions) for trial in trials}
         self.failures: dict[str, str] = {}
         self.info: dict[str, dict[str, Any]] = {}
         self.pinning: dict[str, dict[str, str]] = {}

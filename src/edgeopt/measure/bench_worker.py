@@ -22,6 +22,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 
 from edgeopt.errors import EdgeoptError
+from edgeopt.measure.clock import quiet, timed
 from edgeopt.measure.cold import evict, warm
 from edgeopt.measure.energy import EnergyMeter
 from edgeopt.measure.footprint import Footprint
@@ -107,33 +108,17 @@ class BenchWorker:
         evenly spread over the turn."""
         self._mark(f"running {self._case.path}")
         seconds, limit = float(command["seconds"]), int(command["limit"])
-        run, clock = self._engine.run, time.perf_counter
-        samples: list[float] = []
-        was = gc.isenabled()
-        gc.disable()
-        try:
+        run = self._engine.run
+        with quiet():
             if self._last < _LONG * seconds:
-                end = clock() + _LEAD_IN * seconds
-                while clock() < end:
-                    run()
+                timed(run, _LEAD_IN * seconds)
                 # On a busy machine it is an interruption, as a rule, after which the time is found
                 # to be up, and the next inference would meet what it left.
                 run()
             if command.get("energy"):
                 self._energy.begin()
-            end = clock() + seconds
-            before = clock()
-            while True:
-                run()
-                after = clock()
-                samples.append(after - before)
-                before = after
-                if after >= end:
-                    break
+            samples = timed(run, seconds)
             energy = self._energy.end() if command.get("energy") else None
-        finally:
-            if was:
-                gc.enable()
         self._last = samples[-1]
         # What is left out is as good as what is kept: a quick model's times need not all be
         # stored, and its turns must not end before the machine has shown its moods.
@@ -142,7 +127,7 @@ class BenchWorker:
         answer: dict[str, Any] = {
             "samples": [round(value, 9) for value in kept],
             "runs": len(samples),
-            "seconds": before - (end - seconds),
+            "seconds": sum(samples),
         }
         if energy is not None:
             answer["energy"] = {

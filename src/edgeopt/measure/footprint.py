@@ -31,12 +31,16 @@ class FootprintReading:
     shared memory, and the copies that a private mapping makes of pages it writes to) and ``other``
     (pages of files that are not the model's: libraries) have been added since; ``mapped`` are the
     resident pages of the model's own files. Together they are ``rss``. ``peak`` is the most that
-    was resident at any time, ``how`` since when; ``pss`` counts a page that n processes map as an
-    n-th; ``swapped`` is memory of this process that is on disk, and so in none of the others.
+    was resident at any time, ``how`` since when, and ``added`` by how much it exceeds what was
+    resident when the footprint began (or at most before, where the system does not let the peak be
+    set back; the present size stands in where no peak is kept); ``pss`` counts a page that n
+    processes map as an n-th; ``swapped`` is memory of this process that is on disk, and so in none
+    of the others.
     """
 
     baseline: int | None = None
     peak: int | None = None
+    added: int | None = None
     rss: int | None = None
     anonymous: int | None = None
     mapped: int | None = None
@@ -70,6 +74,7 @@ class Footprint:
             self._psutil = _psutil_memory()
         # Last, so that the memory that reading itself took is not part of the peak.
         self._reset = reset_peak(proc)
+        self._base = self._resident()
 
     @classmethod
     def begin(cls, files: Iterable[Path] = (), proc: Path = _PROC) -> Footprint:
@@ -85,7 +90,8 @@ class Footprint:
         how = f"VmHWM {since}"
         now, began = self._kinds(), self._began
         if now is None or began is None:
-            return FootprintReading(peak=status.get("VmHWM"), rss=status.get("VmRSS"), how=how)
+            high = status.get("VmHWM")
+            return FootprintReading(None, high, self._above(high), rss=status.get("VmRSS"), how=how)
         # What was given back of the baseline is no negative growth: it is baseline no more.
         kept = min(began.anonymous, now.anonymous) + min(began.other, now.other)
         rss = now.anonymous + now.mapped + now.other
@@ -94,6 +100,7 @@ class Footprint:
             baseline=kept,
             # Kernels count by the core and in batches: the counter can lag behind the pages.
             peak=None if peak is None else max(peak, rss),
+            added=self._above(peak),
             rss=rss,
             anonymous=max(0, now.anonymous - began.anonymous),
             mapped=now.mapped,
@@ -128,7 +135,18 @@ class Footprint:
             return FootprintReading(how="unavailable: no /proc here, and no psutil")
         rss, peak = now
         how = "resident size" if peak is None else "peak working set since the process began"
-        return FootprintReading(baseline=min(before[0], rss), peak=peak, rss=rss, how=how)
+        added = self._above(rss if peak is None else peak)
+        return FootprintReading(min(before[0], rss), peak, added, rss=rss, how=how)
+
+    def _resident(self) -> int | None:
+        """What a later peak is measured above."""
+        if self._psutil is not None:
+            now, peak = self._psutil
+            return now if peak is None else peak
+        return kilobytes(self._proc / "status").get("VmRSS" if self._reset else "VmHWM")
+
+    def _above(self, peak: int | None) -> int | None:
+        return None if peak is None or self._base is None else max(0, peak - self._base)
 
 
 def _inode(path: str) -> tuple[int, int, int] | None:

@@ -15,7 +15,8 @@ from edgeopt.core import Basis, Change, Check, Fidelity, Verdict, format_bytes
 from edgeopt.errors import UsageError
 from edgeopt.measure.jobs import ROW_MARGIN_DB
 from edgeopt.measure.kinds import WorstKind, worst_kind
-from edgeopt.measure.pair import SLOWER, Mates, PairResult, Repeats
+from edgeopt.measure.pair import Mates, PairResult, Repeats
+from edgeopt.numerics.decide import rule_of
 
 __all__ = [
     "AGREEMENT",
@@ -398,7 +399,9 @@ def _speed(pair: PairResult, prefer: str, bits: int | None, given: bool) -> Chec
         name="not slower",
         passed=not (asked and pair.slower),
         found=found,
-        limit=f"at most {SLOWER:.2f}" if asked else f"not asked (--prefer {prefer})",
+        limit=f"at most {1 + rule_of('latency', 'p50').effect:g}"
+        if asked
+        else f"not asked (--prefer {prefer})",
         advice=" or ".join(
             [
                 "use --prefer size if speed does not matter",

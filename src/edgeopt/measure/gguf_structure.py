@@ -6,23 +6,20 @@ import hashlib
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from edgeopt.errors import FormatError
 from edgeopt.measure.process import Feeds
+from edgeopt.measure.reporter import Reporter
 
 __all__ = ["structure"]
 
 
-class Voice(Protocol):
-    """How a job says what it is at."""
-
-    def busy(self, subject: str, doing: str) -> None: ...
-
-
-def structure(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+def structure(
+    job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Reporter
+) -> dict[str, Any]:
     """Names, shapes, types, places and metadata of a GGUF file as gguf-py reads them.
 
     Metadata values are digests of the bytes in the file: of numbers, or of each string with its

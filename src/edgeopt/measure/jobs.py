@@ -11,23 +11,24 @@ import dataclasses
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeopt.core import InputSpec
 from edgeopt.errors import EdgeoptError, SourceError, UsageError
+from edgeopt.measure.clock import quiet, timed
+from edgeopt.measure.cold import warm
 from edgeopt.measure.fidelity import FidelityMeter
+from edgeopt.measure.footprint import Footprint
 from edgeopt.measure.kinds import worst_kind
 from edgeopt.measure.matching import RowCount, RowMatcher, unequal
-from edgeopt.measure.memory import MemoryMeter
 from edgeopt.measure.process import Feeds
-from edgeopt.numerics.statistics import ratio_interval, round_ratios
-from edgeopt.runtimes.onnxruntime import Session, preload
+from edgeopt.measure.reporter import Reporter
+from edgeopt.numerics.statistics import median, ratio_interval, round_ratios
+from edgeopt.runtimes.engine import Case, Feed, GraphEngine, make_engine
 
 __all__ = ["JOBS", "ROW_MARGIN_DB", "interleave", "match_outputs"]
 
@@ -47,25 +48,15 @@ OVERTIME = 8.0
 TIGHT = 0.01
 LOOK_EVERY = 16
 
-Feed: TypeAlias = Mapping[str, NDArray[Any]]
-
 #: Runs so many inferences on the sample of that round, and gives the median seconds of one.
 Timer: TypeAlias = Callable[[int, int], float]
-
-
-class Voice(Protocol):
-    """How a job says what it is at."""
-
-    def busy(self, subject: str, doing: str) -> None: ...
-
-    def progress(self, step: str, fraction: float | None) -> None: ...
 
 
 # ---------------------------------------------------------------------------------------------
 # jobs
 
 
-def pair(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+def pair(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Reporter) -> dict[str, Any]:
     """Fidelity of the artifact over every sample, then both files timed in A B B A blocks."""
     source = _open(voice, "source", job["source"], job["threads"])
     artifact = _open(voice, "artifact", job["artifact"], job["threads"])
@@ -116,38 +107,41 @@ def pair(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> di
         "runs": {"source": blocks.runs[0], "artifact": blocks.runs[1]},
         "inputs": [_spec_json(spec) for spec in artifact.inputs],
         "outputs": [_spec_json(spec) for spec in artifact.outputs],
-        "placement": {"source": source.placement, "artifact": artifact.placement},
+        "placement": {
+            "source": source.info()["providers"],
+            "artifact": artifact.info()["providers"],
+        },
     }
 
 
-def solo(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+def solo(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Reporter) -> dict[str, Any]:
     """One file alone: seconds to create its session, and memory after that and a few runs."""
     first = feeds.load(folder, 0)
-    preload()
-    for file in job.get("files", [job["path"]]):
-        _warm_pages(Path(file))
+    files = tuple(map(Path, job.get("files", [job["path"]])))
+    engine = _engine(job["path"], job["threads"])
+    engine.imports()
+    # Read once, so that a load measures the runtime and not the disk.
+    warm(file for file in files if file.is_file())
     gc.collect()
-    meter = MemoryMeter()
-    start = time.perf_counter()
-    session = _open(voice, job["subject"], job["path"], job["threads"])
-    load = time.perf_counter() - start
+    footprint = Footprint.begin(files)
+    voice.busy(job["subject"], f"loading {job['path']}")
+    (load,) = timed(engine.load)
     voice.busy(job["subject"], f"running {job['path']}")
-    feed = session.fit(first)
+    engine.prepare(first)
     for _ in range(job["runs"]):
-        session.run(feed)
-    use = meter.stop()
-    return {"load": load, "memory": use and dataclasses.asdict(use)}
+        engine.run()
+    return {"load": load, "memory": dataclasses.asdict(footprint.read())}
 
 
-def contest(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+def contest(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Reporter) -> dict[str, Any]:
     """All candidates side by side, their blocks in rotating order; those that fail are named."""
     samples = [feeds.load(folder, i) for i in range(feeds.count)]
     timers: dict[str, Timer] = {}
     failures: dict[str, str] = {}
     for name, path in job["candidates"].items():
         try:
-            session = _open(voice, name, path, job["threads"])
-            timer = _timer(voice, name, session, samples)
+            engine = _open(voice, name, path, job["threads"])
+            timer = _timer(voice, name, engine, samples)
             timer(1, 0)
         except EdgeoptError as error:
             failures[name] = str(error)
@@ -165,7 +159,7 @@ def contest(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) ->
     return {"timings": dict(zip(timers, blocks.values, strict=True)), "failures": failures}
 
 
-def score(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+def score(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Reporter) -> dict[str, Any]:
     """The SQNR of each candidate's worst float output, on the kind of samples that is worst for
     it, against the source; None: does not run."""
     source = _open(voice, "source", job["source"], job["threads"])
@@ -235,13 +229,13 @@ def match_outputs(
 
 
 def _compare(
-    source: Session,
-    artifact: Session,
+    source: GraphEngine,
+    artifact: GraphEngine,
     meters: Mapping[str, FidelityMeter],
     names: Mapping[str, str],
     feeds: Feeds,
     folder: Path,
-    voice: Voice,
+    voice: Reporter,
     subject: str = "artifact",
     matcher: RowMatcher | None = None,
     kinds: Sequence[str] = (),
@@ -253,9 +247,9 @@ def _compare(
     for index in range(feeds.count):
         sample = feeds.load(folder, index)
         voice.busy("source", f"running {source.path}")
-        expected = source.run(source.fit(sample))
+        expected = source.answer(sample)
         voice.busy(subject, f"running {artifact.path}")
-        got = artifact.run(artifact.fit(sample))
+        got = artifact.answer(sample)
         ours, theirs = matcher.pair(
             {name: np.asarray(expected[name]) for name in meters},
             {name: np.asarray(got[names[name]]) for name in meters},
@@ -270,15 +264,15 @@ def _compare(
 
 
 def _repeats(
-    source: Session, names: Mapping[str, str], feeds: Feeds, folder: Path, voice: Voice
+    source: GraphEngine, names: Mapping[str, str], feeds: Feeds, folder: Path, voice: Reporter
 ) -> dict[str, Any] | None:
     """How close (dB) the source's answers to one sample are from run to run, by its worst output:
     ``output`` and ``db``; None where it has no float output."""
     if not feeds.count:
         return None
     voice.busy("source", f"running {source.path}")
-    feed = source.fit(feeds.load(folder, 0))
-    first, second = source.run(feed), source.run(feed)
+    feed = feeds.load(folder, 0)
+    first, second = source.answer(feed), source.answer(feed)
     found = []
     for name in names:
         meter = FidelityMeter(name)
@@ -299,13 +293,13 @@ _BATCH = 8
 
 def _beside_others(
     inputs: Sequence[str],
-    source: Session,
-    artifact: Session,
+    source: GraphEngine,
+    artifact: GraphEngine,
     meters: Mapping[str, FidelityMeter],
     names: Mapping[str, str],
     feeds: Feeds,
     folder: Path,
-    voice: Voice,
+    voice: Reporter,
 ) -> dict[str, Any] | None:
     """Samples in one batch against the same samples alone: what their neighbours do to them.
 
@@ -323,9 +317,9 @@ def _beside_others(
     }
     try:
         voice.busy("source", f"running {source.path}")
-        expected = source.run(source.fit(batch))
+        expected = source.answer(batch)
         voice.busy("artifact", f"running {artifact.path}")
-        got = artifact.run(artifact.fit(batch))
+        got = artifact.answer(batch)
     except EdgeoptError:
         return None  # a size that this graph does not take
     worst: dict[str, Any] | None = None
@@ -395,7 +389,7 @@ def interleave(
     values: list[list[float]] = [[] for _ in timers]
     per_round = len(orders[0]) // len(timers)
     start, rounds = clock(), 0
-    with _no_garbage_collection():
+    with quiet():
         while True:
             for subject in orders[rounds % len(orders)]:
                 values[subject].append(timers[subject](runs[subject], rounds))
@@ -434,44 +428,31 @@ def _block_length(timer: Timer, clock: Callable[[], float]) -> int:
     return max(1, min(10_000, round(BLOCK / max(fastest, 1e-9))))
 
 
-def _timer(voice: Voice, subject: str, session: Session, samples: Sequence[Feed]) -> Timer:
+def _timer(voice: Reporter, subject: str, engine: GraphEngine, samples: Sequence[Feed]) -> Timer:
     """A block of inferences on the sample whose turn it is."""
-    fitted = [session.fit(sample) for sample in samples]
 
     def block(runs: int, turn: int) -> float:
-        voice.busy(subject, f"running {session.path}")
-        return session.time(fitted[turn % len(fitted)], runs)
+        voice.busy(subject, f"running {engine.path}")
+        engine.prepare(samples[turn % len(samples)])
+        return median(timed(engine.run, least=runs))
 
     return block
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 # ---------------------------------------------------------------------------------------------
 
 
-def _open(voice: Voice, subject: str, path: str, threads: int) -> Session:
+def _engine(path: str, threads: int) -> GraphEngine:
+    case = Case(Path(path), (Path(path),), "onnxruntime", threads=threads)
+    return cast(GraphEngine, make_engine(case))
+
+
+def _open(voice: Reporter, subject: str, path: str, threads: int) -> GraphEngine:
     voice.busy(subject, f"loading {path}")
-    return Session.open(path, threads=threads)
-
-
-def _warm_pages(path: Path) -> None:
-    """Read the file once, so that a load measures the runtime and not the disk."""
-    if not path.is_file():
-        return
-    with path.open("rb", buffering=0) as stream:
-        buffer = bytearray(1 << 20)
-        while stream.readinto(buffer):
-            pass
+    engine = _engine(path, threads)
+    engine.imports()
+    engine.load()
+    return engine
 
 
 def _spec_json(spec: InputSpec) -> dict[str, Any]:

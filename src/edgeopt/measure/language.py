@@ -28,7 +28,7 @@ def try_out(
     """Load a file and generate ``tokens`` greedily after each prompt (an embedder embeds them).
 
     Result: ``generated`` (text, tokens, finite), ``load`` seconds, ``session``: see
-    :meth:`edgeopt.runtimes.llamacpp.Session.info`; ``cut``: the token ids of every text of
+    :meth:`edgeopt.runtimes.llamacpp.LlamaSession.info`; ``cut``: the token ids of every text of
     ``cut``, added tokens recognised and nothing put around.
     """
     job = {

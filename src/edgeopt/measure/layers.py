@@ -24,7 +24,7 @@ from edgeopt.files.weights import logical_weights
 from edgeopt.measure.tensor_errors import TensorError, tensor_errors
 from edgeopt.numerics import ggml
 
-__all__ = ["Tensors", "layer_errors", "tensors_of", "with_errors"]
+__all__ = ["LayerTensors", "layer_errors", "tensors_of", "with_errors"]
 
 #: Ends of the parts' names, the codes' first: edgeopt's own, ONNX Runtime's, and the latter's
 #: where it transposed the tensor first.
@@ -42,7 +42,7 @@ _READABLE = frozenset({*PLAIN_TYPES.values(), *DTYPE_BITS})
 
 
 @dataclass(frozen=True)
-class Tensors:
+class LayerTensors:
     """One artifact: its layers in the file's order, and those that can be read, by name."""
 
     layers: tuple[Layer, ...]
@@ -50,7 +50,7 @@ class Tensors:
     files: tuple[Path, ...]
 
 
-def tensors_of(source: Source) -> Tensors:
+def tensors_of(source: Source) -> LayerTensors:
     """The layers of an opened file; reads headers and the shapes of quantized tensors only."""
     packing = source.kind == "safetensors" and packed.is_packed(source.details["metadata"])
     if packing:
@@ -74,11 +74,11 @@ def tensors_of(source: Source) -> Tensors:
             layers.append(Layer(name, weight.dtype, nbytes))
             if weight.size <= _LARGEST:
                 readable[name] = groups[name].whole(name, slot)
-    return Tensors(tuple(layers), readable, source.files)
+    return LayerTensors(tuple(layers), readable, source.files)
 
 
 def layer_errors(
-    base: Tensors, other: Tensors, *, progress: Progress | None = None
+    base: LayerTensors, other: LayerTensors, *, progress: Progress | None = None
 ) -> tuple[TensorError, ...]:
     """Of each layer that both have under one name and in one shape, and that can be read."""
     pairs = [
@@ -101,7 +101,7 @@ def _layer(weight: Weight) -> Layer:
     return Layer(weight.name, weight.dtype, weight.nbytes)
 
 
-def _packed(source: Source) -> Tensors:
+def _packed(source: Source) -> LayerTensors:
     header = packed.read_header(source.path, source.details["metadata"])
     weights = {weight.name: weight for weight in logical_weights(source)}
     layers = [
@@ -113,7 +113,7 @@ def _packed(source: Source) -> Tensors:
         for name, weight in weights.items()
         if name not in header.tied
     ]
-    return Tensors(tuple(layers), weights, source.files)
+    return LayerTensors(tuple(layers), weights, source.files)
 
 
 # ---------------------------------------------------------------------------------------------

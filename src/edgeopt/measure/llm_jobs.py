@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from edgeopt.errors import InputsError, SourceError
 from edgeopt.measure.gguf_structure import structure
 from edgeopt.measure.process import Feeds
+from edgeopt.measure.reporter import Reporter
 from edgeopt.numerics.divergence import DivergenceMeter
-from edgeopt.runtimes.llamacpp import Session, preload
+from edgeopt.runtimes.llamacpp import LlamaSession, preload
 
 __all__ = ["LLM_JOBS", "RUNTIME", "TEXT"]
 
@@ -34,19 +35,11 @@ _SHORT = 128
 Tokens = NDArray[np.int32]
 
 
-class Voice(Protocol):
-    """How a job says what it is at."""
-
-    def busy(self, subject: str, doing: str) -> None: ...
-
-    def progress(self, step: str, fraction: float | None) -> None: ...
-
-
 # ---------------------------------------------------------------------------------------------
 # jobs
 
 
-def generate(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+def generate(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Reporter) -> dict[str, Any]:
     """Load the file and go on after each text greedily; an embedder embeds them. The texts of
     ``job["cut"]`` are only cut into tokens."""
     with _opened(voice, "artifact", job, _SHORT) as (session, seconds):
@@ -71,7 +64,9 @@ def generate(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -
         return {"generated": made, "load": seconds, "session": session.info(), "cut": cut}
 
 
-def divergence(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+def divergence(
+    job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Reporter
+) -> dict[str, Any]:
     """Both files in lockstep over the first text, chunk by chunk: no logits are kept.
 
     As llama-perplexity does it: chunks of ``context`` tokens, each beginning with the model's own
@@ -114,7 +109,9 @@ def divergence(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice)
         }
 
 
-def embeddings(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Voice) -> dict[str, Any]:
+def embeddings(
+    job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Reporter
+) -> dict[str, Any]:
     """The cosine of both files' pooled embeddings of every text."""
     context = job["context"]
     cosines: list[float] = []
@@ -150,14 +147,14 @@ LLM_JOBS: Mapping[str, Callable[[Mapping[str, Any], Feeds, Path, Any], dict[str,
 
 @contextmanager
 def _opened(
-    voice: Voice, subject: str, job: Mapping[str, Any], context: int
-) -> Iterator[tuple[Session, float]]:
+    voice: Reporter, subject: str, job: Mapping[str, Any], context: int
+) -> Iterator[tuple[LlamaSession, float]]:
     """A session of ``job[subject]``, and the seconds that opening it took."""
     voice.busy(RUNTIME, "loading llama.cpp")
     preload()
     voice.busy(subject, f"loading {job[subject]}")
     start = time.perf_counter()
-    with Session.open(
+    with LlamaSession.open(
         job[subject], threads=job["threads"], context=context, embeddings=job["embeddings"]
     ) as session:
         yield session, time.perf_counter() - start
@@ -168,19 +165,19 @@ def _texts(feeds: Feeds, folder: Path) -> Iterator[bytes]:
         yield feeds.load(folder, index)[TEXT].tobytes()
 
 
-def _prompt(session: Session, text: bytes) -> Tokens:
+def _prompt(session: LlamaSession, text: bytes) -> Tokens:
     """The text's tokens; for a file without a tokenizer, the first few of its vocabulary."""
     if session.has_tokenizer and len(tokens := session.tokenize(text)):
         return tokens
     return np.arange(min(8, session.vocabulary), dtype=np.int32)
 
 
-def _room(session: Session, generated: int) -> int:
+def _room(session: LlamaSession, generated: int) -> int:
     """Tokens that a prompt may have, so that position tables are not left."""
     return max(1, min(session.context, session.trained_context or _SHORT) - generated)
 
 
-def _require_context(session: Session, context: int) -> None:
+def _require_context(session: LlamaSession, context: int) -> None:
     trained = session.trained_context
     if trained and context > trained:
         raise InputsError(
@@ -189,7 +186,7 @@ def _require_context(session: Session, context: int) -> None:
         )
 
 
-def _same_tokens(base: Session, other: Session, text: bytes) -> Tokens:
+def _same_tokens(base: LlamaSession, other: LlamaSession, text: bytes) -> Tokens:
     """The text as both files cut it, which must be the same way."""
     tokens, others = base.tokenize(text), other.tokenize(text)
     if base.vocabulary != other.vocabulary or not np.array_equal(tokens, others):
@@ -202,7 +199,12 @@ def _same_tokens(base: Session, other: Session, text: bytes) -> Tokens:
 
 
 def _score(
-    base: Session, other: Session, chunk: Tokens, first: int, meter: DivergenceMeter, voice: Voice
+    base: LlamaSession,
+    other: LlamaSession,
+    chunk: Tokens,
+    first: int,
+    meter: DivergenceMeter,
+    voice: Reporter,
 ) -> None:
     """Add the predictions of the tokens after position ``first``."""
     at = first + 1
@@ -217,7 +219,7 @@ def _lockstep(
     base: Iterator[NDArray[np.float32]],
     other: Iterator[NDArray[np.float32]],
     *,
-    voice: Voice,
+    voice: Reporter,
     paths: Sequence[Path],
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     while True:

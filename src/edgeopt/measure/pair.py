@@ -18,18 +18,14 @@ from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.onnx import describe
 from edgeopt.measure.matching import RowCount
 from edgeopt.measure.process import Elsewhere, Outcome, Workplace, workplace
-from edgeopt.numerics.statistics import (
-    BLOCKS_PER_ROUND,
-    Interval,
-    paired_interval,
-    round_ratios,
-    slower_than,
-)
+from edgeopt.numerics.decide import compare_blocks
+from edgeopt.numerics.statistics import Interval, paired_interval
 
-__all__ = ["SLOWER", "Mates", "PairResult", "Repeats", "measure_pair"]
+__all__ = ["Mates", "PairResult", "Repeats", "measure_pair"]
 
-#: An artifact is slower when its time exceeds the source's by more than this, beyond noise.
-SLOWER = 1.05
+#: A gain larger than this is believed of one worker; a smaller one, as a slowdown of any size, is
+#: asked of a second, since where a process happens to lie in memory makes a few percent.
+_PLAIN = 1.10
 
 #: Fresh processes for load time and memory: three where loading both files is quick, else one.
 _PROCESSES = 3
@@ -38,8 +34,15 @@ _QUICK = 1.5
 #: Inferences before memory is read: the first allocates, later ones may grow the arena.
 _MEMORY_RUNS = 3
 
-Subject: TypeAlias = Literal["source", "artifact"]
-_SUBJECTS: tuple[Subject, Subject] = ("source", "artifact")
+#: What of a footprint makes each measurement of memory.
+_MEMORY = {
+    "memory": ("added",),
+    "memory_heap": ("anonymous",),
+    "memory_mapped": ("mapped", "other"),
+}
+
+PairSide: TypeAlias = Literal["source", "artifact"]
+_SUBJECTS: tuple[PairSide, PairSide] = ("source", "artifact")
 
 
 @dataclass(frozen=True)
@@ -66,16 +69,14 @@ class PairResult:
     """What was measured on a pair.
 
     ``failure`` is None, or why the artifact could not be loaded, run and compared; there are no
-    fidelity and no latency then. ``slower`` is true only when two fresh workers agree.
-    ``inputs`` and ``outputs`` are the artifact's own, ``files`` its file and those of its external
-    data. ``rows`` counts those of outputs that are sets, ``shapes`` names outputs of other shapes.
-    ``unproven`` names what could not be
-    measured, and why; ``notes`` what a reader should know.
+    fidelity and no latency then. ``inputs`` and ``outputs`` are the artifact's own, ``files`` its
+    file and those of its external data. ``rows`` counts those of outputs that are sets, ``shapes``
+    names outputs of other shapes. ``unproven`` names what could not be measured, and why;
+    ``notes`` what a reader should know.
     """
 
     fidelity: tuple[Fidelity, ...] = ()
     measurements: tuple[Measurement, ...] = ()
-    slower: bool = False
     failure: str | None = None
     samples: int = 0
     inputs: tuple[InputSpec, ...] = ()
@@ -95,6 +96,14 @@ class PairResult:
         if len(values) < 2:
             return None
         return paired_interval(values["source"], values["artifact"])
+
+    @property
+    def slower(self) -> bool:
+        """Whether two fresh workers agree that the artifact is slower."""
+        values = {m.subject: m.values for m in self.measurements if m.metric == "latency"}
+        if len(values) < 2 or len(values["source"]) < 2:
+            return False
+        return compare_blocks(values["source"], values["artifact"]) == "worse"
 
     @property
     def nbytes(self) -> tuple[int, int]:
@@ -166,15 +175,16 @@ def measure_pair(
             )
         timings = [first]
         notes, unproven = [], []
-        if _is_slower(first):
+        said = _verdict(first)
+        if said == "worse" or (said == "better" and not _plainly_faster(first)):
             again = _result(place.run({**job, "compare": False}, progress=progress))
             if isinstance(again, str):
                 unproven.append(f"speed, confirmed: {again}")
             else:
                 timings.append(again)
-        confirmed = len(timings) == 2 and _is_slower(timings[1])
-        if len(timings) == 2 and not confirmed:
-            notes.append("one worker found the artifact slower, a second did not: not held up")
+        if len(timings) == 2 and _verdict(timings[1]) != said:
+            way = "slower" if said == "worse" else "faster"
+            notes.append(f"one worker found the artifact {way}, a second did not: not held up")
         pages = {subject: list(map(str, files[subject])) for subject in _SUBJECTS}
         alone, problems = _alone(place, {**job, "files": pages}, progress)
     unproven.extend(problems)
@@ -185,7 +195,6 @@ def measure_pair(
     return PairResult(
         fidelity=tuple(_fidelity(values) for values in first["fidelity"]),
         measurements=(*sizes, *_latencies(timings, place, threads), *alone),
-        slower=confirmed,
         samples=place.feeds.count,
         inputs=tuple(_spec(values) for values in first["inputs"]),
         outputs=tuple(_spec(values) for values in first["outputs"]),
@@ -228,11 +237,13 @@ def _result(outcome: Outcome) -> Mapping[str, Any] | str:
     return str(outcome.error)
 
 
-def _is_slower(result: Mapping[str, Any]) -> bool:
-    latency = result["latency"]
-    return slower_than(
-        round_ratios(latency["source"], latency["artifact"], BLOCKS_PER_ROUND), SLOWER
-    )
+def _verdict(result: Mapping[str, Any]) -> str:
+    return compare_blocks([result["latency"]["source"]], [result["latency"]["artifact"]])
+
+
+def _plainly_faster(result: Mapping[str, Any]) -> bool:
+    ratio = paired_interval([result["latency"]["source"]], [result["latency"]["artifact"]])
+    return ratio is not None and ratio.high < 1 / _PLAIN
 
 
 def _latencies(
@@ -265,7 +276,7 @@ def _alone(
     conditions = {"threads": job["threads"], "process": "fresh", "file": "pages warm"}
     measurements: list[Measurement] = []
     problems: list[str] = []
-    results: dict[Subject, list[Mapping[str, Any]]] = {"source": [], "artifact": []}
+    results: dict[PairSide, list[Mapping[str, Any]]] = {"source": [], "artifact": []}
     for turn in range(_PROCESSES):
         for subject in _SUBJECTS:
             if progress is not None:
@@ -289,22 +300,20 @@ def _alone(
     for subject in _SUBJECTS:
         loads = [[result["load"]] for result in results[subject]]
         measurements.append(_measurement(subject, "load", "s", conditions, loads))
-        uses = [result["memory"] for result in results[subject] if result["memory"]]
+        uses = [r["memory"] for r in results[subject] if r["memory"]["added"] is not None]
         if not uses:
             problems.append(f"memory of the {subject}: this system does not say")
             continue
         after = {**conditions, "after": f"load and {_MEMORY_RUNS} runs", "how": uses[0]["how"]}
-        peaks = [[use["peak"]] for use in uses]
-        measurements.append(_measurement(subject, "memory", "B", after, peaks))
-        for metric, key in (("memory_heap", "anonymous"), ("memory_mapped", "mapped")):
-            if all(use[key] is not None for use in uses):
-                values = [[use[key]] for use in uses]
+        for metric, kinds in _MEMORY.items():
+            if all(use[kind] is not None for use in uses for kind in kinds):
+                values = [[sum(use[kind] for kind in kinds)] for use in uses]
                 measurements.append(_measurement(subject, metric, "B", after, values))
     return measurements, problems
 
 
 def _measurement(
-    subject: Subject,
+    subject: PairSide,
     metric: str,
     unit: str,
     conditions: Mapping[str, Any],

@@ -8,12 +8,12 @@ from typing import Any
 from edgeopt.core import METRICS, Measurement, Unavailable
 from edgeopt.numerics.steady import steady_start
 
-__all__ = ["Taken"]
+__all__ = ["RawSamples"]
 
 _MEMORY = ("baseline", "peak", "anonymous", "mapped", "other", "pss", "gpu")
 
 
-class Taken:
+class RawSamples:
     """Raw values by metric, one tuple a process."""
 
     def __init__(self, subject: str, conditions: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from edgeopt.data.hint import Hint
 from edgeopt.data.settle import settle
 from edgeopt.errors import EdgeoptError
 from edgeopt.measure.process import Feeds, workplace
-from edgeopt.runtimes.onnxruntime import Session
+from edgeopt.runtimes.onnxruntime import OnnxSession
 
 __all__ = ["SIZE_JOBS", "try_sizes"]
 
@@ -48,7 +48,7 @@ def try_sizes(
 def sizes(job: Mapping[str, Any], feeds: Feeds, folder: Path, voice: Any) -> dict[str, Any]:
     """Open the file, and run it on one feed after the other until one is accepted."""
     voice.busy("artifact", f"loading {job['path']}")
-    session = Session.open(job["path"])
+    session = OnnxSession.open(job["path"])
     specs = tuple(InputSpec(name, dtype, tuple(shape)) for name, dtype, shape in job["specs"])
     hints = {name: _hint(values) for name, values in job["hints"].items()}
 

@@ -24,7 +24,7 @@ from edgeopt.measure.llm_jobs import LLM_JOBS
 from edgeopt.measure.process import Feeds
 from edgeopt.measure.sizes import SIZE_JOBS
 
-__all__ = ["Voice", "main"]
+__all__ = ["PipeReporter", "main"]
 
 _ALL_JOBS = {**JOBS, **LLM_JOBS, **ANSWER_JOBS, **SIZE_JOBS}
 
@@ -32,7 +32,7 @@ _ALL_JOBS = {**JOBS, **LLM_JOBS, **ANSWER_JOBS, **SIZE_JOBS}
 _QUIET = 0.2
 
 
-class Voice:
+class PipeReporter:
     """How a job speaks: progress on the pipe, and a mark on disk of what it is busy with.
 
     The mark is for the parent to read when native code takes the process down; writing it wakes
@@ -67,7 +67,7 @@ def main(job: Path, pipe: IO[bytes]) -> None:
     """Do the job in file ``job`` and write the answer to ``pipe``."""
     document = json.loads(job.read_text(encoding="utf-8"))
     feeds = Feeds(document["feeds"]["count"], tuple(document["feeds"]["names"]))
-    voice = Voice(pipe, job.with_suffix(".mark"))
+    voice = PipeReporter(pipe, job.with_suffix(".mark"))
     try:
         result = _ALL_JOBS[document["kind"]](document, feeds, job.parent, voice)
     except EdgeoptError as error:

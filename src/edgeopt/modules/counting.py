@@ -22,9 +22,7 @@ from edgeopt.modules.export_choices import quiet
 from edgeopt.modules.model import TorchModel
 from edgeopt.modules.reasons import attempt, one_line
 
-__all__ = ["CONVENTION", "Counts", "LayerCount", "count", "one_sample"]
-
-CONVENTION = "FLOPs: 2 x multiply-adds of products, convolutions and attention, batch of 1"
+__all__ = ["Counts", "LayerCount", "count", "one_sample"]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edgeopt.core import Weight
 from edgeopt.core.given import is_given, lookup
 from edgeopt.core.importing import current_folder
 from edgeopt.errors import CaptureError, SourceError, UnsafeError, UsageError
@@ -29,6 +30,7 @@ __all__ = [
     "Filled",
     "argument_names",
     "build",
+    "fill",
     "fill_in",
     "matched",
     "needs_trust",
@@ -144,6 +146,16 @@ def fill_in(
             own[name].copy_(tensor(stored))
     left = f"left out, as the code has no such weights: {_first(unexpected)}"
     return Filled(module, (left,) if unexpected else ())
+
+
+def fill(module: nn.Module, weights: Iterable[Weight]) -> Filled:
+    """Load a file's weights into the module as :func:`fill_in` does. Errors likewise."""
+    given = {weight.name: weight for weight in weights}
+
+    def tensor(name: str) -> torch.Tensor:
+        return tensor_of(given[name].array(), given[name].dtype)
+
+    return fill_in(module, {name: weight.shape for name, weight in given.items()}, tensor)
 
 
 #: What torch.compile puts into names, at any depth.

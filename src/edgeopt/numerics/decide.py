@@ -6,6 +6,8 @@ any such difference "significant". So a difference counts only where the 99% int
 *and* the estimate lies beyond a smallest effect. For the median latency that is half of the 5%
 which are to be found: with eight processes whose ratios scatter by up to 2%, both errors stay
 rare (``benchmarks/measure_synthetic.py``); five find less. What is noisier must differ by more.
+``bench``, ``compare`` and every proof go by these rules, so that they cannot disagree about what
+"slower" means; the choices of a plan ask for more (:mod:`edgeopt.measure.contest`).
 
 Subjects that took turns are compared turn by turn. Turn i of both ran side by side, so that their
 ratio is free of what the machine did then; the median of a process's ratios is free of bursts,
@@ -21,14 +23,32 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.numerics.bootstrap import Resampled, ratio_of, resampled_mean, welch
-from edgeopt.numerics.statistics import Interval
+from edgeopt.numerics.bootstrap import Resampled, ratio_of, resample, resampled_mean, welch
+from edgeopt.numerics.statistics import (
+    BLOCKS_PER_ROUND,
+    FEWEST_RATIOS,
+    Interval,
+    ratio_interval,
+    round_ratios,
+)
 
-__all__ = ["RULES", "Rule", "compare", "compare_turns", "rule_of", "turn_ratios", "verdict"]
+__all__ = [
+    "RULES",
+    "DecisionRule",
+    "alike",
+    "compare",
+    "compare_blocks",
+    "compare_turns",
+    "compare_values",
+    "rule_of",
+    "turn_ratios",
+    "verdict",
+    "verdict_of",
+]
 
 
 @dataclass(frozen=True)
-class Rule:
+class DecisionRule:
     """What makes a difference: ``confidence`` of the interval that must leave out 1, and the
     smallest ``effect`` (0.025: a ratio of 1.025 or more, or of 1 / 1.025 or less)."""
 
@@ -37,20 +57,20 @@ class Rule:
 
 
 #: By "metric.statistic", else by metric, else by the metric's first word.
-RULES: Mapping[str, Rule] = {
-    "latency.p50": Rule(0.99, 0.025),
-    "latency": Rule(0.99, 0.05),
-    "first": Rule(0.99, 0.10),
-    "import": Rule(0.99, 0.10),
-    "load": Rule(0.99, 0.10),
-    "memory": Rule(0.99, 0.02),
-    "energy": Rule(0.99, 0.05),
+RULES: Mapping[str, DecisionRule] = {
+    "latency.p50": DecisionRule(0.99, 0.025),
+    "latency": DecisionRule(0.99, 0.05),
+    "first": DecisionRule(0.99, 0.10),
+    "import": DecisionRule(0.99, 0.10),
+    "load": DecisionRule(0.99, 0.10),
+    "memory": DecisionRule(0.99, 0.02),
+    "energy": DecisionRule(0.99, 0.05),
 }
 
-_OTHERS = Rule(0.99, 0.05)
+_OTHERS = DecisionRule(0.99, 0.05)
 
 
-def rule_of(metric: str, statistic: str) -> Rule:
+def rule_of(metric: str, statistic: str) -> DecisionRule:
     """The rule of a metric's statistic."""
     for name in (f"{metric}.{statistic}", metric, metric.partition(".")[0]):
         if name in RULES:
@@ -106,6 +126,36 @@ def compare_turns(ratios: Sequence[NDArray[np.float64]]) -> Resampled:
     return resampled_mean([float(np.median(np.log(r))) for r in ratios], sum(map(len, ratios)))
 
 
+def compare_blocks(base: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> str:
+    """The :func:`verdict` on the median latency of ``other`` against ``base``, from the blocks of
+    A B B A rounds, one sequence a process, both files in each.
+
+    Every process judges by its own rounds, and a difference counts where all of them find it:
+    what a process adds (where its pages fell) is the same in all of its rounds.
+    """
+    said = {
+        verdict_of(round_ratios(a, b, BLOCKS_PER_ROUND), rule_of("latency", "p50"))
+        for a, b in zip(base, other, strict=False)
+    }
+    return said.pop() if len(said) == 1 else "not significant" if said else "unknown"
+
+
+def verdict_of(ratios: Sequence[float] | NDArray[np.float64], rule: DecisionRule) -> str:
+    """The :func:`verdict` on ratios of rounds in one process; ``unknown`` of fewer than three."""
+    if len(ratios) < FEWEST_RATIOS:
+        return "unknown"
+    return verdict(ratio_interval(ratios, rule.confidence), rule.effect)
+
+
+def compare_values(
+    metric: str, base: Sequence[Sequence[float]], other: Sequence[Sequence[float]]
+) -> str:
+    """The :func:`verdict` on the median of a metric, process i of both one after the other."""
+    rule = rule_of(metric, "median")
+    a, b = (resample([np.asarray(v, np.float64) for v in each])[50.0] for each in (base, other))
+    return verdict(compare(a, b, rounds=True, confidence=rule.confidence), rule.effect)
+
+
 def compare(
     base: Resampled, other: Resampled, *, rounds: bool, confidence: float = 0.95
 ) -> Interval | None:
@@ -135,3 +185,11 @@ def verdict(ratio: Interval | None, effect: float, *, more_is_better: bool = Fal
     if ratio.high < 1.0 and ratio.estimate <= 1.0 / (1.0 + effect):
         return "worse" if more_is_better else "better"
     return "not significant"
+
+
+def alike(low: float, high: float, effect: float) -> bool:
+    """Whether an interval of a ratio shows that two are equal: it lies within the ``effect``.
+
+    Not the same as finding no difference, which noise or few samples may hide.
+    """
+    return 1.0 / (1.0 + effect) <= low and high <= 1.0 + effect

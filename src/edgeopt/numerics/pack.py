@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgeopt.core import Codes
 
 __all__ = [
-    "Blob",
+    "PackedCodes",
     "gather_block_quantized",
     "matmul_nbits",
     "pack_flat",
@@ -30,7 +30,7 @@ _BLOCKS_OF_CODES = (4, 8)
 
 
 @dataclass(frozen=True)
-class Blob:
+class PackedCodes:
     """The initializers of one operator: packed codes, float32 scales, packed zero points.
 
     ``zeros`` None means the operator's default, ``2**(bits-1)``, which is what symmetric codes
@@ -96,7 +96,7 @@ def unsigned(codes: Codes, bits: int) -> Bytes:
     return q + np.uint8(2 ** (bits - 1)) if codes.zero is None else q
 
 
-def matmul_nbits(codes: Codes, *, bits: int, block: int) -> Blob:
+def matmul_nbits(codes: Codes, *, bits: int, block: int) -> PackedCodes:
     """``com.microsoft.MatMulNBits``: ``y = x @ w.T`` for ``w`` ``[N, K]``, blocks along K.
 
     Returns data uint8 ``[N, blocks, block * bits / 8]``, scales float32 ``[N, blocks]``, zeros
@@ -112,10 +112,10 @@ def matmul_nbits(codes: Codes, *, bits: int, block: int) -> Blob:
         filling[:] = 2 ** (bits - 1) if codes.zero is None else codes.zero[:, -1:]
         q = np.concatenate([q, filling], axis=1)
     data = pack_rows(q, bits).reshape(rows, blocks, block * bits // 8)
-    return Blob(data, codes.scale, _zeros(codes, bits))
+    return PackedCodes(data, codes.scale, _zeros(codes, bits))
 
 
-def gather_block_quantized(codes: Codes, *, bits: int) -> Blob:
+def gather_block_quantized(codes: Codes, *, bits: int) -> PackedCodes:
     """``com.microsoft.GatherBlockQuantized`` over uint8 with its ``bits`` attribute.
 
     For ``w`` ``[rows, columns]`` with ``gather_axis`` 0 and ``quantize_axis`` 1: data uint8
@@ -126,7 +126,7 @@ def gather_block_quantized(codes: Codes, *, bits: int) -> Blob:
     columns = codes.q.shape[1]
     if columns * bits % 8:
         raise ValueError(f"rows of {columns} codes of {bits} bits do not fill whole bytes")
-    return Blob(pack_rows(unsigned(codes, bits), bits), codes.scale, _zeros(codes, bits))
+    return PackedCodes(pack_rows(unsigned(codes, bits), bits), codes.scale, _zeros(codes, bits))
 
 
 def _zeros(codes: Codes, bits: int) -> Bytes | None:

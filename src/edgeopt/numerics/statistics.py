@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 __all__ = [
     "BLOCKS_PER_ROUND",
+    "FEWEST_RATIOS",
     "Interval",
     "median",
     "paired_interval",
     "percentile",
     "ratio_interval",
     "round_ratios",
-    "slower_than",
 ]
 
 #: Observations that must lie beyond a percentile before it is quoted. MLPerf's LoadGen asks for
@@ -102,15 +102,6 @@ def ratio_interval(
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(medians, (tail, 1.0 - tail))
     return Interval(float(np.median(data)), float(low), float(high), int(data.size))
-
-
-def slower_than(ratios: Sequence[float] | NDArray[np.float64], limit: float = 1.05) -> bool:
-    """Whether the ratios show a slowdown beyond ``limit`` that noise does not explain.
-
-    True only when the lower bound of the median's 95% interval exceeds the limit. Fewer than
-    three ratios show nothing.
-    """
-    return len(ratios) >= FEWEST_RATIOS and ratio_interval(ratios).low > limit
 
 
 def paired_interval(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgeopt.options.kinds import (
     ANY,
@@ -327,7 +327,7 @@ class Gguf:
         not_of=("gguf",),
         told="its tokenizer is taken as it is",
     )
-    prove: str = option(
+    prove: Literal["none", "quick", "full"] = option(
         "quick",
         choice("none", "quick", "full"),
         "GGUF: full also compares next-token distributions on --text.",

@@ -19,7 +19,7 @@ from edgeopt.core import Array
 from edgeopt.errors import InputsError
 from edgeopt.modules.model import TorchModel
 from edgeopt.modules.reasons import attempt, one_line
-from edgeopt.pruning.collate import join, row_count
+from edgeopt.pruning.collate import collate, row_count
 
 __all__ = ["refit_batchnorm"]
 
@@ -39,7 +39,7 @@ def refit_batchnorm(
     """
     layers = [m for m in model.module.modules() if _is_refitted(m)]
     before = [{k: v.clone() for k, v in layer.state_dict().items()} for layer in layers]
-    complaint = _run_all(model, layers, join(model, feeds, rows)) if layers else ""
+    complaint = _run_all(model, layers, collate(model, feeds, rows)) if layers else ""
     seen = [layer for layer in layers if int(layer.num_batches_tracked)]
     if not complaint and not all(_is_finite(layer) for layer in seen):
         complaint = "it leads to statistics that are not finite"

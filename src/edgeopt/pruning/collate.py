@@ -9,10 +9,10 @@ import numpy as np
 from edgeopt.core import Array
 from edgeopt.modules.model import TorchModel
 
-__all__ = ["join", "row_count"]
+__all__ = ["collate", "row_count"]
 
 
-def join(
+def collate(
     model: TorchModel, feeds: Iterable[Mapping[str, Array]], rows: int
 ) -> Iterator[Mapping[str, Array]]:
     """Feeds joined along their leading axis, where that is the same free one for all inputs.

@@ -21,7 +21,7 @@ from edgeopt.modules.counting import count
 from edgeopt.modules.model import TorchModel
 from edgeopt.pruning.result import Pruning
 
-__all__ = ["TOLERANCE", "Found", "Kind", "Reading", "Target", "parse_target", "search_target"]
+__all__ = ["TOLERANCE", "Found", "Kind", "Reading", "SizeTarget", "parse_target", "search_target"]
 
 Kind: TypeAlias = Literal["params", "flops", "bytes", "latency"]
 
@@ -51,7 +51,7 @@ _NUMBER = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-zµ]*)", re.IGNO
 
 
 @dataclass(frozen=True)
-class Target:
+class SizeTarget:
     """What is to be left: ``value`` is a share of the original where ``relative``, else elements,
     FLOPs of one sample, bytes of weights, or seconds."""
 
@@ -81,7 +81,7 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
-def parse_target(text: str) -> Target:
+def parse_target(text: str) -> SizeTarget:
     """``params=0.5``, ``flops=10M``, ``bytes=2MB``, ``latency=0.6`` or ``latency=5ms``.
 
     A number below 1 without a unit is the share of the original to be left. Raises UsageError for
@@ -102,12 +102,12 @@ def parse_target(text: str) -> Target:
     value *= 1.0 if relative else units[unit]
     if not 0 < value < math.inf or (unit == "" and value == 1):
         raise UsageError(f"target {text!r}; use a share above 0 and below 1, or an amount above 0")
-    return Target(kind, value, relative)  # type: ignore[arg-type]
+    return SizeTarget(kind, value, relative)  # type: ignore[arg-type]
 
 
 def search_target(
     model: TorchModel,
-    target: Target,
+    target: SizeTarget,
     prune: Callable[[TorchModel, float], Pruning],
     *,
     latency: Callable[[TorchModel], Reading] | None = None,
@@ -127,7 +127,7 @@ def search_target(
 
 
 def _meter(
-    model: TorchModel, target: Target, latency: Callable[[TorchModel], Reading] | None
+    model: TorchModel, target: SizeTarget, latency: Callable[[TorchModel], Reading] | None
 ) -> Callable[[TorchModel], Reading]:
     if target.kind == "latency":
         if latency is None:
@@ -151,7 +151,7 @@ class _Search:
     def __init__(
         self,
         model: TorchModel,
-        target: Target,
+        target: SizeTarget,
         prune: Callable[[TorchModel, float], Pruning],
         read: Callable[[TorchModel], Reading],
         progress: Progress | None,

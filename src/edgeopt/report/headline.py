@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeopt.core import Quality
+from edgeopt.numerics.decide import alike, rule_of
+from edgeopt.numerics.derive import Contrast
 from edgeopt.report.document import Document
 from edgeopt.report.numbers import Number, Phrase, Said, pointer, quantity
 
@@ -48,9 +50,19 @@ class Headline:
 
 #: The workload of a latency, and how its speed is spoken of.
 _SPEED = {
-    "": ("", "no significant difference in speed", "speed undecided"),
-    "pp": (" with the prompt", "the prompt no faster nor slower", "prompt's speed undecided"),
-    "tg": (" at generating", "generating no faster nor slower", "generating's speed undecided"),
+    "": ("", *2 * ("no significant difference in speed",), "speed undecided"),
+    "pp": (
+        " with the prompt",
+        "the prompt no faster nor slower",
+        "no significant difference with the prompt",
+        "prompt's speed undecided",
+    ),
+    "tg": (
+        " at generating",
+        "generating no faster nor slower",
+        "no significant difference at generating",
+        "generating's speed undecided",
+    ),
 }
 
 
@@ -117,23 +129,32 @@ def _workload(pairing: tuple[Any, ...]) -> str:
 
 def _speed_of(document: Document, indices: Sequence[int], kind: str, doing: str = "") -> Claim:
     contrasts = document.derived.contrasts
-    after, even, undecided = _SPEED[kind]
+    after, even, open_, undecided = _SPEED[kind]
     after = doing or after
     if doing:
-        even = f"no significant difference in time{doing}"
+        even = open_ = f"no significant difference in time{doing}"
     faster = [i for i in indices if contrasts[i].verdict == "better"]
     slower = [i for i in indices if contrasts[i].verdict == "worse"]
     if len(faster) == len(indices) or len(slower) == len(indices):
         return Claim((*_range(document, indices), after), "good" if faster else "bad")
     if not faster and not slower:
         known = any(contrasts[i].verdict in ("not significant", "same") for i in indices)
-        return Claim((even if known else f"{undecided}: too few samples",), "even")
+        shown = known and all(_alike(contrasts[i]) for i in indices)
+        said_of_none = even if shown else open_ if known else f"{undecided}: too few samples"
+        return Claim((said_of_none,), "even")
     said: list[str | Number] = []
     for group in (faster, slower):
         if group:
             said += [" and "] if said else []
             said += [*_range(document, group), f" in {_number_word(len(group), len(indices))}"]
     return Claim((*said, after), "bad" if slower else "even")
+
+
+def _alike(contrast: Contrast) -> bool:
+    """Whether the interval shows that there is no difference, rather than none being found."""
+    low, high = contrast.ratio.low, contrast.ratio.high
+    effect = rule_of(contrast.metric, contrast.statistic).effect
+    return low is not None and high is not None and alike(low, high, effect)
 
 
 def _number_word(some: int, of: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeopt.core import Change, Check, Fidelity, Measurement, Proof, format_bytes
+from edgeopt.numerics.decide import compare_blocks, compare_values
 from edgeopt.numerics.statistics import Interval, median, paired_interval
 from edgeopt.report.gguf_text import render_cost, render_findings
 from edgeopt.report.parts import decibels, line, paragraph, seconds
@@ -41,11 +42,6 @@ _USAGE_HEADINGS = {
 
 #: Checks of a GGUF file that the verdict's sentence repeats, and how.
 _SAID = {"tensors": "worst tensor: ", "runs": "", "next tokens": "", "embeddings": ""}
-
-#: A difference in speed below this is not claimed, however narrow its interval: two runs of one
-#: and the same file differ by as much (placement in memory, frequency).
-_SMALLEST_EFFECT = 0.03
-
 
 _HEAP = ("memory_heap", "of it heap, then", format_bytes, "less", "more")
 
@@ -129,12 +125,11 @@ def _rows(proof: Proof) -> Iterator[tuple[str, str, str, str]]:
     measured = _by_metric(proof.measurements)
     latency = measured.get("latency", {})
     if len(latency) == 2:
-        ratio = paired_interval(latency["source"].values, latency["artifact"].values)
         yield (
             "Latency, p50",
             seconds(_p50(latency["source"])),
             seconds(_p50(latency["artifact"])),
-            _speed(ratio) if ratio else "",
+            _speed(latency),
         )
     for metric, label, show, better, worse in (
         ("load", "Load time", seconds, "faster", "slower"),
@@ -205,28 +200,38 @@ def _p50(measurement: Measurement) -> float:
 
 
 def _apart(source: Measurement, artifact: Measurement, better: str, worse: str) -> str:
-    """How many times, for a few values a side: only where the two sides do not overlap."""
-    a = [value for process in source.values for value in process]
-    b = [value for process in artifact.values for value in process]
-    if min(a) <= 0 or min(b) <= 0:
+    """How many times, where the rule of comparisons finds a difference; of a single process each,
+    which is no rule's business, how many times it is there."""
+    before, after = _p50(source), _p50(artifact)
+    if before <= 0 or after <= 0:
         return ""
-    if max(a) >= min(b) and max(b) >= min(a):
+    said = compare_values(source.metric, source.values, artifact.values)
+    if said == "unknown":
+        times = _times(before / after, better, worse)
+        return times if times == "the same" else f"{times} (once each)"
+    if said == "same":
+        return "the same"
+    if said == "not significant":
         return "no clear difference"
-    return _times(median(a) / median(b), better, worse)
+    return _times(before / after, better, worse)
 
 
-def _speed(ratio: Interval) -> str:
+def _speed(latency: Mapping[str, Measurement]) -> str:
     """The ratio of times, turned into how many times faster, with its interval."""
-    if _undecided(ratio):
-        return f"no clear difference ({_x(1 / ratio.high)} to {_x(1 / ratio.low)})"
-    if ratio.estimate < 1.0:
-        return f"{_x(1 / ratio.estimate)} faster ({_x(1 / ratio.high)} to {_x(1 / ratio.low)})"
-    return f"{_x(ratio.estimate)} slower ({_x(ratio.low)} to {_x(ratio.high)})"
+    base, other = latency["source"].values, latency["artifact"].values
+    ratio = paired_interval(base, other)
+    return "" if ratio is None else _SPEEDS[compare_blocks(base, other)](ratio)
 
 
-def _undecided(ratio: Interval) -> bool:
-    """No difference that noise does not explain, or one too small to speak of."""
-    return ratio.low <= 1.0 <= ratio.high or abs(ratio.estimate - 1.0) < _SMALLEST_EFFECT
+#: The words of a verdict on the ratio of times.
+_SPEEDS: Mapping[str, Callable[[Interval], str]] = {
+    "better": lambda r: f"{_x(1 / r.estimate)} faster ({_x(1 / r.high)} to {_x(1 / r.low)})",
+    "worse": lambda r: f"{_x(r.estimate)} slower ({_x(r.low)} to {_x(r.high)})",
+    **dict.fromkeys(
+        ("same", "not significant", "unknown"),
+        lambda r: f"no clear difference ({_x(1 / r.high)} to {_x(1 / r.low)})",
+    ),
+}
 
 
 def _x(factor: float) -> str:
@@ -296,13 +301,8 @@ def _sentence(proof: Proof) -> str:
         said.append(_times(before / after, "smaller", "larger"))
     latency = _by_metric(proof.measurements).get("latency", {})
     if len(latency) == 2:
-        ratio = paired_interval(latency["source"].values, latency["artifact"].values)
-        if ratio is not None:
-            said.append(
-                "no clear difference in speed"
-                if _undecided(ratio)
-                else _speed(ratio).split(" (")[0]
-            )
+        speed = _speed(latency).split(" (")[0]
+        said += [f"{speed} in speed" if speed.startswith("no ") else speed] if speed else []
     fidelity = next((c for c in proof.verdict.checks if c.name == "fidelity"), None)
     if fidelity is not None:
         said.append(f"worst output {fidelity.found}, asked: {fidelity.limit}")

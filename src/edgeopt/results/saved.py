@@ -18,7 +18,7 @@ from edgeopt.files.reading import read_head
 from edgeopt.files.sniff import recognise
 from edgeopt.measure.environment import CONDITIONS, MACHINE, differences
 
-__all__ = ["Saved", "against", "file_of", "is_saved", "merge", "open_all", "open_saved"]
+__all__ = ["SavedResults", "against", "file_of", "is_saved", "merge", "open_all", "open_saved"]
 
 #: Runtimes, and the versions in an environment that decide how fast each is.
 _VERSIONS: Mapping[str, str] = {
@@ -32,7 +32,7 @@ _CHOSEN = re.compile(r"(?P<path>.+)\[(?P<subject>[^\[\]]+)\]")
 
 
 @dataclasses.dataclass(frozen=True)
-class Saved:
+class SavedResults:
     """A document and the name that its subjects get where theirs are taken."""
 
     label: str
@@ -50,7 +50,7 @@ def is_saved(item: str | Path) -> bool:
     return head.lstrip()[:1] == b"{" and recognise(path, head) is None
 
 
-def open_saved(item: str | Path) -> Saved:
+def open_saved(item: str | Path) -> SavedResults:
     """Read ``R.json``, or of ``R.json[NAME]`` the one subject.
 
     Raises SourceError where it holds no results, or results of another schema version, UsageError
@@ -65,10 +65,10 @@ def open_saved(item: str | Path) -> Saved:
         if name not in names:
             raise UsageError(f"{path}: has no {name!r}; it has {', '.join(names)}")
         results = _only(results, name)
-    return Saved(path.stem, results)
+    return SavedResults(path.stem, results)
 
 
-def merge(documents: Sequence[Saved], *, other_machine: bool = False) -> Results:
+def merge(documents: Sequence[SavedResults], *, other_machine: bool = False) -> Results:
     """One document of all subjects; the baseline is the first document's own.
 
     A subject whose name is taken has its document's label added. Fidelity and tensor errors of a
@@ -148,7 +148,7 @@ def against(baseline: str | Path, results: Results, *, other_machine: bool = Fal
     wanted = results.subjects[0].name
     name = wanted if wanted in names else saved.results.baseline
     only = dataclasses.replace(saved, results=_only(saved.results, name))
-    return merge([only, Saved("now", results)], other_machine=other_machine)
+    return merge([only, SavedResults("now", results)], other_machine=other_machine)
 
 
 def file_of(item: str | Path) -> Path:
@@ -165,7 +165,7 @@ def _split(item: str | Path) -> tuple[Path, str]:
     return Path(found["path"]), found["subject"]
 
 
-def open_all(items: Mapping[int, str | Path]) -> dict[int, Saved]:
+def open_all(items: Mapping[int, str | Path]) -> dict[int, SavedResults]:
     """Saved results by position, those of one file as one document, in the place of the first of
     them: what was measured side by side stays so.
 
@@ -195,7 +195,7 @@ def open_all(items: Mapping[int, str | Path]) -> dict[int, Saved]:
             raise UsageError(f"{path}: is given whole and in part; give one of the two")
         for name in names:
             open_saved(f"{path}[{name}]")  # says which it does not have
-        documents[position] = Saved(whole.label, _some(whole.results, names))
+        documents[position] = SavedResults(whole.label, _some(whole.results, names))
     return documents
 
 
@@ -230,7 +230,7 @@ def _only(results: Results, name: str) -> Results:
     return _without_fidelity(dataclasses.replace(only, baseline=name), results.baseline)
 
 
-def _names(document: Saved, taken: Sequence[str]) -> dict[str, str]:
+def _names(document: SavedResults, taken: Sequence[str]) -> dict[str, str]:
     """Old name -> one that nobody has."""
     names: dict[str, str] = {}
     for subject in document.results.subjects:
@@ -244,7 +244,7 @@ def _names(document: Saved, taken: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _renamed(document: Saved, names: Mapping[str, str]) -> Results:
+def _renamed(document: SavedResults, names: Mapping[str, str]) -> Results:
     results = document.results
 
     def renamed(part: Any) -> Any:
@@ -304,7 +304,7 @@ def _comparable_quality(first: Results, part: Results, where: str) -> tuple[Resu
     return dataclasses.replace(part, quality=quality), list(unlike.values())
 
 
-def _machines(first: Saved, other: Saved, other_machine: bool) -> list[str]:
+def _machines(first: SavedResults, other: SavedResults, other_machine: bool) -> list[str]:
     """Warnings; UsageError where figures must not be compared and nobody said that they may."""
     one, two = first.results.environment, other.results.environment
     runtimes = {s.runtime for saved in (first, other) for s in saved.results.subjects}

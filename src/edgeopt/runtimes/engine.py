@@ -15,9 +15,10 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from numpy.typing import NDArray
 
+from edgeopt.core import InputSpec
 from edgeopt.errors import UsageError
 
-__all__ = ["ENGINES", "Answering", "Case", "Engine", "Feed", "make_engine"]
+__all__ = ["ENGINES", "Answering", "Case", "Engine", "Feed", "GraphEngine", "make_engine"]
 
 Feed: TypeAlias = Mapping[str, NDArray[Any]]
 
@@ -75,6 +76,22 @@ class Answering(Engine, Protocol):
 
     def answer(self, feed: Feed) -> dict[str, NDArray[Any]]:
         """Every output by name, in memory of the host, for one feed. After :meth:`load`."""
+
+
+class GraphEngine(Answering, Protocol):
+    """An engine of a file that says itself what it takes and gives: onnxruntime."""
+
+    @property
+    def path(self) -> Path:
+        """The model file."""
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """What it takes. After :meth:`load`."""
+
+    @property
+    def outputs(self) -> tuple[InputSpec, ...]:
+        """What it gives. After :meth:`load`."""
 
 
 #: Where the engine of each runtime is. One file a runtime; a class that takes the Case.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.runtimes import llamacpp
 from edgeopt.runtimes.engine import Case, Feed
-from edgeopt.runtimes.llamacpp import Batch, Session
+from edgeopt.runtimes.llamacpp import LlamaSession, TokenBatch
 
 __all__ = ["LlamaCppEngine"]
 
@@ -53,12 +53,12 @@ class LlamaCppEngine:
             raise UsageError(
                 f"{case.workload} of {case.tokens} tokens do not fit a context of {self._context}"
             )
-        self._session: Session | None = None
-        self._batches: list[Batch] = []
+        self._session: LlamaSession | None = None
+        self._batches: list[TokenBatch] = []
         self._next = 0
 
     @property
-    def session(self) -> Session:
+    def session(self) -> LlamaSession:
         """The session of :meth:`load`."""
         assert self._session is not None, "load() comes first"
         return self._session
@@ -68,7 +68,7 @@ class LlamaCppEngine:
 
     def load(self) -> None:
         case = self._case
-        session = Session.open(
+        session = LlamaSession.open(
             case.path,
             threads=case.threads,
             context=self._context,

@@ -10,13 +10,15 @@ the runtime does not say what it is expected to.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from edgeopt.core import InputSpec
 from edgeopt.errors import UsageError
 from edgeopt.runtimes.engine import Case, Feed
-from edgeopt.runtimes.onnxruntime import Session, preload
+from edgeopt.runtimes.onnxruntime import OnnxSession, preload
 from edgeopt.runtimes.smaps import mapped_files
 
 __all__ = ["OnnxRuntimeEngine"]
@@ -32,14 +34,26 @@ class OnnxRuntimeEngine:
     def __init__(self, case: Case) -> None:
         self._case = case
         self._version = ""
-        self._session: Session | None = None
+        self._session: OnnxSession | None = None
         self._infer: Callable[[], None] | None = None
 
     @property
-    def session(self) -> Session:
+    def session(self) -> OnnxSession:
         """The session of :meth:`load`."""
         assert self._session is not None, "load() comes first"
         return self._session
+
+    @property
+    def path(self) -> Path:
+        return self._case.path
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        return self.session.inputs
+
+    @property
+    def outputs(self) -> tuple[InputSpec, ...]:
+        return self.session.outputs
 
     def imports(self) -> None:
         try:
@@ -51,7 +65,7 @@ class OnnxRuntimeEngine:
 
     def load(self) -> None:
         case = self._case
-        self._session = Session.open(case.path, threads=case.threads, device=case.device)
+        self._session = OnnxSession.open(case.path, threads=case.threads, device=case.device)
 
     def prepare(self, feed: Feed) -> None:
         self._infer = self.session.repeat(self.session.fit(feed))

@@ -32,7 +32,7 @@ from edgeopt.runtimes.llamacpp_library import listen as _listen
 from edgeopt.runtimes.llamacpp_library import metadata as _metadata
 from edgeopt.runtimes.smaps import FilePages, file_pages, mappings_known
 
-__all__ = ["Batch", "Generated", "Session", "installed", "preload"]
+__all__ = ["Generated", "LlamaSession", "TokenBatch", "installed", "preload"]
 
 #: Tokens decoded at a time: bounds the buffer of logits, and is enough for a CPU's full speed.
 _STEP = 256
@@ -63,7 +63,7 @@ def preload() -> None:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TokenBatch:
     """Tokens as llama.cpp takes them; ``numbers`` are what ``native`` points to."""
 
     native: Any
@@ -82,7 +82,7 @@ class Generated:
     stopped: bool
 
 
-class Session:
+class LlamaSession:
     """A GGUF file opened by llama.cpp; make one with :meth:`open`, close it after use.
 
     ``context`` is the most tokens in a sequence, ``vocabulary`` the width of the logits, ``width``
@@ -122,7 +122,7 @@ class Session:
         batch: int | None = None,
         ubatch: int | None = None,
         device: str = "cpu",
-    ) -> Session:
+    ) -> LlamaSession:
         """Load ``path`` for sequences of up to ``context`` tokens.
 
         ``mmap`` maps the weights instead of reading them into the heap. ``repack`` lets llama.cpp
@@ -210,7 +210,7 @@ class Session:
             self._library.llama_model_free(self._model)
             self._native = self._model = None
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> LlamaSession:
         return self
 
     def __exit__(
@@ -337,7 +337,7 @@ class Session:
                 f"{self.path}: token {sequence.max()}, its vocabulary ends at {self.vocabulary - 1}"
             )
 
-    def batches(self, tokens: Sequence[int] | NDArray[Any], size: int = 0) -> list[Batch]:
+    def batches(self, tokens: Sequence[int] | NDArray[Any], size: int = 0) -> list[TokenBatch]:
         """``tokens`` cut for :meth:`advance`: ``size`` at a time, else as many as it takes.
 
         Raises InputsError for more than the context has, or numbers outside the vocabulary.
@@ -348,14 +348,14 @@ class Session:
         for start in range(0, len(sequence), size or self._asked["step"]):
             part = sequence[start : start + (size or self._asked["step"])]
             numbers = (ctypes.c_int32 * len(part))(*part.tolist())
-            made.append(Batch(self._library.llama_batch_get_one(numbers, len(part)), numbers))
+            made.append(TokenBatch(self._library.llama_batch_get_one(numbers, len(part)), numbers))
         return made
 
     def restart(self) -> None:
         """Begin a new sequence: what :meth:`advance` takes next is its beginning."""
         self._forget(data=False)
 
-    def advance(self, batch: Batch) -> None:
+    def advance(self, batch: TokenBatch) -> None:
         """Go on with the sequence by a batch of it; logits of its last token alone. Returns when
         the device is done. Raises WorkerError where llama.cpp fails."""
         code = self._library.llama_decode(self._native, batch.native)

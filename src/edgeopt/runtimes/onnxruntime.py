@@ -5,9 +5,6 @@ Importing this module costs numpy only; the runtime itself is loaded by the firs
 
 from __future__ import annotations
 
-import itertools
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -28,7 +25,7 @@ from edgeopt.errors import (
     WorkerError,
 )
 
-__all__ = ["Session", "preload"]
+__all__ = ["OnnxSession", "preload"]
 
 #: The runtime's names for tensor types, as numpy (or ml_dtypes) names them.
 _DTYPES: Mapping[str, str] = {
@@ -50,7 +47,7 @@ _DTYPES: Mapping[str, str] = {
 
 _PROVIDERS: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-#: Makes the session remember which provider each node went to, for :meth:`Session.nodes`.
+#: Makes the session remember which provider each node went to, for :meth:`OnnxSession.nodes`.
 _RECORD = "session.record_ep_graph_assignment_info"
 
 #: Only errors: a warning of the runtime is not something that the user did or can mend.
@@ -60,7 +57,7 @@ _ERRORS_ONLY = 3
 _FEED_ERRORS = frozenset({"InvalidArgument", "ValueError", "TypeError"})
 
 
-class Session:
+class OnnxSession:
     """A model file opened by plain ONNX Runtime, as whoever deploys it would open it.
 
     Make one with :meth:`open`. ``inputs`` and ``outputs`` describe its tensors; ``placement``
@@ -84,7 +81,7 @@ class Session:
         self._native = native
 
     @classmethod
-    def open(cls, path: str | Path, *, threads: int = 1, device: str = "cpu") -> Session:
+    def open(cls, path: str | Path, *, threads: int = 1, device: str = "cpu") -> OnnxSession:
         """Load ``path`` with ``threads`` threads inside operators and one between them.
 
         Spinning is off: a pool's idle threads otherwise keep running for a while after each
@@ -190,17 +187,6 @@ class Session:
             nodes = tuple((node.name, node.op_type) for node in part.get_nodes())
             found[part.ep_name] = (*found.get(part.ep_name, ()), *nodes)
         return found
-
-    def time(self, feed: Mapping[str, NDArray[Any]], runs: int) -> float:
-        """Median seconds of ``runs`` inferences in a row, outputs included. Errors as ``run``."""
-        native, values, clock = self._native, dict(feed), time.perf_counter
-        marks = [0.0] * (runs + 1)
-        with _run_errors(self.path):
-            marks[0] = clock()
-            for i in range(1, runs + 1):
-                native.run(None, values)
-                marks[i] = clock()
-        return statistics.median(b - a for a, b in itertools.pairwise(marks))
 
     def fit(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The part of ``feed`` that this model takes, floats cast to the width it asks for.

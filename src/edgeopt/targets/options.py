@@ -38,7 +38,7 @@ def require_use(runtimes: Iterable[str]) -> None:
     runtimes has a use for."""
     there = frozenset(runtimes)
     for name, use in _given(MEASURED):
-        if not there & use.of:
+        if not there.intersection(use.of):
             raise UsageError(
                 f"{flag_of(name)} has no meaning for {', '.join(sorted(there))}: {use.without};"
                 " leave it out"

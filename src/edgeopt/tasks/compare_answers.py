@@ -21,7 +21,7 @@ from edgeopt.measure.process import Workplace, workplace
 from edgeopt.measure.tensor_errors import TensorError
 from edgeopt.runtimes.engine import Case
 from edgeopt.tasks.labelled import Labelled, read_labelled
-from edgeopt.tasks.metrics import Metric, judge_answers
+from edgeopt.tasks.metrics import TaskMetric, judge_answers
 
 __all__ = [
     "Artifact",
@@ -78,7 +78,7 @@ def of_answers(
     inputs: Sequence[InputSpec],
     *,
     data: str | None,
-    metrics: Sequence[Metric] = (),
+    metrics: Sequence[TaskMetric] = (),
     hints: Mapping[str, Any] | None = None,
     sizes: Mapping[str, int] | None = None,
     progress: Progress | None = None,
@@ -128,7 +128,7 @@ def _answered(
     place: Workplace,
     artifact: Artifact,
     found: Likeness,
-    metrics: Sequence[Metric],
+    metrics: Sequence[TaskMetric],
     progress: Progress | None,
 ) -> Iterator[Answers | None]:
     key = f"answers-{len(list(place.folder.glob('answers-*')))}"
@@ -144,7 +144,7 @@ def _answered(
 
 
 def _judge(
-    subject: str, metric: Metric, answers: Answers, samples: Labelled, found: Likeness
+    subject: str, metric: TaskMetric, answers: Answers, samples: Labelled, found: Likeness
 ) -> None:
     try:
         found.quality.append(judge_answers(subject, metric, answers, samples))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgeopt.core import InputSpec, file_sha256
 from edgeopt.data.fitting import fit_feeds, fixed_batch, order_names
-from edgeopt.data.samples import Feed, Samples, load
+from edgeopt.data.samples import SampleFeed, Samples, load
 from edgeopt.errors import InputsError
 
 __all__ = ["SECOND", "TARGET_NAMES", "Labelled", "read_labelled"]
@@ -43,12 +43,12 @@ class Labelled:
     """
 
     label: str
-    opener: Callable[[], Iterator[Feed]] = field(repr=False)
+    opener: Callable[[], Iterator[SampleFeed]] = field(repr=False)
     targets: Mapping[str, NDArray[Any]]
     paired: bool = False
     sizes: tuple[int, ...] = ()
 
-    def feeds(self, limit: int | None = None) -> Iterator[Feed]:
+    def feeds(self, limit: int | None = None) -> Iterator[SampleFeed]:
         return itertools.islice(self.opener(), limit)
 
     @property
@@ -93,7 +93,7 @@ def read_labelled(spec: str, inputs: Sequence[InputSpec]) -> Labelled:
     sizes = [sum(counts[at : at + batch]) for at in range(0, len(counts) - batch + 1, batch)]
     kept = sum(sizes)
 
-    def opener() -> Iterator[Feed]:
+    def opener() -> Iterator[SampleFeed]:
         runs = [fit_feeds(iter(samples), inputs, side, batch, label) for side in sides]
         return itertools.chain.from_iterable(zip(*runs, strict=True))
 
@@ -103,7 +103,7 @@ def read_labelled(spec: str, inputs: Sequence[InputSpec]) -> Labelled:
 
 def _asked_once(spec: str, samples: Samples) -> Samples:
     """All that a callable yields, kept; of one that goes on and on the first, as the label says."""
-    feeds: list[Feed] = []
+    feeds: list[SampleFeed] = []
     size = 0
     ended = True
     for feed in load(spec, None):

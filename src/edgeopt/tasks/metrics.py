@@ -25,23 +25,23 @@ from edgeopt.numerics.task_metrics import (
 )
 from edgeopt.tasks.labelled import SECOND, Labelled
 
-__all__ = ["BUILT_IN", "Metric", "find_metric", "judge_answers"]
+__all__ = ["BUILT_IN", "TaskMetric", "find_metric", "judge_answers"]
 
 #: What a metric gives: one number, or one a sample, whose mean is the number.
-Found: TypeAlias = "float | NDArray[np.float64]"
+MetricValue: TypeAlias = "float | NDArray[np.float64]"
 
 
 @dataclass(frozen=True)
-class Metric:
+class TaskMetric:
     """A task metric: its name, which way is better, what it is, and how it is taken."""
 
     name: str
     higher_is_better: bool
     how: str
-    of: Callable[[Answers, Labelled], Found]
+    of: Callable[[Answers, Labelled], MetricValue]
 
 
-def find_metric(spec: str) -> Metric:
+def find_metric(spec: str) -> TaskMetric:
     """One ``--metric``: ``accuracy``, ``spearman``, ``perplexity``, or ``module:callable``.
 
     A callable gets ``(outputs, targets)``: every output by name, over all samples joined along
@@ -66,11 +66,11 @@ def find_metric(spec: str) -> Metric:
     return _of_callable(spec, attribute, target)
 
 
-def _of_callable(spec: str, name: str, target: Any) -> Metric:
+def _of_callable(spec: str, name: str, target: Any) -> TaskMetric:
     if not callable(target):
         raise UsageError(f"--metric {spec}: {type(target).__name__} cannot be called")
 
-    def run(answers: Answers, data: Labelled) -> Found:
+    def run(answers: Answers, data: Labelled) -> MetricValue:
         outputs = {name: _whole(answers.all_of(name)) for name in answers.names}
         targets = data.target if len(data.targets) == 1 else (dict(data.targets) or None)
         found, error = attempt(lambda: target(outputs, targets))
@@ -83,10 +83,10 @@ def _of_callable(spec: str, name: str, target: Any) -> Metric:
             )
         return numbers if numbers.ndim else float(numbers)
 
-    return Metric(name, bool(getattr(target, "higher_is_better", True)), spec, run)
+    return TaskMetric(name, bool(getattr(target, "higher_is_better", True)), spec, run)
 
 
-def judge_answers(subject: str, metric: Metric, answers: Answers, data: Labelled) -> Quality:
+def judge_answers(subject: str, metric: TaskMetric, answers: Answers, data: Labelled) -> Quality:
     """The metric of one artifact. Raises InputsError where it is no number."""
     found, error = attempt(lambda: metric.of(answers, data))
     if isinstance(error, ValueError):
@@ -180,12 +180,12 @@ def _perplexity(answers: Answers, data: Labelled) -> float:
 
 
 #: Metrics by name. Of a GGUF file, perplexity comes from the comparison on --text.
-BUILT_IN: Mapping[str, Metric] = {
+BUILT_IN: Mapping[str, TaskMetric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", True, "share of right classes", _accuracy),
-        Metric("spearman", True, "rank correlation with the given scores", _spearman),
-        Metric("perplexity", False, "exp of the mean negative log likelihood", _perplexity),
+        TaskMetric("accuracy", True, "share of right classes", _accuracy),
+        TaskMetric("spearman", True, "rank correlation with the given scores", _spearman),
+        TaskMetric("perplexity", False, "exp of the mean negative log likelihood", _perplexity),
     )
 }
 

@@ -20,14 +20,14 @@ from edgeopt.errors import InputsError, UsageError
 from edgeopt.training.randomness import isolated
 from edgeopt.training.sample_checks import check_inputs, check_targets
 
-__all__ = ["ArrayData", "Data", "Part", "StreamData"]
+__all__ = ["ArrayData", "Data", "MicroBatch", "StreamData"]
 
 #: Rows that are looked at in one go while arrays are checked or hashed.
 _CHUNK = 4096
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class MicroBatch:
     """The rows of one process in one piece of an update.
 
     ``rows`` are their places in the data (None for a stream). ``share`` is how many there are, as
@@ -52,7 +52,7 @@ class Data(Protocol):
 
     def parts(
         self, batch_size: int, of: int, mine: Sequence[int], key: tuple[int, int] | None, start: int
-    ) -> Iterator[tuple[Part, ...]]:
+    ) -> Iterator[tuple[MicroBatch, ...]]:
         """For every batch of a pass, from ``start`` on, the parts ``mine`` of its ``of`` parts.
 
         ``key`` is (seed, pass): the order is drawn from it. None is the order that rows are in.
@@ -122,16 +122,16 @@ class ArrayData:
 
     def parts(
         self, batch_size: int, of: int, mine: Sequence[int], key: tuple[int, int] | None, start: int
-    ) -> Iterator[tuple[Part, ...]]:
+    ) -> Iterator[tuple[MicroBatch, ...]]:
         order = np.arange(len(self))
         if key is not None:
             order = np.random.default_rng(key).permutation(len(self))
         for batch in np.array_split(order, self.count(batch_size))[start:]:
             yield tuple(self._part(rows, share) for rows, share in _cut(batch, of, mine))
 
-    def _part(self, rows: NDArray[np.int64], share: float) -> Part:
+    def _part(self, rows: NDArray[np.int64], share: float) -> MicroBatch:
         places = rows if self.rows is None else self.rows[rows]
-        return Part(
+        return MicroBatch(
             {name: array[places] for name, array in self.inputs.items()},
             {name: array[places] for name, array in self.targets.items()},
             rows,
@@ -181,7 +181,7 @@ class StreamData:
 
     def parts(
         self, batch_size: int, of: int, mine: Sequence[int], key: tuple[int, int] | None, start: int
-    ) -> Iterator[tuple[Part, ...]]:
+    ) -> Iterator[tuple[MicroBatch, ...]]:
         for number, batch in enumerate(self._drawn(key or (0, 0))):
             if number >= start:
                 yield self._parts(batch, number, of, mine)
@@ -198,7 +198,7 @@ class StreamData:
 
     def _parts(
         self, batch: Mapping[str, Array], number: int, of: int, mine: Sequence[int]
-    ) -> tuple[Part, ...]:
+    ) -> tuple[MicroBatch, ...]:
         where = f"{self.label}, batch {number}"
         lacking = [name for name in self.names if name not in batch]
         if lacking:
@@ -214,7 +214,7 @@ class StreamData:
             inputs = {name: part.pop(name) for name in self.names}
             check_inputs(inputs, self.specs, where, chosen)
             check_targets(part, self.classes, where, chosen)
-            made.append(Part(inputs, part, None, share))
+            made.append(MicroBatch(inputs, part, None, share))
         return tuple(made)
 
     def bind(self, specs: Sequence[InputSpec]) -> StreamData:

@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from edgeopt.errors import OutputError, SourceError
 from edgeopt.files.atomic import writing
 
-__all__ = ["NAME", "Saved", "copied", "fill", "fill_optimizer", "load", "optimizer_state", "save"]
+__all__ = [
+    "NAME",
+    "Checkpoint",
+    "copied",
+    "fill",
+    "fill_optimizer",
+    "load",
+    "optimizer_state",
+    "save",
+]
 
 #: The file in a checkpoint's folder.
 NAME = "checkpoint.safetensors"
@@ -34,7 +43,7 @@ _NAMED = 3
 
 
 @dataclass(frozen=True)
-class Saved:
+class Checkpoint:
     """What a checkpoint holds: tensors by kind and name, and the run's own state."""
 
     tensors: Mapping[str, Mapping[str, Tensor]]
@@ -47,7 +56,7 @@ def copied(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
-def save(folder: Path, saved: Saved, fingerprint: Mapping[str, str]) -> None:
+def save(folder: Path, saved: Checkpoint, fingerprint: Mapping[str, str]) -> None:
     """Write the checkpoint in place of the one before. Raises OutputError as files do."""
     flat = {
         f"{kind}/{name}": tensor.detach().cpu().contiguous()
@@ -69,7 +78,7 @@ def save(folder: Path, saved: Saved, fingerprint: Mapping[str, str]) -> None:
         save_file(flat, temporary, {_KEY: json.dumps(document, sort_keys=True)})
 
 
-def load(folder: Path, fingerprint: Mapping[str, str]) -> Saved | None:
+def load(folder: Path, fingerprint: Mapping[str, str]) -> Checkpoint | None:
     """The checkpoint in a folder, None where there is none.
 
     Raises SourceError for one that is truncated or of another run, naming what differs.
@@ -95,7 +104,7 @@ def load(folder: Path, fingerprint: Mapping[str, str]) -> Saved | None:
         raise SourceError(
             f"{path}: truncated, or no checkpoint of a training ({str(error)[:120]}); {advice}"
         ) from error
-    return Saved(tensors, state)
+    return Checkpoint(tensors, state)
 
 
 def _require_same(path: Path, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:

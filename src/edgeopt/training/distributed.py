@@ -22,7 +22,7 @@ from edgeopt.errors import (
 )
 from edgeopt.training.settings import PRECISIONS, TrainSettings
 
-__all__ = ["TIMEOUT", "accelerator", "from_main", "is_writer", "peers", "together"]
+__all__ = ["TIMEOUT", "accelerator", "from_main", "peers", "synchronized"]
 
 T = TypeVar("T")
 
@@ -32,11 +32,6 @@ TIMEOUT = timedelta(minutes=30)
 
 #: Errors that travel as what they are.
 _KINDS = {kind.__name__: kind for kind in (UsageError, SourceError, InputsError, OutputError)}
-
-
-def is_writer() -> bool:
-    """Whether this process is the one that writes files and talks: the first, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def accelerator(settings: TrainSettings) -> Any:
@@ -88,7 +83,7 @@ def accelerator(settings: TrainSettings) -> Any:
     return made
 
 
-def together(accelerator: Any, work: Callable[[], T]) -> T:
+def synchronized(accelerator: Any, work: Callable[[], T]) -> T:
     """``work()`` in every process; where it raises an EdgeoptError in one, all raise it."""
     if accelerator.num_processes == 1:
         return work()
@@ -115,7 +110,7 @@ def from_main(accelerator: Any, work: Callable[[], T]) -> T:
     """What ``work()`` returns in the main process, in all of them; its errors likewise."""
     from accelerate.utils import broadcast_object_list
 
-    value = together(accelerator, lambda: work() if accelerator.is_main_process else None)
+    value = synchronized(accelerator, lambda: work() if accelerator.is_main_process else None)
     box: list[Any] = [value]
     broadcast_object_list(box)
     found: T = box[0]

@@ -11,19 +11,19 @@ from torch import Tensor
 
 from edgeopt.core import Array
 from edgeopt.errors import InputsError
-from edgeopt.training.batches import Data, Part
+from edgeopt.training.batches import Data, MicroBatch
 from edgeopt.training.objective import Objective
 from edgeopt.training.teacher import Teacher
 
-__all__ = ["Metric", "evaluate", "share_buffers"]
+__all__ = ["MetricFunction", "broadcast_buffers", "evaluate"]
 
 #: (outputs by name, targets by name) of all samples, in order -> how good they are.
-Metric: TypeAlias = Callable[[Mapping[str, Array], Mapping[str, Array]], float]
+MetricFunction: TypeAlias = Callable[[Mapping[str, Array], Mapping[str, Array]], float]
 
 _Answers: TypeAlias = tuple[dict[str, Array], dict[str, Array]]
 
 
-def share_buffers(accelerator: Any, objective: Objective) -> None:
+def broadcast_buffers(accelerator: Any, objective: Objective) -> None:
     """Running statistics as the main process has them: each saw rows of its own."""
     if accelerator.num_processes > 1:
         for buffer in objective.buffers():
@@ -34,16 +34,16 @@ def evaluate(
     objective: Objective,
     teacher: Teacher,
     data: Data,
-    metric: Metric | None,
+    metric: MetricFunction | None,
     batch_size: int,
     accelerator: Any,
-    tensors: Callable[[Part], tuple[Mapping[str, Tensor], Mapping[str, Tensor]]],
+    tensors: Callable[[MicroBatch], tuple[Mapping[str, Tensor], Mapping[str, Tensor]]],
 ) -> float:
     """The metric over all the data, the same number in every process, each of which runs a part.
 
     Without a metric: the mean loss, weighed by rows.
     """
-    share_buffers(accelerator, objective)
+    broadcast_buffers(accelerator, objective)
     of, rank = accelerator.num_processes, accelerator.process_index
     answers: list[_Answers] = []
     summed, rows = 0.0, 0.0

@@ -12,11 +12,11 @@ from typing import Any
 from edgeopt.errors import FormatError, OutputError, SourceError
 from edgeopt.files.atomic import writing
 
-__all__ = ["Record", "append", "read", "rewrite"]
+__all__ = ["LogRecord", "append", "read", "rewrite"]
 
 
 @dataclass(frozen=True)
-class Record:
+class LogRecord:
     """How the training stood after ``step`` updates.
 
     ``loss`` and ``parts`` (every loss by itself, unweighted) are means over the updates since the
@@ -39,7 +39,7 @@ class Record:
         return {**document, "parts": {name: _plain(value) for name, value in self.parts.items()}}
 
     @classmethod
-    def from_json(cls, document: Any) -> Record:
+    def from_json(cls, document: Any) -> LogRecord:
         """Raises ValueError for what :meth:`to_json` does not give."""
         if not isinstance(document, dict) or set(document) != set(cls.__dataclass_fields__):
             raise ValueError("is no record of a training")
@@ -60,11 +60,11 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _line(record: Record) -> str:
+def _line(record: LogRecord) -> str:
     return json.dumps(record.to_json(), separators=(",", ":")) + "\n"
 
 
-def append(path: Path, record: Record) -> None:
+def append(path: Path, record: LogRecord) -> None:
     """Add one line. Raises OutputError where it cannot be written."""
     try:
         with path.open("a", encoding="utf-8") as stream:
@@ -73,13 +73,13 @@ def append(path: Path, record: Record) -> None:
         raise OutputError(f"{path}: {error.strerror or error}; give another file") from error
 
 
-def rewrite(path: Path, records: Iterable[Record]) -> None:
+def rewrite(path: Path, records: Iterable[LogRecord]) -> None:
     """The log with these records and no others, whole or not at all."""
     with writing(path) as temporary:
         temporary.write_text("".join(map(_line, records)), encoding="utf-8")
 
 
-def read(path: Path) -> tuple[Record, ...]:
+def read(path: Path) -> tuple[LogRecord, ...]:
     """The records of a log; half a line at its end, of a run that was killed, is left out.
 
     Raises SourceError where there is no file, FormatError naming the line that is no record.
@@ -92,7 +92,7 @@ def read(path: Path) -> tuple[Record, ...]:
     # What comes after the last line end is nothing, or cut off.
     for number, line in enumerate(text.split("\n")[:-1], 1):
         try:
-            records.append(Record.from_json(json.loads(line)))
+            records.append(LogRecord.from_json(json.loads(line)))
         except (ValueError, RecursionError) as error:
             raise FormatError(path, str(error)[:200], field=f"line {number}") from error
     return tuple(records)

@@ -16,12 +16,13 @@ from edgeopt.errors import SourceError, UsageError
 from edgeopt.modules.model import TorchModel
 from edgeopt.training.batches import Data
 from edgeopt.training.distributed import accelerator, peers
-from edgeopt.training.evaluation import Metric
-from edgeopt.training.log import Record
+from edgeopt.training.evaluation import MetricFunction
+from edgeopt.training.log import LogRecord
 from edgeopt.training.losses.base import Loss
 from edgeopt.training.randomness import deterministic, isolated
+from edgeopt.training.run import Task
 from edgeopt.training.settings import TrainSettings
-from edgeopt.training.setup import Task, opened
+from edgeopt.training.setup import opened
 
 __all__ = ["Trained", "train"]
 
@@ -39,7 +40,7 @@ class Trained:
     steps: int
     best_step: int
     best_metric: float | None
-    history: tuple[Record, ...]
+    history: tuple[LogRecord, ...]
     stopped: str
     notes: tuple[str, ...] = ()
     writer: bool = True
@@ -53,7 +54,7 @@ def train(
     settings: TrainSettings,
     teacher: TorchModel | None = None,
     validation: Data | None = None,
-    metric: Metric | None = None,
+    metric: MetricFunction | None = None,
     higher_is_better: bool = True,
     after_step: Callable[[], None] | None = None,
     log: Path | None = None,

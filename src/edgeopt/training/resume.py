@@ -10,8 +10,8 @@ import torch
 
 from edgeopt.errors import SourceError
 from edgeopt.training import checkpoint
-from edgeopt.training.distributed import from_main, together
-from edgeopt.training.evaluation import share_buffers
+from edgeopt.training.distributed import from_main, synchronized
+from edgeopt.training.evaluation import broadcast_buffers
 from edgeopt.training.objective import Objective
 from edgeopt.training.state import TrainingState
 
@@ -27,12 +27,12 @@ def save(
     fingerprint: Mapping[str, str],
 ) -> None:
     """Write where the training stands; one process does. Raises OutputError in all of them."""
-    share_buffers(accelerator, objective)
+    broadcast_buffers(accelerator, objective)
     if not accelerator.is_main_process:
-        together(accelerator, lambda: None)
+        synchronized(accelerator, lambda: None)
         return
     scaler = accelerator.scaler
-    saved = checkpoint.Saved(
+    saved = checkpoint.Checkpoint(
         {
             "student": objective.module.state_dict(),
             "losses": objective.losses.state_dict(),
@@ -45,7 +45,7 @@ def save(
             "scaler": None if scaler is None else scaler.state_dict(),
         },
     )
-    together(accelerator, lambda: checkpoint.save(folder, saved, fingerprint))
+    synchronized(accelerator, lambda: checkpoint.save(folder, saved, fingerprint))
 
 
 def resume(

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from edgeopt.core import Progress
 from edgeopt.errors import InputsError, UsageError
+from edgeopt.modules.model import TorchModel
 from edgeopt.training import checkpoint, log
-from edgeopt.training.batches import Data, Part
-from edgeopt.training.distributed import together
-from edgeopt.training.evaluation import Metric, evaluate, share_buffers
-from edgeopt.training.log import Record
+from edgeopt.training.batches import Data, MicroBatch
+from edgeopt.training.distributed import synchronized
+from edgeopt.training.evaluation import MetricFunction, broadcast_buffers, evaluate
+from edgeopt.training.log import LogRecord
+from edgeopt.training.losses.base import Loss
 from edgeopt.training.objective import Objective
 from edgeopt.training.randomness import seed_all
 from edgeopt.training.resume import save
@@ -29,7 +31,7 @@ from edgeopt.training.state import TrainingState
 from edgeopt.training.teacher import Teacher
 from edgeopt.training.tensors import to_tensors
 
-__all__ = ["Run"]
+__all__ = ["Run", "Task"]
 
 #: Records of a training, where it is not said how often to make one.
 _RECORDS = 400
@@ -38,34 +40,48 @@ _RECORDS = 400
 _EVALUATIONS = 10
 
 
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is to be trained, on what, and how it is judged: :func:`edgeopt.training.loop.train`.
+
+    ``data`` and ``validation`` are bound to the student's inputs.
+    """
+
+    student: TorchModel
+    losses: Sequence[Loss]
+    data: Data
+    settings: TrainSettings
+    teacher: TorchModel | None
+    validation: Data | None
+    metric: MetricFunction | None
+    higher_is_better: bool
+    after_step: Callable[[], None] | None
+    log: Path | None
+    progress: Progress
+
+
 @dataclass(eq=False)
 class Run:
     """Everything that one training works with.
 
+    ``judge`` is the teacher for ``task.validation``; ``total`` how many updates there will be.
     ``model`` is what accelerate made of ``objective``; ``upcoming`` the rest of the pass; ``last``
     the last update's learning rate and gradient norm; ``began`` the clock, the seconds and the
     updates that this process began at.
     """
 
+    task: Task
     objective: Objective
-    model: Any
     optimizer: Any
     accelerator: Any
-    data: Data
-    validation: Data | None
     teacher: Teacher
     judge: Teacher
-    metric: Metric | None
-    higher: bool
-    settings: TrainSettings
     total: int
-    fingerprint: Mapping[str, str]
-    after_step: Callable[[], None] | None
-    log: Path | None
-    progress: Progress
     state: TrainingState
+    fingerprint: Mapping[str, str]
+    model: Any = None
     notes: list[str] = field(default_factory=list)
-    upcoming: Iterator[tuple[Part, ...]] | None = None
+    upcoming: Iterator[tuple[MicroBatch, ...]] | None = None
     last: tuple[float, float | None] = (0.0, None)
     began: tuple[float, float, int] = (0.0, 0.0, 0)
 
@@ -92,8 +108,8 @@ class Run:
 
     def _finish(self) -> None:
         state = self.state
-        share_buffers(self.accelerator, self.objective)
-        kept = self.validation is not None or state.stopped == "diverged"
+        broadcast_buffers(self.accelerator, self.objective)
+        kept = self.task.validation is not None or state.stopped == "diverged"
         if kept and state.best:
             self.objective.module.load_state_dict(state.best)
         else:
@@ -108,9 +124,9 @@ class Run:
     # one update
 
     def _step(self) -> None:
-        state, settings = self.state, self.settings
+        state, settings = self.state, self.task.settings
         seed_all(settings.seed, 1, state.step, self.accelerator.process_index)
-        parts = together(self.accelerator, self._next)
+        parts = synchronized(self.accelerator, self._next)
         means = self._gradients(parts)
         norm = float(
             self.accelerator.clip_grad_norm_(self.objective.parameters(), settings.clip or math.inf)
@@ -128,8 +144,8 @@ class Run:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.after_step is not None:
-            self.after_step()
+        if self.task.after_step is not None:
+            self.task.after_step()
         state.step += 1
         state.since_record.add(means)
         state.since_evaluation.add(means[:1])
@@ -137,10 +153,10 @@ class Run:
 
     def rate(self) -> float:
         """The learning rate of the next update."""
-        s = self.settings
+        s = self.task.settings
         return s.learning_rate * multiplier(self.state.step, self.total, s.warmup, s.hold, s.floor)
 
-    def _gradients(self, parts: Sequence[Part]) -> list[float]:
+    def _gradients(self, parts: Sequence[MicroBatch]) -> list[float]:
         """Accumulate the batch's gradients; its loss and every part of it, over all processes."""
         sums = torch.zeros(1 + len(self.objective.losses), device=self.accelerator.device)
         for part in parts:
@@ -157,7 +173,7 @@ class Run:
         means: list[float] = self.accelerator.reduce(sums, "mean").tolist()
         return means
 
-    def _losses(self, part: Part) -> tuple[Tensor, Tensor]:
+    def _losses(self, part: MicroBatch) -> tuple[Tensor, Tensor]:
         feed, targets = self.tensors(part)
         answers = self.teacher.answers(part, feed)
         try:
@@ -171,13 +187,13 @@ class Run:
             ) from error
         return total, single
 
-    def _next(self) -> tuple[Part, ...]:
+    def _next(self) -> tuple[MicroBatch, ...]:
         """This process's parts of the next batch; a pass that is over is followed by the next."""
-        state, settings = self.state, self.settings
+        state, settings = self.state, self.task.settings
         for _ in range(2):
             if self.upcoming is None:
                 pieces, rank = settings.accumulation, self.accelerator.process_index
-                self.upcoming = self.data.parts(
+                self.upcoming = self.task.data.parts(
                     settings.batch_size,
                     pieces * self.accelerator.num_processes,
                     range(rank * pieces, (rank + 1) * pieces),
@@ -192,20 +208,20 @@ class Run:
                 break
             self.upcoming, state.epoch, state.place = None, state.epoch + 1, 0
         raise InputsError(
-            f"{self.data.label} ran out: pass {state.epoch + 1} yields no batch, and "
+            f"{self.task.data.label} ran out: pass {state.epoch + 1} yields no batch, and "
             f"{self.total - state.step} updates are still to come; it must yield anew when it is "
             "called again"
         )
 
-    def _augmented(self, part: Part, piece: int) -> Part:
-        augment = self.settings.augment
+    def _augmented(self, part: MicroBatch, piece: int) -> MicroBatch:
+        augment = self.task.settings.augment
         if augment is None:
             return part
         rank = self.accelerator.process_index
-        rng = np.random.default_rng((self.settings.seed, 2, self.state.step, rank, piece))
+        rng = np.random.default_rng((self.task.settings.seed, 2, self.state.step, rank, piece))
         return replace(part, inputs=dict(augment(part.inputs, rng)))
 
-    def tensors(self, part: Part) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def tensors(self, part: MicroBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return to_tensors(part, self.objective.student, self.accelerator.device)
 
     # ------------------------------------------------------------------------------------------
@@ -213,8 +229,8 @@ class Run:
 
     def _after(self) -> None:
         """What is due after an update: evaluation, record, checkpoint, word of it."""
-        state, settings = self.state, self.settings
-        per_pass = self.data.count(settings.batch_size)
+        state, settings = self.state, self.task.settings
+        per_pass = self.task.data.count(settings.batch_size)
         every = settings.evaluate_every or per_pass or max(1, self.total // _EVALUATIONS)
         judged = False
         if not state.stopped:
@@ -250,17 +266,18 @@ class Run:
         """
         state = self.state
         metric = None
-        if self.validation is not None:
+        if self.task.validation is not None:
             metric = evaluate(
                 self.objective,
                 self.judge,
-                self.validation,
-                self.metric,
-                self.settings.batch_size,
+                self.task.validation,
+                self.task.metric,
+                self.task.settings.batch_size,
                 self.accelerator,
                 self.tensors,
             )
-            gains = state.gains(metric, self.higher)
+            higher = self.task.metric is not None and self.task.higher_is_better
+            gains = state.gains(metric, higher)
             judged = metric
         else:
             judged = state.since_evaluation.take()[0] if state.step else math.inf
@@ -271,7 +288,7 @@ class Run:
         if gains or equal or not state.best:
             state.best_step = state.step
             state.best_metric = None if math.isnan(judged) else judged
-            share_buffers(self.accelerator, self.objective)
+            broadcast_buffers(self.accelerator, self.objective)
             state.best = checkpoint.copied(self.objective.module)
         return metric
 
@@ -280,8 +297,8 @@ class Run:
     ) -> None:
         state, names = self.state, self.objective.names
         mean = list(means[0]) if means else state.since_record.take()
-        per_pass = self.data.count(self.settings.batch_size)
-        record = Record(
+        per_pass = self.task.data.count(self.task.settings.batch_size)
+        record = LogRecord(
             step=state.step,
             epoch=round(state.step / per_pass, 4) if per_pass else float(state.epoch),
             loss=mean[0] if mean else None,
@@ -292,19 +309,19 @@ class Run:
             seconds=round(self._seconds(), 3),
         )
         state.history.append(record)
-        path = self.log
+        path = self.task.log
         if path is not None:
             self._on_main(lambda: log.append(path, record))
 
     def _rewrite_log(self) -> None:
         """A run taken up again drops what was logged after its checkpoint."""
-        path = self.log
+        path = self.task.log
         if path is not None:
             self._on_main(lambda: log.rewrite(path, self.state.history))
 
     def _on_main(self, work: Callable[[], None]) -> None:
         main = self.accelerator.is_main_process
-        together(self.accelerator, lambda: work() if main else None)
+        synchronized(self.accelerator, lambda: work() if main else None)
 
     def _seconds(self) -> float:
         return self.began[1] + time.monotonic() - self.began[0]
@@ -321,7 +338,7 @@ class Run:
         words += [f"loss {value:.4g}" for value in loss[:1]]
         words += [f"metric {metric:.4g}"] if metric is not None else []
         words += [f"{_duration(left)} left"] if state.step < self.total else []
-        self.progress(", ".join(words), state.step / self.total)
+        self.task.progress(", ".join(words), state.step / self.total)
 
 
 def _duration(seconds: float) -> str:

@@ -2,54 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from edgeopt.core import Progress
 from edgeopt.errors import UsageError
 from edgeopt.files.atomic import checked_output
 from edgeopt.modules.model import TorchModel
 from edgeopt.training.batches import Data
 from edgeopt.training.distributed import from_main
 from edgeopt.training.divergence import DivergenceGuard
-from edgeopt.training.evaluation import Metric
 from edgeopt.training.losses.base import Loss
 from edgeopt.training.objective import Objective, layers_of
 from edgeopt.training.randomness import seed_all
 from edgeopt.training.resume import resume
-from edgeopt.training.run import Run
-from edgeopt.training.settings import TrainSettings
+from edgeopt.training.run import Run, Task
 from edgeopt.training.state import TrainingState
 from edgeopt.training.teacher import LiveTeacher, NoTeacher, Teacher
 from edgeopt.training.teacher_cache import CachedTeacher, cached_answers, weights_digest
 from edgeopt.training.tensors import to_tensors
 
-__all__ = ["Task", "opened"]
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """What is to be trained, on what, and how it is judged: :func:`edgeopt.training.loop.train`.
-
-    ``data`` and ``validation`` are bound to the student's inputs.
-    """
-
-    student: TorchModel
-    losses: Sequence[Loss]
-    data: Data
-    settings: TrainSettings
-    teacher: TorchModel | None
-    validation: Data | None
-    metric: Metric | None
-    higher_is_better: bool
-    after_step: Callable[[], None] | None
-    log: Path | None
-    progress: Progress
+__all__ = ["opened"]
 
 
 @contextmanager
@@ -74,23 +49,15 @@ def opened(task: Task, accelerator: Any) -> Iterator[Run]:
             objective.parameter_groups(settings.weight_decay), lr=settings.learning_rate
         )
         run = Run(
-            objective=objective,
-            model=objective,
-            optimizer=optimizer,
-            accelerator=accelerator,
-            data=task.data,
-            validation=task.validation,
-            teacher=teacher,
-            judge=judge,
-            metric=task.metric,
-            higher=task.higher_is_better and task.metric is not None,
-            settings=settings,
-            total=_total(task),
-            fingerprint=fingerprint,
-            after_step=task.after_step,
-            log=task.log,
-            progress=task.progress,
-            state=TrainingState(DivergenceGuard(settings.diverged_factor, settings.diverged_steps)),
+            task,
+            objective,
+            optimizer,
+            accelerator,
+            teacher,
+            judge,
+            _total(task),
+            TrainingState(DivergenceGuard(settings.diverged_factor, settings.diverged_steps)),
+            fingerprint,
         )
         if accelerator.num_processes > 1 and _normalizes(student):
             run.notes.append(

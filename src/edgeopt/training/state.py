@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from edgeopt.training.divergence import DivergenceGuard
-from edgeopt.training.log import Record
+from edgeopt.training.log import LogRecord
 
 __all__ = ["RunningMean", "TrainingState"]
 
@@ -56,7 +56,7 @@ class TrainingState:
     stopped: str = ""
     why: str = ""
     seconds: float = 0.0
-    history: list[Record] = field(default_factory=list)
+    history: list[LogRecord] = field(default_factory=list)
     since_record: RunningMean = field(default_factory=RunningMean)
     since_evaluation: RunningMean = field(default_factory=RunningMean)
 
@@ -88,7 +88,7 @@ class TrainingState:
             guard=DivergenceGuard(**given.pop("watch")),
             since_record=RunningMean(**given.pop("since_record")),
             since_evaluation=RunningMean(**given.pop("since_evaluation")),
-            history=[Record.from_json(record) for record in given.pop("history")],
+            history=[LogRecord.from_json(record) for record in given.pop("history")],
             best=best,
             **given,
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edgeopt.modules.model import TorchModel
-from edgeopt.training.batches import Part
+from edgeopt.training.batches import MicroBatch
 from edgeopt.training.hidden_states import captured
 from edgeopt.training.losses.base import precise
 from edgeopt.training.objective import Answers
@@ -26,13 +26,13 @@ Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
 class Teacher(Protocol):
     """Answers to the rows of a part, whose feed is on the device already."""
 
-    def answers(self, part: Part, feed: Mapping[str, Tensor]) -> Answers: ...
+    def answers(self, part: MicroBatch, feed: Mapping[str, Tensor]) -> Answers: ...
 
 
 class NoTeacher:
     """What losses see that compare with labels alone."""
 
-    def answers(self, part: Part, feed: Mapping[str, Tensor]) -> Answers:
+    def answers(self, part: MicroBatch, feed: Mapping[str, Tensor]) -> Answers:
         return {}, {}
 
 
@@ -44,7 +44,7 @@ class LiveTeacher:
     hidden: dict[str, Tensor]
     autocast: Autocast
 
-    def answers(self, part: Part, feed: Mapping[str, Tensor]) -> Answers:
+    def answers(self, part: MicroBatch, feed: Mapping[str, Tensor]) -> Answers:
         with torch.no_grad(), self.autocast():
             outputs = {name: precise(value) for name, value in self.model.outputs(feed).items()}
             return outputs, {name: precise(value) for name, value in self.hidden.items()}

@@ -26,7 +26,7 @@ from edgeopt.core import Array
 from edgeopt.errors import OutputError, SourceError, UsageError
 from edgeopt.files.atomic import writing
 from edgeopt.modules.model import TorchModel
-from edgeopt.training.batches import ArrayData, Data, Part
+from edgeopt.training.batches import ArrayData, Data, MicroBatch
 from edgeopt.training.objective import Answers
 from edgeopt.training.teacher import Autocast, LiveTeacher
 
@@ -58,7 +58,7 @@ class CachedTeacher:
     outputs: Mapping[str, Array]
     hidden: Mapping[str, Array]
 
-    def answers(self, part: Part, feed: Mapping[str, Tensor]) -> Answers:
+    def answers(self, part: MicroBatch, feed: Mapping[str, Tensor]) -> Answers:
         device = next((t.device for t in feed.values()), torch.device("cpu"))
 
         def taken(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
@@ -97,7 +97,7 @@ def cached_answers(
     data: Data,
     layers: Sequence[str],
     autocast: Autocast,
-    tensors: Callable[[Part], Mapping[str, Tensor]],
+    tensors: Callable[[MicroBatch], Mapping[str, Tensor]],
     progress: Callable[[str, float | None], None],
 ) -> Path:
     """The folder with the teacher's answers to ``data``, which are computed if they are not there.
@@ -142,7 +142,9 @@ class _Put:
         self.index: dict[str, dict[str, str]] = {"outputs": {}, "hidden": {}}
         self.open: dict[tuple[str, str], tuple[BufferedWriter, tuple[int, ...]]] = {}
 
-    def __call__(self, side: str, answers: Mapping[str, Tensor], part: Part, rows: int) -> None:
+    def __call__(
+        self, side: str, answers: Mapping[str, Tensor], part: MicroBatch, rows: int
+    ) -> None:
         assert part.rows is not None
         for name, tensor in answers.items():
             array = tensor.cpu().numpy()

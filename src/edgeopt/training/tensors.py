@@ -8,13 +8,13 @@ from torch import Tensor
 
 from edgeopt.core import Array
 from edgeopt.modules.model import TorchModel
-from edgeopt.training.batches import Part
+from edgeopt.training.batches import MicroBatch
 
 __all__ = ["to_tensors"]
 
 
 def to_tensors(
-    part: Part, model: TorchModel, device: torch.device
+    part: MicroBatch, model: TorchModel, device: torch.device
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Inputs and targets on the device, inputs in the dtypes that the model takes."""
     dtypes = {spec.name: spec.dtype for spec in model.inputs}

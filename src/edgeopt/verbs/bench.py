@@ -17,7 +17,7 @@ from edgeopt.report.results_files import write_document
 from edgeopt.results.saved import against, file_of, open_saved
 from edgeopt.targets.options import require_use
 from edgeopt.verbs.bench_place import place
-from edgeopt.verbs.bench_trials import RUNTIMES, Asked, names_of, runtime_of, trials_of
+from edgeopt.verbs.bench_trials import RUNTIMES, BenchRequest, names_of, runtime_of, trials_of
 from edgeopt.verbs.calling import verb
 
 __all__ = ["bench"]
@@ -83,7 +83,7 @@ def bench(
         OutputError: ``out`` cannot be written.
     """
     _check(artifacts, threads, batch, seq, runtime, seconds, processes, prompt, generate, timeout)
-    asked = Asked(
+    asked = BenchRequest(
         device=device,
         threads=tuple(threads),
         batch=tuple(batch),
@@ -164,7 +164,7 @@ class _Document:
         sources: Sequence[Source],
         layers: Mapping[str, tuple[Layer, ...]],
         trials: Sequence[Trial],
-        asked: Asked,
+        asked: BenchRequest,
         settings: BenchSettings,
         before: Mapping[str, Any],
         on: str | None,

@@ -12,10 +12,10 @@ from edgeopt.measure.environment import environment
 from edgeopt.measure.trial import BenchSettings, Trial
 from edgeopt.runtimes.devices import resolve
 
-__all__ = ["Place", "place"]
+__all__ = ["BenchMachine", "place"]
 
 
-class Place(Protocol):
+class BenchMachine(Protocol):
     """A machine that trials run on."""
 
     def resolve(self, device: str, runtime: str) -> str:
@@ -43,7 +43,7 @@ class _Here:
 
 
 @contextmanager
-def place(on: str | None, python: str = "python3") -> Iterator[Place]:
+def place(on: str | None, python: str = "python3") -> Iterator[BenchMachine]:
     """This machine, or a connection to the one that ``on`` names, for as long as it is needed.
 
     Raises UsageError where ``on`` names none, HostError where it cannot be used.

@@ -15,7 +15,7 @@ import numpy as np
 from edgeopt.core import InputSpec, Source, format_bytes
 from edgeopt.data.fitting import join_rows, plain_dtype
 from edgeopt.data.inputspec import parse_inputs
-from edgeopt.data.samples import Feed, Samples, load
+from edgeopt.data.samples import SampleFeed, Samples, load
 from edgeopt.data.sizes import batch_axes, batch_symbols, candidates
 from edgeopt.data.synthetic import concrete_shape, pinned, synthetic
 from edgeopt.errors import InputsError, UsageError
@@ -26,7 +26,7 @@ from edgeopt.runtimes.engine import Case
 
 __all__ = [
     "RUNTIMES",
-    "Asked",
+    "BenchRequest",
     "fitting_sizes",
     "hints_of",
     "names_of",
@@ -69,7 +69,7 @@ _SEQUENCE = re.compile(r"seq|token|length|len|time|steps|^(t|s|l)$", re.IGNORECA
 
 
 @dataclass(frozen=True)
-class Asked:
+class BenchRequest:
     """What the user asked to measure with; None: the model's own."""
 
     device: str = "auto"
@@ -98,7 +98,7 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def runtime_of(source: Source, asked: Asked) -> str:
+def runtime_of(source: Source, asked: BenchRequest) -> str:
     """The runtime that opens ``source``. Raises UsageError where the one asked for cannot."""
     usual = _BY_KIND[source.kind]
     if usual == "weights" and asked.model is not None:
@@ -115,7 +115,7 @@ def runtime_of(source: Source, asked: Asked) -> str:
 
 
 def trials_of(
-    name: str, source: Source, asked: Asked, device: str, described: Source | None = None
+    name: str, source: Source, asked: BenchRequest, device: str, described: Source | None = None
 ) -> list[Trial]:
     """Every set of conditions that ``source`` is measured under.
 
@@ -151,7 +151,7 @@ def trials_of(
 
 
 def _trial(
-    name: str, case: Case, batch: int | None, seq: int | None, feed: Feed | None = None
+    name: str, case: Case, batch: int | None, seq: int | None, feed: SampleFeed | None = None
 ) -> Trial:
     workload = f"{case.workload}{case.tokens}" if case.tokens else case.workload
     conditions: dict[str, Any] = {
@@ -173,7 +173,9 @@ def _trial(
 # inputs
 
 
-def _feeds(source: Source, asked: Asked, described: Source | None) -> list[tuple[int | None, Feed]]:
+def _feeds(
+    source: Source, asked: BenchRequest, described: Source | None
+) -> list[tuple[int | None, SampleFeed]]:
     """(batch, feed) of every batch size; samples of --data, or made up from the signature."""
     if described is not None and not source.inputs and not asked.inputs and asked.data is None:
         source = described
@@ -185,7 +187,7 @@ def _feeds(source: Source, asked: Asked, described: Source | None) -> list[tuple
     ]
 
 
-def specs_of(source: Source, asked: Asked) -> tuple[InputSpec, ...]:
+def specs_of(source: Source, asked: BenchRequest) -> tuple[InputSpec, ...]:
     given = parse_inputs(asked.inputs)
     if source.inputs:
         by_name = {spec.name: spec for spec in given}
@@ -237,7 +239,7 @@ def _feed(
     batch: int | None,
     seq: int | None,
     samples: Samples | None,
-) -> Feed:
+) -> SampleFeed:
     asked = {} if seq is None else _sequence_sizes(source, specs, seq)
     if samples is not None:
         return _gathered(source, samples, specs, batch)
@@ -322,9 +324,9 @@ def _sequence_sizes(source: Source, specs: Sequence[InputSpec], seq: int) -> dic
 
 def _gathered(
     source: Source, samples: Samples, specs: Sequence[InputSpec], batch: int | None
-) -> Feed:
+) -> SampleFeed:
     """The first samples, joined along the leading axis until the batch is full."""
-    feeds: list[Feed] = []
+    feeds: list[SampleFeed] = []
     rows, axes = 0, batch_axes(specs)
     for feed in samples:
         feeds.append(feed)
@@ -372,7 +374,7 @@ def _gathered(
     }
 
 
-def _rows(feed: Feed, axes: Mapping[str, int | None]) -> int:
+def _rows(feed: SampleFeed, axes: Mapping[str, int | None]) -> int:
     """Samples in a feed, by the first input that has an axis for them."""
     return next(
         (value.shape[axis] for name, value in feed.items() if (axis := axes[name]) is not None), 1

@@ -20,7 +20,7 @@ from edgeopt.verbs.in_memory import Written, write
 __all__ = ["asking", "verb"]
 
 P = ParamSpec("P")
-O = ParamSpec("O")
+Said = ParamSpec("Said")
 A = TypeVar("A")
 R = TypeVar("R")
 
@@ -40,21 +40,22 @@ def verb(more: Iterable[str] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        return _checked(Signature(function, more), function, function)
+        call: Callable[P, R] = _checked(Signature(function, more), function, function)
+        return call
 
     return decorate
 
 
 def asking(
-    kind: Callable[O, A],
-) -> Callable[[Callable[[str | Path, A], R]], Callable[Concatenate[str | Path, O], R]]:
+    kind: Callable[Said, A],
+) -> Callable[[Callable[[str | Path, A], R]], Callable[Concatenate[str | Path, Said], R]]:
     """As :func:`verb`, of a function of a model and of its options, a dataclass of
     :mod:`edgeopt.options.table`: it is called with their fields as keywords, which its
     documentation lists in place of ``{options}``."""
 
     def decorate(
         function: Callable[[str | Path, A], R],
-    ) -> Callable[Concatenate[str | Path, O], R]:
+    ) -> Callable[Concatenate[str | Path, Said], R]:
         signature = Signature(function, kind=kind)  # type: ignore[arg-type]  # it is a class
 
         def ask(**values: Any) -> R:
@@ -64,7 +65,7 @@ def asking(
         call.__signature__ = signature.shown
         if function.__doc__:
             call.__doc__ = function.__doc__.replace("{options}", signature.documented())
-        result: Callable[Concatenate[str | Path, O], R] = call
+        result: Callable[Concatenate[str | Path, Said], R] = call
         return result
 
     return decorate

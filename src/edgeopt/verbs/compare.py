@@ -19,7 +19,7 @@ from edgeopt.measure.layers import layer_errors, tensors_of, with_errors
 from edgeopt.measure.tensor_errors import TensorError
 from edgeopt.options.table import flag_of
 from edgeopt.report.results_files import write_document
-from edgeopt.results.saved import Saved, file_of, is_saved, merge, open_all
+from edgeopt.results.saved import SavedResults, file_of, is_saved, merge, open_all
 from edgeopt.runtimes.devices import resolve
 from edgeopt.runtimes.engine import Case
 from edgeopt.targets.gguf.prove import fitting_context
@@ -35,9 +35,9 @@ from edgeopt.tasks.compare_answers import (
     together,
 )
 from edgeopt.tasks.labelled import read_labelled
-from edgeopt.tasks.metrics import Metric, find_metric
+from edgeopt.tasks.metrics import TaskMetric, find_metric
 from edgeopt.verbs.bench import bench
-from edgeopt.verbs.bench_trials import Asked, fitting_sizes, hints_of, runtime_of, specs_of
+from edgeopt.verbs.bench_trials import BenchRequest, fitting_sizes, hints_of, runtime_of, specs_of
 from edgeopt.verbs.calling import verb
 
 __all__ = ["compare"]
@@ -140,7 +140,7 @@ def compare(
             options=options,
         )
         found = _measured(artifacts, task, None if documents else out, progress)
-        documents[saved.index(False)] = Saved(_NOW, found)
+        documents[saved.index(False)] = SavedResults(_NOW, found)
     results = merge([documents[i] for i in sorted(documents)], other_machine=other_machine)
     if out is not None:
         write_document(results, Path(out))
@@ -160,7 +160,7 @@ def _require_nothing_to_run() -> None:
 class _Task:
     """What artifacts are compared on; ``options`` are bench's."""
 
-    metrics: tuple[Metric, ...]
+    metrics: tuple[TaskMetric, ...]
     data: str | None
     text: Path | None
     chunks: int
@@ -168,9 +168,9 @@ class _Task:
     options: Mapping[str, Any]
 
     @property
-    def asked(self) -> Asked:
+    def asked(self) -> BenchRequest:
         given = {name: self.options[name] for name in _SHARED if name in self.options}
-        return Asked(
+        return BenchRequest(
             **given,
             threads=tuple(self.options.get("threads", (1,))),
             inputs=tuple(self.options.get("inputs", ())),

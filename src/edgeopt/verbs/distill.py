@@ -14,7 +14,7 @@ from edgeopt.targets.keep import scratch
 from edgeopt.targets.onnx.source import prepare
 from edgeopt.targets.program.module import Opened, open_torch, require_torch
 from edgeopt.targets.program.shrunk import Requirements
-from edgeopt.targets.program.write import Recipe, Result, format_for, keep_proven
+from edgeopt.targets.program.write import Destination, Result, format_for, keep_proven
 from edgeopt.tasks.metrics import find_metric
 from edgeopt.verbs.calling import verb
 from edgeopt.verbs.training import (
@@ -88,7 +88,7 @@ def distill(
     require_torch("distilling")
     source = open_source(teacher)
     options.check(fine=source.kind == "hf-folder")
-    recipe = Recipe(source, out, _format(source, student, out), "student")
+    recipe = Destination(source, out, _format(source, student, out), "student")
     first = first_process()
     if first:
         recipe.check()

@@ -144,7 +144,7 @@ def _write_tensors(tensors: Mapping[Any, Any], folder: Path) -> Written:
     odd = next((k for k, v in arrays.items() if v.dtype.kind not in "biuf"), None)
     if odd is not None:
         raise CallError(f"{odd!r} holds {arrays[odd].dtype}; numbers or booleans are needed")
-    entries = [safetensors.Entry(k, v.dtype.name, v.shape) for k, v in arrays.items()]
+    entries = [safetensors.TensorEntry(k, v.dtype.name, v.shape) for k, v in arrays.items()]
     with safetensors.filling(path, entries, {}) as put:
         for k, array in arrays.items():
             put(k, array.tobytes())

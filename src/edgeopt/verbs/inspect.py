@@ -14,7 +14,7 @@ from typing import Any
 
 from edgeopt.anatomy.attribution import Attribution, attribute
 from edgeopt.anatomy.findings import Evidence, Finding, findings, is_embedding
-from edgeopt.anatomy.groups import Group, group
+from edgeopt.anatomy.groups import TensorGroup, group
 from edgeopt.anatomy.predictions import Prediction, predictions
 from edgeopt.anatomy.scan import Scan, scan
 from edgeopt.core import Progress, Source, format_bytes
@@ -52,7 +52,7 @@ class Inspection:
     dtypes: tuple[tuple[str, int], ...]
     needs_trust: str | None
     causes: tuple[Cause, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[TensorGroup, ...]
     findings: tuple[Finding, ...]
     predictions: tuple[Prediction, ...]
     notes: tuple[str, ...]

@@ -15,7 +15,7 @@ from edgeopt.targets.keep import scratch
 from edgeopt.targets.onnx.source import Prepared, prepare
 from edgeopt.targets.program.module import open_torch, require_torch
 from edgeopt.targets.program.shrunk import Requirements
-from edgeopt.targets.program.write import Recipe, Result, format_for, keep_proven
+from edgeopt.targets.program.write import Destination, Result, format_for, keep_proven
 from edgeopt.tasks.metrics import find_metric
 from edgeopt.verbs.calling import verb
 from edgeopt.verbs.prune_methods import METHODS, Made, Work
@@ -108,7 +108,7 @@ def prune(
     opened = open_source(source)
     fine = opened.kind == "hf-folder"
     training.check(fine=fine)
-    recipe = Recipe(opened, out, format_for(opened, method, to, out), "pruned")
+    recipe = Destination(opened, out, format_for(opened, method, to, out), "pruned")
     options.check_corpus()
     if method == "vocabulary":
         from edgeopt.pruning.vocabulary.prune import tokenizer_folder

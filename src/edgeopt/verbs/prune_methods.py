@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edgeopt.targets.program.module import Opened
     from edgeopt.verbs.training import Lessons, TrainOptions
 
-__all__ = ["METHODS", "Made", "Method", "Work"]
+__all__ = ["METHODS", "Made", "PruneMethod", "Work"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Method:
+class PruneMethod:
     """One method: the options it takes, those one of which it needs, and how it is run.
 
     ``sparse``: weights become zero, shapes stay. ``trains``: it trains by itself, on --recover.
@@ -226,7 +226,7 @@ def _vocabulary(work: Work) -> Made:
 
 def _weights(method: str) -> Callable[[Work], Made]:
     def run(work: Work) -> Made:
-        from edgeopt.pruning.sparsity.masks import held, masks_of
+        from edgeopt.pruning.sparsity.masks import SparsityMask, masks_of
         from edgeopt.pruning.sparsity.prune import prune_weights
 
         options, model = work.options, work.opened.model
@@ -241,14 +241,14 @@ def _weights(method: str) -> Callable[[Work], Made]:
             exclude=options.ignore,
             progress=work.progress,
         )
-        return Made(model, pruning, held(model.module, masks_of(model.module, pruning)))
+        return Made(model, pruning, SparsityMask(model.module, masks_of(model.module, pruning)))
 
     return run
 
 
 def _lottery(work: Work) -> Made:
     from edgeopt.pruning.sparsity.lottery import lottery
-    from edgeopt.pruning.sparsity.masks import held, masks_of
+    from edgeopt.pruning.sparsity.masks import SparsityMask, masks_of
 
     options, model, material = work.options, work.opened.model, work.material
     assert options.ratio is not None and material is not None
@@ -279,13 +279,13 @@ def _lottery(work: Work) -> Made:
         exclude=options.ignore,
         progress=work.progress,
     )
-    return Made(model, pruning, held(model.module, masks_of(model.module, pruning)), said)
+    return Made(model, pruning, SparsityMask(model.module, masks_of(model.module, pruning)), said)
 
 
 _SPARSE = frozenset({"ratio", "pattern", "scope", "include", "ignore"})
 
-METHODS: Mapping[str, Method] = {
-    "channels": Method(
+METHODS: Mapping[str, PruneMethod] = {
+    "channels": PruneMethod(
         _channels,
         frozenset(
             {
@@ -301,20 +301,20 @@ METHODS: Mapping[str, Method] = {
         ),
         needs=("ratio", "target"),
     ),
-    "depth": Method(
+    "depth": PruneMethod(
         _depth, frozenset({"ratio", "keep", "remove"}), needs=("ratio", "keep", "remove")
     ),
-    "vocabulary": Method(
+    "vocabulary": PruneMethod(
         _vocabulary, frozenset({"corpus", "min_count"}), needs=("corpus",), recovers=False
     ),
-    "magnitude": Method(_weights("magnitude"), _SPARSE, ("ratio", "pattern"), sparse=True),
-    "wanda": Method(
+    "magnitude": PruneMethod(_weights("magnitude"), _SPARSE, ("ratio", "pattern"), sparse=True),
+    "wanda": PruneMethod(
         _weights("wanda"), _SPARSE, ("ratio", "pattern"), sparse=True, activations=True
     ),
-    "sparsegpt": Method(
+    "sparsegpt": PruneMethod(
         _weights("sparsegpt"), _SPARSE, ("ratio", "pattern"), sparse=True, activations=True
     ),
-    "lottery": Method(
+    "lottery": PruneMethod(
         _lottery,
         frozenset({"ratio", "rounds", "rewind", "include", "ignore"}),
         needs=("ratio",),

@@ -10,8 +10,7 @@ from torch import nn
 
 from edgeopt.core import Weight
 from edgeopt.errors import CaptureError, InputsError, SourceError, UnsafeError, UsageError
-from edgeopt.graphs.capture.loaders import fill
-from edgeopt.modules.loading import build
+from edgeopt.modules.loading import build, fill
 
 NETS = "tests.graphs.capture.nets"
 

@@ -7,22 +7,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt.errors import UsageError
-from edgeopt.measure.remote.target import Target, parse_target
+from edgeopt.measure.remote.target import RemoteTarget, parse_target
 
 
 @pytest.mark.parametrize(
     ("text", "target"),
     [
-        ("ssh://pi@board", Target("ssh", "board", "pi")),
-        ("ssh://board", Target("ssh", "board")),
-        ("ssh://pi@10.0.0.7:2222", Target("ssh", "10.0.0.7", "pi", 2222)),
-        ("ssh://pi@[fe80::1%eth0]:22/srv/x", Target("ssh", "fe80::1%eth0", "pi", 22, "/srv/x")),
-        ("ssh://board/", Target("ssh", "board")),
-        ("adb://emulator-5554", Target("adb", "emulator-5554")),
-        ("adb://10.0.0.7:5555/sdcard", Target("adb", "10.0.0.7:5555", folder="/sdcard")),
+        ("ssh://pi@board", RemoteTarget("ssh", "board", "pi")),
+        ("ssh://board", RemoteTarget("ssh", "board")),
+        ("ssh://pi@10.0.0.7:2222", RemoteTarget("ssh", "10.0.0.7", "pi", 2222)),
+        (
+            "ssh://pi@[fe80::1%eth0]:22/srv/x",
+            RemoteTarget("ssh", "fe80::1%eth0", "pi", 22, "/srv/x"),
+        ),
+        ("ssh://board/", RemoteTarget("ssh", "board")),
+        ("adb://emulator-5554", RemoteTarget("adb", "emulator-5554")),
+        ("adb://10.0.0.7:5555/sdcard", RemoteTarget("adb", "10.0.0.7:5555", folder="/sdcard")),
     ],
 )
-def test_reads(text: str, target: Target) -> None:
+def test_reads(text: str, target: RemoteTarget) -> None:
     assert parse_target(text) == target
     assert parse_target(str(target)) == target
 

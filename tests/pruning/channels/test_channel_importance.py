@@ -16,10 +16,10 @@ from torch import nn  # noqa: E402
 from edgeopt.errors import InputsError, UsageError  # noqa: E402
 from edgeopt.modules.model import TorchModel  # noqa: E402
 from edgeopt.pruning.channels.dependencies import trace  # noqa: E402
-from edgeopt.pruning.channels.groups import Group  # noqa: E402
+from edgeopt.pruning.channels.groups import ChannelGroup  # noqa: E402
 from edgeopt.pruning.channels.importance import measure  # noqa: E402
 from edgeopt.pruning.channels.prune import prune_channels  # noqa: E402
-from edgeopt.pruning.channels.surgery import Snapshot, cut  # noqa: E402
+from edgeopt.pruning.channels.surgery import ModuleSnapshot, cut  # noqa: E402
 
 
 def mlp() -> TorchModel:
@@ -33,7 +33,7 @@ def feeds(model: TorchModel, count: int, rows: int = 4, seed: int = 1) -> list[d
     return [{"x": rng.standard_normal((rows, *shape)).astype(np.float32)} for _ in range(count)]
 
 
-def group(model: TorchModel, name: str) -> Group:
+def group(model: TorchModel, name: str) -> ChannelGroup:
     return next(g for g in trace(model).groups if g.name == name)
 
 
@@ -50,7 +50,7 @@ def test_magnitude_is_the_norm_of_what_goes(name: str) -> None:
         assert found is not None and len(found) == one.count
         layers = {p.name for p in one.parts if scores.table.get((p.name, p.side)) is not None}
         before = _squares(model.module, layers)
-        snapshot = Snapshot(model.module)
+        snapshot = ModuleSnapshot(model.module)
         cut(model, [(one, torch.tensor([0]))])
         gone = before - _squares(model.module, layers)
         snapshot.restore()

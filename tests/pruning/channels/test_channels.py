@@ -22,7 +22,7 @@ from edgeopt.modules.counting import count  # noqa: E402
 from edgeopt.modules.model import TorchModel  # noqa: E402
 from edgeopt.pruning.channels.dependencies import trace  # noqa: E402
 from edgeopt.pruning.channels.prune import prune_channels, shrink_width  # noqa: E402
-from edgeopt.pruning.channels.surgery import Snapshot, masked, run  # noqa: E402
+from edgeopt.pruning.channels.surgery import ModuleSnapshot, masked, run  # noqa: E402
 from edgeopt.pruning.result import Pruning  # noqa: E402
 
 
@@ -334,7 +334,7 @@ def test_tied_tables_stay_tied() -> None:
 
 def test_a_snapshot_brings_back_lists_too() -> None:
     module = nn.LSTM(3, 4)
-    snapshot = Snapshot(module)
+    snapshot = ModuleSnapshot(module)
     weight = module.weight_ih_l0
     module.weight_ih_l0 = nn.Parameter(torch.zeros(1, 1))
     module.hidden_size = 1

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from edgeopt.pruning.sparsity.matrices import Layer, find_layers  # noqa: E402
+from edgeopt.pruning.sparsity.matrices import WeightMatrix, find_layers  # noqa: E402
 
 _LAYERS = [
     (nn.Linear(5, 3), (4, 5)),
@@ -24,7 +24,7 @@ _LAYERS = [
 ]
 
 
-def _only(module: nn.Module) -> Layer:
+def _only(module: nn.Module) -> WeightMatrix:
     layers, kept = find_layers(module)
     assert len(layers) == 1 and not kept
     return layers[0]

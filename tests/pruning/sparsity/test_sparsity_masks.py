@@ -12,7 +12,8 @@ from torch import nn  # noqa: E402
 from edgeopt.core import InputSpec  # noqa: E402
 from edgeopt.errors import SourceError  # noqa: E402
 from edgeopt.modules.model import TorchModel  # noqa: E402
-from edgeopt.pruning.sparsity.prune import held, masks_of, prune_weights  # noqa: E402
+from edgeopt.pruning.sparsity.masks import SparsityMask, masks_of  # noqa: E402
+from edgeopt.pruning.sparsity.prune import prune_weights  # noqa: E402
 
 
 def _pruned() -> tuple[nn.Sequential, TorchModel]:
@@ -44,7 +45,7 @@ def test_pruned_weights_stay_zero_and_the_others_learn() -> None:
     assert list(masks) == ["0.weight", "2.weight"]
     assert [int((~m).sum()) for m in masks.values()] == [30, 40]
     before = {n: p.detach().clone() for n, p in net.named_parameters()}
-    with held(net, masks) as after_step:
+    with SparsityMask(net, masks) as after_step:
         _train(net, after_step)
     for name, parameter in net.named_parameters():
         moved = parameter.detach() != before[name]
@@ -58,7 +59,7 @@ def test_pruned_weights_stay_zero_and_the_others_learn() -> None:
 def test_gradients_alone_hold_and_a_step_that_moves_them_is_taken_back() -> None:
     net, _ = _pruned()
     masks = masks_of(net)
-    holding = held(net, masks)
+    holding = SparsityMask(net, masks)
     _train(net, None)  # nobody calls it
     assert all(not net.get_parameter(n)[~m].any() for n, m in masks.items())
     with torch.no_grad():
@@ -81,4 +82,4 @@ def test_what_a_method_pruned_is_held_and_no_other_zero() -> None:
 def test_masks_of_another_model_are_refused() -> None:
     net, _ = _pruned()
     with pytest.raises(SourceError, match=r"4\.bias is not there in that shape"):
-        held(net, {"4.bias": torch.ones(3, dtype=torch.bool)})
+        SparsityMask(net, {"4.bias": torch.ones(3, dtype=torch.bool)})

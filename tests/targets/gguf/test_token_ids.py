@@ -18,7 +18,7 @@ import edgeopt
 from edgeopt.core import Check, Proof
 from edgeopt.files.open import open_source
 from edgeopt.llm.read import read_model
-from edgeopt.runtimes.llamacpp import Session
+from edgeopt.runtimes.llamacpp import LlamaSession
 from edgeopt.targets.gguf import token_ids
 
 pytest.importorskip("gguf")
@@ -69,7 +69,7 @@ def test_same_ids_are_proven_by_default_and_verified(pieces: Path, tmp_path: Pat
     assert proof.proven and of_ids(proof).passed and not proof.verdict.unproven
     # What the proof says was asked of llama.cpp is what llama.cpp says, and what the library says.
     inner = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    with Session.open(tmp_path / "a.gguf", threads=1, context=64) as session:
+    with LlamaSession.open(tmp_path / "a.gguf", threads=1, context=64) as session:
         for text in ("x  y\n<tool>é", "1234 🙂"):
             ids = session.tokenize(text, special=False, control=True).tolist()
             assert ids == inner.encode(text, add_special_tokens=False).ids
@@ -92,7 +92,7 @@ def test_another_rule_fails_the_proof_unless_the_user_named_it(
     inner = Tokenizer.from_file(str(folder / "tokenizer.json"))
     text = next(t for t in token_ids._PLAIN if "1234 " in t)
     want = inner.encode(text, add_special_tokens=False).ids
-    with Session.open(tmp_path / "a.gguf", threads=1, context=64) as session:
+    with LlamaSession.open(tmp_path / "a.gguf", threads=1, context=64) as session:
         got = session.tokenize(text, special=False, control=True).tolist()
     at = next(i for i, (a, b) in enumerate(zip(want, got, strict=False)) if a != b)
     said = (" ".join(map(str, ids[at : at + 4])) for ids in (got, want))

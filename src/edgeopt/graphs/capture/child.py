@@ -115,13 +115,13 @@ def _torch(
     import torch
 
     from edgeopt.graphs.capture.ladder import climb
-    from edgeopt.graphs.capture.loaders import Job, load
+    from edgeopt.graphs.capture.loaders import CaptureJob, load
     from edgeopt.modules.export_choices import quiet_choices
 
     logging.disable(logging.CRITICAL)
     quiet_choices()
     torch.manual_seed(0)
-    order = Job(
+    order = CaptureJob(
         path=path,
         kind=job["kind"],
         workdir=workdir,

@@ -28,7 +28,7 @@ from edgeopt.graphs.capture.loaded import Loaded, tensors
 from edgeopt.graphs.capture.opset import convert_opset, raise_opset
 from edgeopt.modules.reasons import attempt, is_data_dependent, one_line
 
-__all__ = ["Held", "climb"]
+__all__ = ["CapturedRung", "climb"]
 
 DYNAMO = "dynamo"
 EAGER = "dynamo, eager attention"
@@ -39,7 +39,7 @@ _TORCHSCRIPT_OPSET = 20
 
 
 @dataclass(frozen=True)
-class Held:
+class CapturedRung:
     """The rung that held: its file, the axes it kept free, how well it agrees with torch.
 
     ``example`` is a feed that it was checked on, a batch of one where the model takes that.
@@ -65,14 +65,14 @@ class _Rung:
 
 def climb(
     loaded: Loaded, workdir: Path, opset: int, tell: Callable[[str], None]
-) -> tuple[Held, tuple[str, ...]]:
+) -> tuple[CapturedRung, tuple[str, ...]]:
     """Try rung after rung. Returns the one that held, and why the ones before it fell.
 
     A rung that holds with fewer free axes than were asked for is kept in hand while a later one
     might keep them all. Raises CaptureError with torch's reason when none holds.
     """
     notes: list[str] = []
-    best: Held | None = None
+    best: CapturedRung | None = None
     untraceable = ""
     for number, rung in enumerate(_rungs(loaded)):
         if rung.name == TORCHSCRIPT and untraceable:
@@ -137,7 +137,7 @@ def _rungs(loaded: Loaded) -> Iterator[_Rung]:
     yield from traced[1:] if first else traced
 
 
-def _try(loaded: Loaded, rung: _Rung, inputs: Inputs, path: Path, opset: int) -> Held:
+def _try(loaded: Loaded, rung: _Rung, inputs: Inputs, path: Path, opset: int) -> CapturedRung:
     """Export, tidy and check one rung. Raises whatever the exporter raises, or CaptureError."""
     with loaded.eager_attention() if rung.eager else contextlib.nullcontext():
         symbols = rung.export(loaded, inputs, path, opset)
@@ -161,7 +161,7 @@ def _try(loaded: Loaded, rung: _Rung, inputs: Inputs, path: Path, opset: int) ->
         where = ("the example", "another size", "a batch of one")[agreement.index(figure)]
         what = "gives other shapes than" if figure == -math.inf else f"is {figure:.0f} dB from"
         raise CaptureError(f"the exported file {what} torch on {where}")
-    return Held(path, rung.name, kept, reached, agreement[1], feeds[-1], lost, converted)
+    return CapturedRung(path, rung.name, kept, reached, agreement[1], feeds[-1], lost, converted)
 
 
 def _dynamo(loaded: Loaded, inputs: Inputs, path: Path, opset: int) -> tuple[str, ...]:

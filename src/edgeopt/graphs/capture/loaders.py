@@ -9,29 +9,27 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgeopt.core import Array, InputSpec, Source, Weight
+from edgeopt.core import Array, InputSpec, Source
 from edgeopt.errors import SourceError
 from edgeopt.graphs.capture.axes import Inputs
 from edgeopt.graphs.capture.loaded import Loaded
 from edgeopt.graphs.capture.plain import derive
 from edgeopt.graphs.capture.program import load_program
 from edgeopt.modules.loading import (
-    Filled,
     argument_names,
     build,
-    fill_in,
+    fill,
     needs_trust,
     scripted,
-    tensor_of,
     unpickled,
 )
 from edgeopt.modules.outputs import Flat
 
-__all__ = ["Job", "fill", "load"]
+__all__ = ["CaptureJob", "load"]
 
 
 @dataclass(frozen=True)
-class Job:
+class CaptureJob:
     """What the parent asks for."""
 
     path: Path
@@ -45,7 +43,7 @@ class Job:
     bare: bool = False
 
 
-def load(job: Job, source: Callable[[], Source]) -> Loaded:
+def load(job: CaptureJob, source: Callable[[], Source]) -> Loaded:
     """Load by kind. ``source`` opens the file by our own reader, for its weights alone.
 
     Raises UnsafeError where loading would run code that nobody has allowed, SourceError,
@@ -69,23 +67,11 @@ def load(job: Job, source: Callable[[], Source]) -> Loaded:
     raise SourceError(f"{job.path}: a state dict has no code: give --model package.module:callable")
 
 
-def fill(module: nn.Module, weights: tuple[Weight, ...]) -> Filled:
-    """Load the weights into the module as :func:`edgeopt.modules.loading.fill_in` does.
-    Errors likewise.
-    """
-    given = {weight.name: weight for weight in weights}
-
-    def tensor(name: str) -> torch.Tensor:
-        return tensor_of(given[name].array(), given[name].dtype)
-
-    return fill_in(module, {name: weight.shape for name, weight in given.items()}, tensor)
-
-
 # ---------------------------------------------------------------------------------------------
 # modules and TorchScript
 
 
-def _plain(module: nn.Module, job: Job, said: Sequence[str] = ()) -> Loaded:
+def _plain(module: nn.Module, job: CaptureJob, said: Sequence[str] = ()) -> Loaded:
     notes = list(said)
     floats = {p.dtype for p in (*module.parameters(), *module.buffers()) if p.is_floating_point()}
     if floats - {torch.float32}:
@@ -116,7 +102,7 @@ def _flat(module: nn.Module, inputs: Inputs) -> Flat:
     return flat
 
 
-def _scripted(job: Job) -> Loaded:
+def _scripted(job: CaptureJob) -> Loaded:
     module = scripted(job.path)
 
     def works(inputs: Inputs, feed: Mapping[str, Array]) -> str | None:

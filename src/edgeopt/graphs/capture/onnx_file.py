@@ -20,13 +20,13 @@ from edgeopt.graphs.capture.repeat import repeated
 from edgeopt.graphs.hints import input_hints
 from edgeopt.modules.reasons import attempt, one_line
 
-__all__ = ["GIVEN", "Taken", "take"]
+__all__ = ["GIVEN", "TracedFile", "take"]
 
 GIVEN = "onnx as given"
 
 
 @dataclass(frozen=True)
-class Taken:
+class TracedFile:
     """A file with its opset, a feed that it ran on, notes, and whether larger batches run too."""
 
     path: Path
@@ -43,7 +43,7 @@ def take(
     inputs: Sequence[InputSpec],
     example: Mapping[str, Array] | None,
     tell: Callable[[str], None],
-) -> Taken:
+) -> TracedFile:
     """The file, and a feed that it ran on. The source itself is never written to.
 
     ``inputs`` give sizes for dimensions that the file leaves free. Raises CaptureError where the
@@ -67,12 +67,12 @@ def take(
     noise = repeated(path, sample)
     reached = opset_of(path)
     if reached >= opset:
-        return Taken(path, reached, sample, noise, bool(more))
+        return TracedFile(path, reached, sample, noise, bool(more))
     tell(f"converting to opset {opset}")
     target = workdir / "model.onnx"
     reached, notes = raise_opset(path, opset, [sample, *more], target)
     kept = target if target.exists() else path
-    return Taken(kept, reached, sample, (*noise, *notes), bool(more))
+    return TracedFile(kept, reached, sample, (*noise, *notes), bool(more))
 
 
 def _fitted(example: Mapping[str, Array] | None, specs: Sequence[InputSpec]) -> dict[str, Array]:

@@ -19,7 +19,7 @@ from edgeopt.graphs.static.params import (
     bias_floor,
     weight_codes,
 )
-from edgeopt.graphs.static.rules import RULES, Rule
+from edgeopt.graphs.static.rules import RULES, IntegerRule
 from edgeopt.graphs.static.select import Selection, data_inputs
 
 __all__ = ["Placed", "place"]
@@ -168,7 +168,7 @@ class _Placer:
 
     # -- constants
 
-    def _weights(self, node: Node, rule: Rule) -> None:
+    def _weights(self, node: Node, rule: IntegerRule) -> None:
         if rule.weight is None:
             for position, name in enumerate(node.input):
                 if self.graph.is_float(name) and name in data_inputs(rule, node):

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeopt.graphs.static.graph import Graph, Node, attribute
 
-__all__ = ["DEFAULT_REASON", "REASONS", "RULES", "SEEDS", "Rule"]
+__all__ = ["DEFAULT_REASON", "REASONS", "RULES", "SEEDS", "IntegerRule"]
 
 #: A first convolution of so few products a sum (3x3 on three channels: 27) gains nothing from
 #: integers: its time goes into laying out the picture. Kept in float, nets ran 2 to 35% faster, at
@@ -27,7 +27,7 @@ Output = Literal["own", "same", "unit", "free"]
 
 
 @dataclass(frozen=True)
-class Rule:
+class IntegerRule:
     """How one operator is done in integers.
 
     ``data``: positions of its activations (None: all its inputs). ``weight``, ``bias``: positions
@@ -80,25 +80,25 @@ def _one_output(_: Graph, node: Node) -> str | None:
     return "its indices are used" if len([o for o in node.output if o]) > 1 else None
 
 
-_SAME = Rule((0,), "same")
-_OWN = Rule((0,), "own")
+_SAME = IntegerRule((0,), "same")
+_OWN = IntegerRule((0,), "own")
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, IntegerRule] = {
     # with weights: these are what integer arithmetic is for
-    "Conv": Rule((0,), "own", weight=1, bias=2, refuse=_conv),
-    "Gemm": Rule((0,), "free", weight=1, bias=2, refuse=_gemm),
-    "MatMul": Rule((0,), "free", weight=1, refuse=_matmul),
+    "Conv": IntegerRule((0,), "own", weight=1, bias=2, refuse=_conv),
+    "Gemm": IntegerRule((0,), "free", weight=1, bias=2, refuse=_gemm),
+    "MatMul": IntegerRule((0,), "free", weight=1, refuse=_matmul),
     # without: in integers where they stand between those
-    "Add": Rule(None, "own"),
-    "Mul": Rule(None, "own"),
-    "Concat": Rule(None, "own"),
+    "Add": IntegerRule(None, "own"),
+    "Mul": IntegerRule(None, "own"),
+    "Concat": IntegerRule(None, "own"),
     "AveragePool": _OWN,
     "GlobalAveragePool": _OWN,
     "LeakyRelu": _OWN,
     "Relu": _OWN,  # only where it cannot be merged into its input's range: as LeakyRelu(0)
-    "Sigmoid": Rule((0,), "unit"),
-    "HardSigmoid": Rule((0,), "unit"),  # as an Add that saturates
-    "MaxPool": Rule((0,), "same", refuse=_one_output),
+    "Sigmoid": IntegerRule((0,), "unit"),
+    "HardSigmoid": IntegerRule((0,), "unit"),  # as an Add that saturates
+    "MaxPool": IntegerRule((0,), "same", refuse=_one_output),
     "Reshape": _SAME,
     "Flatten": _SAME,
     "Transpose": _SAME,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeopt.graphs.static.graph import Graph, Node, attribute
-from edgeopt.graphs.static.rules import DEFAULT_REASON, REASONS, RULES, SEEDS, Rule
+from edgeopt.graphs.static.rules import DEFAULT_REASON, REASONS, RULES, SEEDS, IntegerRule
 
 __all__ = ["Selection", "data_inputs", "select"]
 
@@ -49,7 +49,7 @@ def select(model: Any, ops: Collection[str] = SEEDS, exclude: Collection[str] = 
     return _Selector(Graph(model), ops, exclude).run()
 
 
-def data_inputs(rule: Rule, node: Node) -> list[str]:
+def data_inputs(rule: IntegerRule, node: Node) -> list[str]:
     """The activations (and constant operands) that a node takes."""
     names = list(node.input)
     picked = names if rule.data is None else [names[i] for i in rule.data if i < len(names)]
@@ -96,7 +96,7 @@ class _Selector:
             frozenset(chosen), tuple(ranges), tied, frozenset(unit), self._kept(chosen)
         )
 
-    def _rule(self, i: int) -> Rule | None:
+    def _rule(self, i: int) -> IntegerRule | None:
         """The node's rule, when it can be done in integers; else the reason is noted."""
         node = self.graph.nodes[i]
         rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
@@ -117,7 +117,7 @@ class _Selector:
             return None
         return rule
 
-    def _finite_constants(self, node: Node, rule: Rule) -> bool:
+    def _finite_constants(self, node: Node, rule: IntegerRule) -> bool:
         """A mask's infinities have no code."""
         return all(
             bool(np.isfinite(self.graph.array(name)).all())
@@ -125,7 +125,7 @@ class _Selector:
             if name in self.graph.constants and self.graph.is_float(name)
         )
 
-    def _weight_problem(self, node: Node, rule: Rule) -> str | None:
+    def _weight_problem(self, node: Node, rule: IntegerRule) -> str | None:
         assert rule.weight is not None
         if node.op_type not in self.ops:
             return f"{node.op_type} stays in float here"
@@ -149,9 +149,9 @@ class _Selector:
             return "its bias holds infinities"
         return None
 
-    def _forward(self) -> dict[int, Rule]:
+    def _forward(self) -> dict[int, IntegerRule]:
         """Nodes that could be integer: those with weights, and those fed by integer nodes."""
-        able: dict[int, Rule] = {}
+        able: dict[int, IntegerRule] = {}
         hot: set[str] = set()
         for i, node in enumerate(self.graph.nodes):
             rule = self._rule(i)
@@ -172,7 +172,7 @@ class _Selector:
         constants = [n for n in node.input if n in self.graph.constants]
         return all(self.graph.is_float(n) for n in constants)
 
-    def _backward(self, able: Mapping[int, Rule]) -> set[int]:
+    def _backward(self, able: Mapping[int, IntegerRule]) -> set[int]:
         """Of those, the ones with weights, and those whose result an integer node reads."""
         chosen: set[int] = set()
         for i in sorted(able, reverse=True):
@@ -205,7 +205,7 @@ class _Selector:
         name: str = reader.output[0]
         return name
 
-    def _merges(self, node: Node, able: Mapping[int, Rule]) -> bool:
+    def _merges(self, node: Node, able: Mapping[int, IntegerRule]) -> bool:
         maker = self.graph.producer.get(node.input[0])
         if maker is None or not _is_clamp(self.graph, node):
             return False

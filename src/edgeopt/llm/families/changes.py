@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from edgeopt.core import Weight
 
-__all__ = ["Change", "made", "permuted", "renamed", "shifted", "transposed"]
+__all__ = ["WeightChange", "made", "permuted", "renamed", "shifted", "transposed"]
 
 #: Makes the weight that GGUF wants; the name is set later.
-Change: TypeAlias = Callable[[Weight], Weight]
+WeightChange: TypeAlias = Callable[[Weight], Weight]
 
 
 def renamed(weight: Weight, name: str) -> Weight:
@@ -30,7 +30,7 @@ def made(name: str, values: NDArray[np.float32]) -> Weight:
     return Weight(name, values.shape, "float32", values.nbytes, lambda lo, hi: values[lo:hi])
 
 
-def permuted(heads: int) -> Change:
+def permuted(heads: int) -> WeightChange:
     """Rows of queries or keys, for RoPE on neighbours.
 
     transformers rotates value ``j`` of a head with value ``j + d/2``; ggml's "normal" rotation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgeopt.files.gguf_write import Field, f32, u32
-from edgeopt.llm.families.changes import Change
+from edgeopt.llm.families.changes import WeightChange
 from edgeopt.llm.families.config import Config, Dim
 from edgeopt.llm.families.rope import Rope
 from edgeopt.llm.families.tensors import Spec
@@ -91,7 +91,11 @@ class Decoder:
         return {**named, **rope.metadata(architecture)}
 
     def attention(
-        self, *, change: Change | None = None, kv_change: Change | None = None, bias: str = ""
+        self,
+        *,
+        change: WeightChange | None = None,
+        kv_change: WeightChange | None = None,
+        bias: str = "",
     ) -> list[Spec]:
         """Queries, keys, values and output of a block; ``bias`` holds the letters of those of
         ``qkvo`` that have one. ``change`` is for queries, ``kv_change`` for keys."""
@@ -123,17 +127,17 @@ class Decoder:
                 specs.append(Spec(f"{name}.bias", (out,)))
         return specs
 
-    def head_norms(self, change: Change | None = None) -> list[Spec]:
+    def head_norms(self, change: WeightChange | None = None) -> list[Spec]:
         """The norms of queries and keys, each over one head."""
         return [
             Spec(f"model.layers.{{i}}.self_attn.{part}_norm.weight", (self.head,), change)
             for part in "qk"
         ]
 
-    def norm(self, name: str, change: Change | None = None) -> Spec:
+    def norm(self, name: str, change: WeightChange | None = None) -> Spec:
         return Spec(f"{name}.weight", (self.width,), change)
 
-    def ends(self, tied: bool, change: Change | None = None) -> tuple[list[Spec], list[Spec]]:
+    def ends(self, tied: bool, change: WeightChange | None = None) -> tuple[list[Spec], list[Spec]]:
         """What stands before the blocks and after them."""
         table = (self.vocabulary, self.width)
         last = [self.norm("model.norm", change)]

@@ -11,7 +11,7 @@ import numpy as np
 from edgeopt.core import FLOAT_DTYPES, Source, Weight
 from edgeopt.errors import MissingExtraError, SourceError
 from edgeopt.files.text import one_line
-from edgeopt.llm.families.changes import Change, renamed
+from edgeopt.llm.families.changes import WeightChange, renamed
 from edgeopt.llm.families.config import Config, Dim
 
 __all__ = ["Spec", "collect", "per_block", "tied", "with_prefix"]
@@ -27,7 +27,7 @@ class Spec:
 
     name: str
     shape: tuple[Dim, ...]
-    change: Change | None = None
+    change: WeightChange | None = None
 
 
 def per_block(blocks: int, template: Iterable[Spec]) -> list[Spec]:

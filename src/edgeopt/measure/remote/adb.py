@@ -13,7 +13,7 @@ from typing import IO
 
 from edgeopt.errors import HostError
 from edgeopt.measure.remote.spawning import spawn
-from edgeopt.measure.remote.target import Target
+from edgeopt.measure.remote.target import RemoteTarget
 
 __all__ = ["AdbTransport"]
 
@@ -42,7 +42,7 @@ _CAUSES: tuple[tuple[str, str, str], ...] = (
 class AdbTransport:
     """Commands on the device of ``target``'s serial by ``adb``."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: RemoteTarget) -> None:
         self.target = target
 
     def start(self, command: str, stderr: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -25,7 +25,7 @@ from edgeopt.measure.remote import boot, link
 from edgeopt.measure.remote.bundle import make_bundle
 from edgeopt.measure.remote.keeper import SLOWEST
 from edgeopt.measure.remote.link import Link
-from edgeopt.measure.remote.target import Target
+from edgeopt.measure.remote.target import RemoteTarget
 from edgeopt.measure.remote.transport import Transport, open_transport
 from edgeopt.runtimes.engine import ENGINES
 
@@ -273,7 +273,7 @@ class Host:
 
 @contextmanager
 def connect(
-    target: Target, *, python: str = "python3", runtimes: Sequence[str] = ()
+    target: RemoteTarget, *, python: str = "python3", runtimes: Sequence[str] = ()
 ) -> Iterator[Host]:
     """A connection to ``target``, whose ``python`` has the packages of ``runtimes``.
 

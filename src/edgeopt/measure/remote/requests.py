@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["REQUESTS", "Place"]
+__all__ = ["REQUESTS", "RequestContext"]
 
 
-class Place(Protocol):
+class RequestContext(Protocol):
     """Where a request is answered: its folder, and how progress goes back."""
 
     folder: Path
@@ -21,21 +21,21 @@ class Place(Protocol):
     def progress(self, step: str, fraction: float | None) -> None: ...
 
 
-def environment(place: Place, request: Mapping[str, Any]) -> dict[str, Any]:
+def environment(place: RequestContext, request: Mapping[str, Any]) -> dict[str, Any]:
     """The machine, as :func:`edgeopt.measure.environment.environment` describes it."""
     from edgeopt.measure.environment import environment
 
     return environment(threads=int(request["threads"]))
 
 
-def drop(place: Place, request: Mapping[str, Any]) -> dict[str, Any]:
+def drop(place: RequestContext, request: Mapping[str, Any]) -> dict[str, Any]:
     """Remove what was put under some names; says how many bytes are free then."""
     for name in request["names"]:
         (place.folder / name).unlink(missing_ok=True)
     return {"free": shutil.disk_usage(place.folder).free}
 
 
-def job(place: Place, request: Mapping[str, Any]) -> dict[str, Any]:
+def job(place: RequestContext, request: Mapping[str, Any]) -> dict[str, Any]:
     """One job of :mod:`edgeopt.measure.worker` in a fresh process, on samples put before."""
     from edgeopt.measure.process import Feeds, Workplace
 
@@ -49,14 +49,14 @@ def job(place: Place, request: Mapping[str, Any]) -> dict[str, Any]:
     return {"result": outcome.result, "error": error, "subject": outcome.subject}
 
 
-def resolve(place: Place, request: Mapping[str, Any]) -> str:
+def resolve(place: RequestContext, request: Mapping[str, Any]) -> str:
     """The device that a runtime takes, as :func:`edgeopt.runtimes.devices.resolve`."""
     from edgeopt.runtimes.devices import resolve
 
     return resolve(request["device"], request["runtime"])
 
 
-def bench(place: Place, request: Mapping[str, Any]) -> dict[str, Any]:
+def bench(place: RequestContext, request: Mapping[str, Any]) -> dict[str, Any]:
     """A benchmark of files put before; what there is after each process round goes back too."""
     from edgeopt.measure.bench import Bench, run_bench
     from edgeopt.measure.remote.wire import trial_from_json
@@ -74,7 +74,7 @@ def bench(place: Place, request: Mapping[str, Any]) -> dict[str, Any]:
     return dataclasses.asdict(found)
 
 
-REQUESTS: Mapping[str, Callable[[Place, Mapping[str, Any]], Any]] = {
+REQUESTS: Mapping[str, Callable[[RequestContext, Mapping[str, Any]], Any]] = {
     "environment": environment,
     "drop": drop,
     "job": job,

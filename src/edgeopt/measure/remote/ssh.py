@@ -14,7 +14,7 @@ from typing import IO
 
 from edgeopt.errors import HostError, UsageError
 from edgeopt.measure.remote.spawning import spawn
-from edgeopt.measure.remote.target import Target
+from edgeopt.measure.remote.target import RemoteTarget
 
 __all__ = ["SSH_OPTIONS", "SshTransport"]
 
@@ -91,7 +91,7 @@ _CAUSES: tuple[tuple[str, str, str], ...] = (
 class SshTransport:
     """Commands on ``target`` by ``ssh``."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: RemoteTarget) -> None:
         self.target = target
         try:
             self._options = shlex.split(os.environ.get(SSH_OPTIONS, ""))

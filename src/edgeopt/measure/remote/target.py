@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgeopt.errors import UsageError
 
-__all__ = ["Target", "parse_target"]
+__all__ = ["RemoteTarget", "parse_target"]
 
 _EXAMPLE = "write ssh://user@host[:port][/folder], as ssh://pi@raspberrypi.local, or adb://serial"
 
@@ -23,7 +23,7 @@ _ADB = re.compile(rf"adb://(?P<host>{_NAME}(?::[0-9]{{1,5}})?)(?P<folder>/[^\0\n
 
 
 @dataclass(frozen=True)
-class Target:
+class RemoteTarget:
     """Another machine. ``host`` is what ssh resolves (its own configuration included), or adb's
     serial; ``folder``, where given, is where the files are put, in a new folder of their own."""
 
@@ -40,7 +40,7 @@ class Target:
         return f"{self.scheme}://{user}{host}{port}{self.folder or ''}"
 
 
-def parse_target(text: str) -> Target:
+def parse_target(text: str) -> RemoteTarget:
     """The machine that ``text`` names. Raises UsageError with an example where it names none."""
     scheme = text.partition("://")[0]
     pattern = {"ssh": _SSH, "adb": _ADB}.get(scheme) if "://" in text else None
@@ -50,8 +50,8 @@ def parse_target(text: str) -> Target:
     parts = found.groupdict()
     folder = (parts["folder"] or "").rstrip("/") or None
     if scheme == "adb":
-        return Target("adb", parts["host"], folder=folder)
+        return RemoteTarget("adb", parts["host"], folder=folder)
     port = int(parts["port"]) if parts["port"] else None
     if port is not None and not 1 <= port <= 65535:
         raise UsageError(f"--on {text}: port {port}; ports go from 1 to 65535")
-    return Target("ssh", parts["six"] or parts["host"], parts["user"], port, folder)
+    return RemoteTarget("ssh", parts["six"] or parts["host"], parts["user"], port, folder)

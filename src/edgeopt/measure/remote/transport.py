@@ -11,7 +11,7 @@ import subprocess
 from typing import IO, Protocol
 
 from edgeopt.errors import EdgeoptError
-from edgeopt.measure.remote.target import Target
+from edgeopt.measure.remote.target import RemoteTarget
 
 __all__ = ["Transport", "open_transport"]
 
@@ -19,7 +19,7 @@ __all__ = ["Transport", "open_transport"]
 class Transport(Protocol):
     """One way to another machine."""
 
-    target: Target
+    target: RemoteTarget
 
     def start(self, command: str, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
         """Run a command in the other machine's shell, its stdin and stdout as binary pipes."""
@@ -29,7 +29,7 @@ class Transport(Protocol):
         connection that failed."""
 
 
-def open_transport(target: Target) -> Transport:
+def open_transport(target: RemoteTarget) -> Transport:
     """The transport of ``target``. Raises UsageError where its program is not installed."""
     if target.scheme == "adb":
         from edgeopt.measure.remote.adb import AdbTransport

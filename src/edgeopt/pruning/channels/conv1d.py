@@ -13,10 +13,10 @@ from torch import nn
 
 from edgeopt.pruning.sparsity.matrices import is_conv1d
 
-__all__ = ["turn", "turn_back"]
+__all__ = ["to_conv1d", "to_linear"]
 
 
-def turn(module: nn.Module) -> Mapping[str, Any]:
+def to_linear(module: nn.Module) -> Mapping[str, Any]:
     """Put a linear layer of the same weights for every Conv1D, in place; the originals by name."""
     found: dict[str, Any] = {
         name: part for name, part in module.named_modules() if name and is_conv1d(part)
@@ -30,7 +30,7 @@ def turn(module: nn.Module) -> Mapping[str, Any]:
     return found
 
 
-def turn_back(module: nn.Module, originals: Mapping[str, Any]) -> None:
+def to_conv1d(module: nn.Module, originals: Mapping[str, Any]) -> None:
     """The originals in their places again, with what is left of their weights."""
     for name, part in originals.items():
         layer = module.get_submodule(name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,8 @@ from edgeopt.modules.model import TorchModel
 from edgeopt.pruning.channels.groups import (
     FAILURES,
     LAYERS,
-    Group,
-    Part,
+    ChannelGroup,
+    GroupMember,
     Side,
     Trace,
     trainable,
@@ -138,7 +138,7 @@ def _lost(channels: Any) -> Any:
 def _read(graph: Any, module: nn.Module) -> Trace:
     names: dict[Any, str] = {layer: name for name, layer in module.named_modules()}
     names.update({p: name for name, p in module.named_parameters()})
-    groups: list[Group] = []
+    groups: list[ChannelGroup] = []
     used: set[str] = set()
     readers: dict[str, tuple[str, ...]] = {}
     nodes = [layer for layer in graph.module2node if isinstance(layer, LAYERS)]
@@ -157,9 +157,9 @@ def _read(graph: Any, module: nn.Module) -> Trace:
     return Trace(tuple(with_ties(groups, module)), frozenset(used), readers)
 
 
-def _group(graph: Any, layer: nn.Module, names: Mapping[Any, str]) -> Group:
+def _group(graph: Any, layer: nn.Module, names: Mapping[Any, str]) -> ChannelGroup:
     size = width(layer)
-    parts: list[Part] = []
+    parts: list[GroupMember] = []
     walk = _Walk(graph, layer, size)
     reason = "" if walk.followed else "its channels pass through an operation that moves them about"
     for (node, handler), channels in walk.found.items():
@@ -182,11 +182,18 @@ def _group(graph: Any, layer: nn.Module, names: Mapping[Any, str]) -> Group:
                 continue  # one slope for whatever channels there are
             indices = torch.tensor(sorted(channels), dtype=torch.int64)
             roots = torch.tensor([channels[c] for c in sorted(channels)], dtype=torch.int64)
-            part = Part(names[target], target, side, indices, roots)
+            part = GroupMember(names[target], target, side, indices, roots)
             parts.append(part)
             reason = reason or _unfit(part)
     units, conflict = units_of(tuple(parts), walk.classes())
-    return Group(names[layer], tuple(parts), units, "channels", reason or conflict)
+    return ChannelGroup(names[layer], tuple(parts), units, "channels", reason or conflict)
+
+
+class _Channel(NamedTuple):
+    """A node's channel and the layer's, under the names by which torch-pruning maps them."""
+
+    idx: int
+    root_idx: int
 
 
 class _Walk:
@@ -201,13 +208,11 @@ class _Walk:
     """
 
     def __init__(self, graph: Any, layer: nn.Module, size: int) -> None:
-        from torch_pruning._helpers import _HybridIndex
-
         self.found: dict[tuple[Any, Any], dict[int, int]] = {}
         self.followed = True
         self._class = list(range(size))
         start = graph.module2node[layer], graph.get_pruner_of_module(layer).prune_out_channels
-        whole = [_HybridIndex(idx=c, root_idx=c) for c in range(size)]
+        whole = [_Channel(c, c) for c in range(size)]
         self.found[start] = {c: c for c in range(size)}
         waiting = [(start, whole)]
         while waiting and self.followed:
@@ -277,7 +282,7 @@ def _limit(graph: Any, node: Any, function: Any, size: int) -> int:
     return size * _WIDEST if count is None or node.type.name == "OUTPUT" else int(count)
 
 
-def _unfit(part: Part) -> str:
+def _unfit(part: GroupMember) -> str:
     """Why this layer cannot shrink on that side, or nothing."""
     layer = part.layer
     if isinstance(layer, nn.MultiheadAttention):

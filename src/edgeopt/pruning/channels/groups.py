@@ -1,7 +1,7 @@
 """Channels that must shrink together, and what may go of them at a time.
 
 A layer's output channel is read by every layer after it, added to those of other branches, and
-normalised on its way; what is coupled is a :class:`Group`, and can only shrink as one.
+normalised on its way; what is coupled is a :class:`ChannelGroup`, and can only shrink as one.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 __all__ = [
     "FAILURES",
     "LAYERS",
-    "Group",
-    "Part",
+    "ChannelGroup",
+    "GroupMember",
     "Side",
     "Trace",
     "channel_axis",
@@ -49,7 +49,7 @@ Side: TypeAlias = Literal["out", "in", "through"]
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class GroupMember:
     """One side of one layer: ``target[i]`` is its channel for the group's channel ``root[i]``.
 
     ``through`` is a layer whose inputs and outputs are the same channels (a normalisation, a
@@ -64,7 +64,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class ChannelGroup:
     """Channels that shrink together. ``name`` is the layer that they were followed from.
 
     ``units[c]`` is the unit of channel c: what goes or stays whole (the channel itself; one
@@ -73,7 +73,7 @@ class Group:
     """
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[GroupMember, ...]
     units: Tensor
     kind: Literal["channels", "heads"] = "channels"
     reason: str = ""
@@ -88,10 +88,10 @@ class Group:
         """The layers whose outputs these channels are."""
         return tuple(p.name for p in self.parts if isinstance(p.layer, LAYERS) and p.side != "in")
 
-    def blocked(self, reason: str) -> Group:
+    def blocked(self, reason: str) -> ChannelGroup:
         return self if self.reason else replace(self, reason=reason)
 
-    def channels(self, part: Part, units: Tensor) -> Tensor:
+    def channels(self, part: GroupMember, units: Tensor) -> Tensor:
         """The part's own channels that go with these units."""
         return part.target[torch.isin(self.units[part.root], units)]
 
@@ -100,7 +100,7 @@ class Group:
 class Trace:
     """A model's groups, the layers that ran, and for each the layers that its group is read by."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[ChannelGroup, ...]
     used: frozenset[str]
     readers: Mapping[str, tuple[str, ...]]
 
@@ -138,7 +138,7 @@ def width(layer: nn.Module, side: Side = "out") -> int:
     return int(getattr(layer, pair[side == "in"]))
 
 
-def _blocks(part: Part) -> int:
+def _blocks(part: GroupMember) -> int:
     """Blocks of channels that must stay of one size; 1 where any channel may go."""
     layer = part.layer
     if isinstance(layer, _CONVS) and part.side != "through":
@@ -146,7 +146,7 @@ def _blocks(part: Part) -> int:
     return layer.num_groups if isinstance(layer, nn.GroupNorm) else 1
 
 
-def units_of(parts: tuple[Part, ...], classes: Tensor) -> tuple[Tensor, str]:
+def units_of(parts: tuple[GroupMember, ...], classes: Tensor) -> tuple[Tensor, str]:
     """The unit of every channel, and why there are none: in blocks, the same position of each goes.
 
     ``classes`` are those of the channels that meet one another: they go together.
@@ -169,7 +169,7 @@ def units_of(parts: tuple[Part, ...], classes: Tensor) -> tuple[Tensor, str]:
     return classes % (size // blocks), ""
 
 
-def with_ties(groups: list[Group], module: nn.Module) -> list[Group]:
+def with_ties(groups: list[ChannelGroup], module: nn.Module) -> list[ChannelGroup]:
     """Groups that meet in a shared weight are one; a weight shared unequally cannot shrink."""
     holders: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -182,7 +182,7 @@ def with_ties(groups: list[Group], module: nn.Module) -> list[Group]:
     return groups
 
 
-def _tied(groups: list[Group], names: list[str], axis: int) -> list[Group]:
+def _tied(groups: list[ChannelGroup], names: list[str], axis: int) -> list[ChannelGroup]:
     meeting = [
         (group, part)
         for group in groups
@@ -208,7 +208,7 @@ def _tied(groups: list[Group], names: list[str], axis: int) -> list[Group]:
     return [*rest, *(group.blocked(reason) for group in concerned)]
 
 
-def _axis(part: Part) -> int:
+def _axis(part: GroupMember) -> int:
     """The axis of a weight that this side of its layer is."""
     if isinstance(part.layer, nn.Embedding):
         return 1

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from edgeopt.modules.model import TorchModel
-from edgeopt.pruning.channels.groups import Group, Part, Trace
+from edgeopt.pruning.channels.groups import ChannelGroup, GroupMember, Trace
 
 __all__ = ["variants", "with_heads"]
 
@@ -41,7 +41,7 @@ _INNER = ("all_head_size", "inner_dim", "inner_size", "attn_dim")
 _WIDTH = ("embed_dim", "dim", "hidden_size", "d_model", "n_embd", "hidden_dim", "split_size")
 
 
-def with_heads(model: TorchModel, traced: Trace, prune: bool) -> tuple[Group, ...]:
+def with_heads(model: TorchModel, traced: Trace, prune: bool) -> tuple[ChannelGroup, ...]:
     """The groups, those of attention's inner channels replaced by one group of heads a block.
 
     With ``prune`` false those groups are there and blocked.
@@ -54,7 +54,7 @@ def with_heads(model: TorchModel, traced: Trace, prune: bool) -> tuple[Group, ..
     return (*rest, *found)
 
 
-def variants(group: Group, module: nn.Module) -> Iterator[Group]:
+def variants(group: ChannelGroup, module: nn.Module) -> Iterator[ChannelGroup]:
     """The group, and again with attributes that may be its width, where there are such."""
     yield group
     if group.kind != "heads":
@@ -66,7 +66,7 @@ def variants(group: Group, module: nn.Module) -> Iterator[Group]:
         yield replace(group, counts=(*group.counts, *more))
 
 
-def _blocks(module: nn.Module, traced: Trace) -> Iterator[Group]:
+def _blocks(module: nn.Module, traced: Trace) -> Iterator[ChannelGroup]:
     for path, owner in module.named_modules():
         names: tuple[str, ...] = next((n for n in _QKV if _linears(owner, n)), ())
         names = names or next(((n,) for n in _FUSED if _linears(owner, (n,))), ())
@@ -85,18 +85,18 @@ def _linears(owner: nn.Module, names: Iterable[str]) -> bool:
 
 def _block(
     module: nn.Module, path: str, owner: nn.Module, names: list[str], traced: Trace
-) -> Group:
+) -> ChannelGroup:
     layers = {name: module.get_submodule(name) for name in names}
     sizes = [int(layer.get_parameter("weight").shape[0]) for layer in layers.values()]
     queries, keys, values = sizes
     heads = _head_count(owner, module)
     size = queries // heads if heads and not queries % heads else queries
     parts = tuple(
-        Part(name, layer, "out", torch.arange(width), torch.arange(width))
+        GroupMember(name, layer, "out", torch.arange(width), torch.arange(width))
         for (name, layer), width in zip(layers.items(), sizes, strict=True)
     )
     shared = max(1, queries // keys)
-    one = Group(path, parts, torch.arange(queries) // (size * shared), "heads")
+    one = ChannelGroup(path, parts, torch.arange(queries) // (size * shared), "heads")
     readers = [
         name
         for name in traced.readers.get(names[0], ())
@@ -115,29 +115,31 @@ def _block(
     stand = few // size * size * shared + few % size
     reader = module.get_submodule(readers[0])
     parts = (
-        Part(names[0], layers[names[0]], "out", root, root),
-        *(Part(name, layers[name], "out", few, stand) for name in names[1:]),
-        Part(readers[0], reader, "in", root, root),
+        GroupMember(names[0], layers[names[0]], "out", root, root),
+        *(GroupMember(name, layers[name], "out", few, stand) for name in names[1:]),
+        GroupMember(readers[0], reader, "in", root, root),
     )
     counts = [(path, a, shared) for a in _equal(owner, _HEADS, heads)]
     if shared > 1:
         counts += [(path, a, 1) for a in _equal(owner, _SHARED, heads // shared)]
     counts += [(path, a, size * shared) for a in _equal(owner, _INNER, queries)]
-    return Group(path, parts, root // (size * shared), "heads", "", tuple(counts))
+    return ChannelGroup(path, parts, root // (size * shared), "heads", "", tuple(counts))
 
 
-def _fused(module: nn.Module, path: str, owner: nn.Module, name: str, traced: Trace) -> Group:
+def _fused(
+    module: nn.Module, path: str, owner: nn.Module, name: str, traced: Trace
+) -> ChannelGroup:
     layer = module.get_submodule(name)
     whole = int(layer.get_parameter("weight").shape[0])
     every, inner = torch.arange(whole), whole // 3
     heads = _head_count(owner, module)
     if heads is None or whole % 3 or inner % heads:
-        one = Group(path, (Part(name, layer, "out", every, every),), every, "heads")
+        one = ChannelGroup(path, (GroupMember(name, layer, "out", every, every),), every, "heads")
         told = "nothing says by a known name how many heads it has"
         return one.blocked(f"{heads} heads do not divide its {whole} channels" if heads else told)
     size = inner // heads
-    part = Part(name, layer, "out", every, every % inner)
-    group = Group(path, (part,), torch.arange(inner) // size, "heads")
+    part = GroupMember(name, layer, "out", every, every % inner)
+    group = ChannelGroup(path, (part,), torch.arange(inner) // size, "heads")
     readers = [
         reader
         for reader in traced.readers.get(name, ())
@@ -147,7 +149,7 @@ def _fused(module: nn.Module, path: str, owner: nn.Module, name: str, traced: Tr
         others = ", ".join(readers) or "no linear layer"
         return group.blocked(f"its heads are tied to those of others: {others} read them")
     root = torch.arange(inner)
-    parts = (part, Part(readers[0], module.get_submodule(readers[0]), "in", root, root))
+    parts = (part, GroupMember(readers[0], module.get_submodule(readers[0]), "in", root, root))
     counts = [(path, a, 1) for a in _equal(owner, _HEADS, heads)]
     counts += [(path, a, size) for a in _equal(owner, _INNER, inner)]
     return replace(group, parts=parts, counts=tuple(counts))

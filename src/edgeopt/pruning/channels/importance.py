@@ -30,12 +30,12 @@ from torch import Tensor, nn
 from edgeopt.core import Array, Progress
 from edgeopt.errors import InputsError, UsageError
 from edgeopt.modules.model import TorchModel
-from edgeopt.pruning.channels.groups import Group, Part, Side, channel_axis, trainable
+from edgeopt.pruning.channels.groups import ChannelGroup, GroupMember, Side, channel_axis, trainable
 
 __all__ = ["Importance", "Scores", "measure"]
 
 Importance: TypeAlias = Literal["magnitude", "bn", "taylor", "activation"]
-Feeds: TypeAlias = Iterable[Mapping[str, Array]]
+FeedStream: TypeAlias = Iterable[Mapping[str, Array]]
 
 #: Layer name and side -> a score for each of its channels, on that side.
 _Table: TypeAlias = dict[tuple[str, Side], Tensor]
@@ -59,7 +59,7 @@ class Scores:
     kind: Importance
     table: Mapping[tuple[str, Side], Tensor]
 
-    def of(self, group: Group) -> Tensor | None:
+    def of(self, group: ChannelGroup) -> Tensor | None:
         """A score for every unit, float64, larger is more important; None where there is none.
 
         The mean over the group's layers: a chain of layers measures one thing several times.
@@ -75,7 +75,7 @@ class Scores:
             return None
         return (total / found).sqrt() if self.kind == "magnitude" else total / found
 
-    def compared(self, group: Group) -> Tensor | None:
+    def compared(self, group: ChannelGroup) -> Tensor | None:
         """The same, on a scale that groups can be compared on."""
         scores = self.of(group)
         if scores is None or _COMPARABLE[self.kind]:
@@ -87,8 +87,8 @@ class Scores:
 def measure(
     kind: Importance,
     model: TorchModel,
-    groups: Iterable[Group],
-    feeds: Feeds = (),
+    groups: Iterable[ChannelGroup],
+    feeds: FeedStream = (),
     labels: NDArray[Any] | None = None,
     *,
     seed: int = 0,
@@ -117,7 +117,7 @@ def measure(
 
 
 def _weights(
-    parts: Mapping[tuple[str, Side], Part],
+    parts: Mapping[tuple[str, Side], GroupMember],
     value: Callable[[nn.Parameter], Tensor],
     biases: bool = False,
 ) -> _Table:
@@ -125,7 +125,9 @@ def _weights(
     return {key: found for key, found in table.items() if found is not None}
 
 
-def _by_channel(part: Part, value: Callable[[nn.Parameter], Tensor], biases: bool) -> Tensor | None:
+def _by_channel(
+    part: GroupMember, value: Callable[[nn.Parameter], Tensor], biases: bool
+) -> Tensor | None:
     """The sum of ``value`` over all of a layer's weights that belong to one channel, for each."""
     layer, inside = part.layer, part.side == "in"
     if isinstance(layer, nn.Parameter):
@@ -171,7 +173,7 @@ def _sum(values: Tensor, axis: int) -> Tensor:
     return values.movedim(axis, 0).flatten(1).sum(1) if values.dim() > 1 else values
 
 
-def _gammas(parts: Mapping[tuple[str, Side], Part]) -> _Table:
+def _gammas(parts: Mapping[tuple[str, Side], GroupMember]) -> _Table:
     table = {
         key: part.layer.weight.detach().double().abs()
         for key, part in parts.items()
@@ -187,8 +189,8 @@ def _gammas(parts: Mapping[tuple[str, Side], Part]) -> _Table:
 
 def _taylor(
     model: TorchModel,
-    parts: Mapping[tuple[str, Side], Part],
-    feeds: Feeds,
+    parts: Mapping[tuple[str, Side], GroupMember],
+    feeds: FeedStream,
     labels: NDArray[Any] | None,
     seed: int,
     progress: Progress | None,
@@ -262,8 +264,8 @@ def _labelled(outputs: Mapping[str, Tensor], labels: NDArray[Any], row: int) -> 
 
 def _activations(
     model: TorchModel,
-    parts: Mapping[tuple[str, Side], Part],
-    feeds: Feeds,
+    parts: Mapping[tuple[str, Side], GroupMember],
+    feeds: FeedStream,
     progress: Progress | None,
 ) -> _Table:
     sums: _Table = {}

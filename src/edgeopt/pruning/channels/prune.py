@@ -21,13 +21,13 @@ from edgeopt.core import Array, Progress
 from edgeopt.errors import EdgeoptError, SourceError, UsageError
 from edgeopt.modules.model import TorchModel
 from edgeopt.pruning.channels.configuration import fit_configuration
-from edgeopt.pruning.channels.conv1d import turn, turn_back
+from edgeopt.pruning.channels.conv1d import to_conv1d, to_linear
 from edgeopt.pruning.channels.dependencies import trace
-from edgeopt.pruning.channels.groups import LAYERS, Group, Trace, width
+from edgeopt.pruning.channels.groups import LAYERS, ChannelGroup, Trace, width
 from edgeopt.pruning.channels.heads import variants, with_heads
 from edgeopt.pruning.channels.importance import Importance, Scores, measure
 from edgeopt.pruning.channels.split_attention import split
-from edgeopt.pruning.channels.surgery import Removal, Snapshot, attempt
+from edgeopt.pruning.channels.surgery import ModuleSnapshot, Removal, attempt
 from edgeopt.pruning.result import Cut, Pruning
 
 __all__ = ["Scope", "prune_channels", "shrink_width"]
@@ -46,18 +46,18 @@ class _Wishes:
     ratios: Mapping[str, float]
     ignore: Sequence[str]
 
-    def ratio_of(self, group: Group) -> float:
+    def ratio_of(self, group: ChannelGroup) -> float:
         """The first pattern that names one of the group's layers decides."""
         for pattern, ratio in self.ratios.items():
             if _matches(pattern, group):
                 return ratio
         return self.ratio
 
-    def named(self, group: Group) -> bool:
+    def named(self, group: ChannelGroup) -> bool:
         return any(_matches(pattern, group) for pattern in self.ratios)
 
 
-def _matches(pattern: str, group: Group) -> bool:
+def _matches(pattern: str, group: ChannelGroup) -> bool:
     return any(re.search(pattern, name) for name in (group.name, *group.producers))
 
 
@@ -95,11 +95,11 @@ def prune_channels(
     """
     wishes = _Wishes(ratio, dict(ratios or {}), tuple(ignore))
     _check(wishes, scope, round_to)
-    snapshot = Snapshot(model.module)
+    snapshot = ModuleSnapshot(model.module)
     size = _size(model.module)
     try:
         taken_apart = split(model.module)
-        turned = turn(model.module)
+        turned = to_linear(model.module)
         before = _widths(model.module)
         traced = trace(model)
         groups = [_left_alone(g, wishes) for g in with_heads(model, traced, heads)]
@@ -118,7 +118,7 @@ def prune_channels(
         snapshot.restore()
         raise
     cuts = _cuts(model.module, before, traced, groups, done, reasons)
-    turn_back(model.module, turned)
+    to_conv1d(model.module, turned)
     apart = taken_apart.join(model.module)
     fits = fit_configuration(model.module, cuts)
     return Pruning("channels", cuts, _notes(failed, apart, fits))
@@ -150,7 +150,7 @@ def _check(wishes: _Wishes, scope: str, round_to: int) -> None:
         raise UsageError(f"round_to {round_to}; use 1 or more")
 
 
-def _check_patterns(wishes: _Wishes, groups: Sequence[Group]) -> None:
+def _check_patterns(wishes: _Wishes, groups: Sequence[ChannelGroup]) -> None:
     for pattern in (*wishes.ratios, *wishes.ignore):
         if not any(_matches(pattern, group) for group in groups):
             names = [name for group in groups for name in group.producers]
@@ -160,7 +160,7 @@ def _check_patterns(wishes: _Wishes, groups: Sequence[Group]) -> None:
             )
 
 
-def _left_alone(group: Group, wishes: _Wishes) -> Group:
+def _left_alone(group: ChannelGroup, wishes: _Wishes) -> ChannelGroup:
     pattern = next((p for p in wishes.ignore if _matches(p, group)), None)
     if pattern is not None:
         return group.blocked(f"ignored, by {pattern!r}")
@@ -170,12 +170,12 @@ def _left_alone(group: Group, wishes: _Wishes) -> Group:
 
 
 def _choose(
-    groups: Sequence[Group], scores: Scores, wishes: _Wishes, scope: str, round_to: int
-) -> tuple[list[Removal], dict[Group, str]]:
+    groups: Sequence[ChannelGroup], scores: Scores, wishes: _Wishes, scope: str, round_to: int
+) -> tuple[list[Removal], dict[ChannelGroup, str]]:
     """The units that go, and why none do, by group."""
     numbers = _numbers(groups, scores, wishes, scope)
     chosen: list[Removal] = []
-    kept: dict[Group, str] = {}
+    kept: dict[ChannelGroup, str] = {}
     for group in groups:
         values = scores.of(group)
         if values is None:
@@ -193,8 +193,8 @@ def _choose(
 
 
 def _numbers(
-    groups: Sequence[Group], scores: Scores, wishes: _Wishes, scope: str
-) -> dict[Group, float]:
+    groups: Sequence[ChannelGroup], scores: Scores, wishes: _Wishes, scope: str
+) -> dict[ChannelGroup, float]:
     """How many units of each group are to go, before rounding."""
     numbers = {group: wishes.ratio_of(group) * group.count for group in groups}
     if scope == "layer":
@@ -228,7 +228,7 @@ def _rounded(units: int, number: float, each: int, round_to: int, kind: str) -> 
 
 def _carry_out(
     model: TorchModel, chosen: Sequence[Removal], progress: Progress | None
-) -> tuple[list[Removal], dict[Group, str]]:
+) -> tuple[list[Removal], dict[ChannelGroup, str]]:
     """All at once where that works; else each group on its own, and then those that can."""
     if not chosen or not attempt(model, chosen):
         return list(chosen), {}
@@ -236,9 +236,9 @@ def _carry_out(
     wider = [([*variants(group, model.module)][-1], units) for group, units in chosen]
     if any(group not in (g for g, _ in chosen) for group, _ in wider) and not attempt(model, wider):
         return wider, {}
-    snapshot = Snapshot(model.module)
+    snapshot = ModuleSnapshot(model.module)
     good: list[Removal] = []
-    failed: dict[Group, str] = {}
+    failed: dict[ChannelGroup, str] = {}
     for index, (group, units) in enumerate(chosen):
         if progress is not None:
             progress(f"trying {_called(group)} alone", index / len(chosen))
@@ -261,14 +261,14 @@ def _carry_out(
     return good, failed
 
 
-def _called(group: Group) -> str:
+def _called(group: ChannelGroup) -> str:
     if group.kind == "heads":
         return f"the heads of {group.name}"
     others = len(group.producers) - 1
     return group.name + (f" (with {others} more layers)" if others > 0 else "")
 
 
-def _summary(reasons: Mapping[Group, str], module: nn.Module) -> str:
+def _summary(reasons: Mapping[ChannelGroup, str], module: nn.Module) -> str:
     """The first few reasons, with the layers that they are about."""
     if not reasons and isinstance(module, fx.GraphModule):
         return "an exported program's layers are gone; prune the code it came from"
@@ -290,9 +290,9 @@ def _cuts(
     module: nn.Module,
     before: Mapping[str, int],
     traced: Trace,
-    groups: Sequence[Group],
+    groups: Sequence[ChannelGroup],
     done: Sequence[Removal],
-    reasons: Mapping[Group, str],
+    reasons: Mapping[ChannelGroup, str],
 ) -> tuple[Cut, ...]:
     """Every layer in the module's order, then every block of heads."""
     why: dict[str, str] = {}
@@ -319,7 +319,7 @@ def _unexplained(before: int, after: int) -> str:
     return "" if before != after else "coupled to layers that keep theirs"
 
 
-def _notes(failed: Mapping[Group, str], apart: int, fits: bool | None) -> tuple[str, ...]:
+def _notes(failed: Mapping[ChannelGroup, str], apart: int, fits: bool | None) -> tuple[str, ...]:
     notes = [f"{_called(group)} kept: {reason}" for group, reason in failed.items()]
     if apart:
         notes.append(

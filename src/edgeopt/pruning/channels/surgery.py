@@ -19,19 +19,28 @@ from torch import Tensor, nn
 
 from edgeopt.core import Array
 from edgeopt.modules.model import TorchModel
-from edgeopt.pruning.channels.groups import FAILURES, Group, Part, channel_axis
+from edgeopt.pruning.channels.groups import FAILURES, ChannelGroup, GroupMember, channel_axis
 
-__all__ = ["Answers", "Removal", "Snapshot", "cut", "feeds_of_two_sizes", "masked", "run", "unlike"]
+__all__ = [
+    "ModuleOutputs",
+    "ModuleSnapshot",
+    "Removal",
+    "cut",
+    "feeds_of_two_sizes",
+    "masked",
+    "run",
+    "unlike",
+]
 
 #: A group, and those of its units that go.
-Removal: TypeAlias = tuple[Group, Tensor]
-Answers: TypeAlias = list[dict[str, Tensor]]
+Removal: TypeAlias = tuple[ChannelGroup, Tensor]
+ModuleOutputs: TypeAlias = list[dict[str, Tensor]]
 
 #: Of an output's largest value: float32 sums of another length differ by far less.
 _TOLERANCE = 1e-3
 
 
-class Snapshot:
+class ModuleSnapshot:
     """A module's attributes as they are now, to be put back. Tensors are shared, not copied."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -67,13 +76,13 @@ def feeds_of_two_sizes(model: TorchModel) -> list[Mapping[str, Array]]:
     return [model.example, other]
 
 
-def run(model: TorchModel, feeds: Iterable[Mapping[str, Array]]) -> Answers:
+def run(model: TorchModel, feeds: Iterable[Mapping[str, Array]]) -> ModuleOutputs:
     """What the model answers to the feeds, in evaluation mode."""
     with model.mode(False), torch.no_grad():
         return [dict(model.outputs(model.tensors(feed))) for feed in feeds]
 
 
-def unlike(wanted: Answers, got: Answers) -> str:
+def unlike(wanted: ModuleOutputs, got: ModuleOutputs) -> str:
     """Where two runs differ, in a few words, or nothing."""
     for one, other in zip(wanted, got, strict=True):
         for name, value in one.items():
@@ -88,9 +97,9 @@ def unlike(wanted: Answers, got: Answers) -> str:
     return ""
 
 
-def _gone(removals: Sequence[Removal]) -> dict[tuple[str, str], tuple[Part, list[int]]]:
+def _gone(removals: Sequence[Removal]) -> dict[tuple[str, str], tuple[GroupMember, list[int]]]:
     """Every side of every layer that loses channels, and which; groups may share a layer."""
-    found: dict[tuple[str, str], tuple[Part, list[int]]] = {}
+    found: dict[tuple[str, str], tuple[GroupMember, list[int]]] = {}
     for group, units in removals:
         for part in group.parts:
             channels = group.channels(part, units).tolist()
@@ -186,7 +195,7 @@ def _tie(module: nn.Module, names: Sequence[str]) -> None:
 @contextmanager
 def masked(model: TorchModel, removals: Sequence[Removal]) -> Iterator[None]:
     """The whole model, with nobody reading the channels that are to go."""
-    snapshot = Snapshot(model.module)
+    snapshot = ModuleSnapshot(model.module)
     handles = []
     try:
         for (name, side), (part, channels) in _gone(removals).items():
@@ -274,7 +283,7 @@ def first_line(problem: BaseException) -> str:
 def attempt(model: TorchModel, removals: Sequence[Removal]) -> str:
     """Cut; where the result does not answer as it must, put all back and say why."""
     feeds = feeds_of_two_sizes(model)
-    snapshot = Snapshot(model.module)
+    snapshot = ModuleSnapshot(model.module)
     try:
         with masked(model, removals):
             wanted = run(model, feeds)

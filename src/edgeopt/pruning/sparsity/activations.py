@@ -22,8 +22,8 @@ from edgeopt.core import Array
 from edgeopt.errors import InputsError
 from edgeopt.modules.model import TorchModel
 from edgeopt.modules.reasons import attempt, one_line
-from edgeopt.pruning.collate import join
-from edgeopt.pruning.sparsity.matrices import Layer
+from edgeopt.pruning.collate import collate
+from edgeopt.pruning.sparsity.matrices import WeightMatrix
 
 __all__ = ["GRAM_BYTES", "Calls", "Seen", "gather", "gram_bytes", "stages", "watch"]
 
@@ -60,16 +60,16 @@ class Seen:
     sums: Tensor | None = None
 
 
-def gram_bytes(layer: Layer) -> int:
+def gram_bytes(layer: WeightMatrix) -> int:
     """Bytes of a layer's Gram matrices."""
     return 8 * layer.groups * layer.shape[1] ** 2
 
 
-def watch(model: TorchModel, layers: Sequence[Layer], feed: Mapping[str, Array]) -> Calls:
+def watch(model: TorchModel, layers: Sequence[WeightMatrix], feed: Mapping[str, Array]) -> Calls:
     """Run one sample, and see which layers are called, in which order."""
     order: list[str] = []
 
-    def hook(layer: Layer) -> Any:
+    def hook(layer: WeightMatrix) -> Any:
         return lambda *_: order.append(layer.name)
 
     with ExitStack() as stack:
@@ -81,18 +81,18 @@ def watch(model: TorchModel, layers: Sequence[Layer], feed: Mapping[str, Array])
     return Calls(first, {name: order.count(name) for name in first})
 
 
-def stages(layers: Sequence[Layer], calls: Calls, *, gram: bool) -> list[list[Layer]]:
+def stages(layers: Sequence[WeightMatrix], calls: Calls, *, gram: bool) -> list[list[WeightMatrix]]:
     """The layers block by block, in the order that they are first called; those that the first
     sample did not reach come last. With ``gram``, a block whose matrices take more than
     :data:`GRAM_BYTES` is divided."""
     late = len(layers) + sum(calls.count.values())
     ordered = sorted(layers, key=lambda layer: calls.first.get(layer.name, late))
-    blocks: dict[str, list[Layer]] = {}
+    blocks: dict[str, list[WeightMatrix]] = {}
     for layer in ordered:
         found = _BLOCK.match(layer.name)
         key = found.group() if found and layer.name in calls.first else ""
         blocks.setdefault(key or layer.name, []).append(layer)
-    result: list[list[Layer]] = []
+    result: list[list[WeightMatrix]] = []
     for block in blocks.values():
         held = GRAM_BYTES + 1  # every block begins a stage
         for layer in block:
@@ -107,7 +107,7 @@ def stages(layers: Sequence[Layer], calls: Calls, *, gram: bool) -> list[list[La
 
 def gather(
     model: TorchModel,
-    layers: Sequence[Layer],
+    layers: Sequence[WeightMatrix],
     feeds: Iterable[Mapping[str, Array]],
     calls: Calls,
     *,
@@ -125,7 +125,7 @@ def gather(
     called = 0
     mask: Tensor | None = None
 
-    def hook(layer: Layer) -> Any:
+    def hook(layer: WeightMatrix) -> Any:
         def add(module: nn.Module, args: Any, kwargs: Any) -> None:
             nonlocal called
             given = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
@@ -144,7 +144,7 @@ def gather(
             for module in layer.modules:
                 handle = module.register_forward_pre_hook(hook(layer), with_kwargs=True)
                 stack.callback(handle.remove)
-        for batch in join(model, _checked(model, feeds), _ROWS):
+        for batch in collate(model, _checked(model, feeds), _ROWS):
             mask = _mask(model, batch)
             called = 0
             _run(model, batch)

@@ -20,8 +20,8 @@ from edgeopt.errors import SourceError, UsageError
 from edgeopt.modules.model import TorchModel
 from edgeopt.numerics import masks
 from edgeopt.pruning.result import Cut, Pruning
-from edgeopt.pruning.sparsity.masks import held
-from edgeopt.pruning.sparsity.matrices import Layer
+from edgeopt.pruning.sparsity.masks import SparsityMask
+from edgeopt.pruning.sparsity.matrices import WeightMatrix
 from edgeopt.pruning.sparsity.prune import check_ratio, selected
 
 __all__ = ["Train", "lottery", "sparsities"]
@@ -87,7 +87,7 @@ def lottery(
             names[id(layer.weight)]: _as_weight(layer, mask)
             for layer, mask in zip(layers, kept, strict=True)
         }
-        with held(module, wanted) as holding:
+        with SparsityMask(module, wanted) as holding:
             train(module, holding, rewind_step)
             holding()
     for layer in layers:
@@ -129,7 +129,7 @@ def _copy(module: nn.Module) -> dict[str, Any]:
 
 
 def _smallest_gone(
-    layers: Sequence[Layer], kept: Sequence[masks.Mask], share: float
+    layers: Sequence[WeightMatrix], kept: Sequence[masks.Mask], share: float
 ) -> list[masks.Mask]:
     """Masks of ``share`` pruned in all; what was pruned before goes first."""
     scores = []
@@ -144,6 +144,6 @@ def _smallest_gone(
     return masks.globally(scores, share)
 
 
-def _as_weight(layer: Layer, mask: masks.Mask) -> torch.Tensor:
+def _as_weight(layer: WeightMatrix, mask: masks.Mask) -> torch.Tensor:
     given = torch.from_numpy(np.ascontiguousarray(mask.T if layer.turned else mask))
     return given.reshape(layer.weight.shape)

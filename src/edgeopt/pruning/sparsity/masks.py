@@ -12,7 +12,7 @@ from edgeopt.errors import SourceError
 from edgeopt.pruning.result import Pruning
 from edgeopt.pruning.sparsity.matrices import find_layers
 
-__all__ = ["Held", "held", "masks_of"]
+__all__ = ["SparsityMask", "masks_of"]
 
 
 def masks_of(module: nn.Module, pruning: Pruning | None = None) -> dict[str, Tensor]:
@@ -37,10 +37,12 @@ def masks_of(module: nn.Module, pruning: Pruning | None = None) -> dict[str, Ten
     return found
 
 
-class Held:
+class SparsityMask:
     """Keeps weights at zero. Their gradients are zero from here on, so that momentum, clipping and
     accumulation do not see them; called after an optimizer's step, it takes back what a step did
     all the same. A context manager, or until :meth:`remove`.
+
+    Raises SourceError where the masks do not fit the module.
     """
 
     def __init__(self, module: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -53,10 +55,10 @@ class Held:
                 f"the masks do not fit the model: {wrong[0]} is not there in that shape; take them "
                 "from the model that is trained"
             )
-        self._held = [(parameters[name], mask) for name, mask in masks.items()]
+        self._masks = [(parameters[name], mask) for name, mask in masks.items()]
         self._handles = [
             parameter.register_hook(_masked(mask))
-            for parameter, mask in self._held
+            for parameter, mask in self._masks
             if parameter.requires_grad
         ]
         self()
@@ -64,7 +66,7 @@ class Held:
     def __call__(self) -> None:
         """Set the pruned weights to zero; after every step of the optimizer."""
         with torch.no_grad():
-            for parameter, mask in self._held:
+            for parameter, mask in self._masks:
                 # not multiplied: zero times infinity is not zero
                 parameter.masked_fill_(~mask.to(parameter.device), 0)
 
@@ -74,20 +76,11 @@ class Held:
             handle.remove()
         self._handles = []
 
-    def __enter__(self) -> Held:
+    def __enter__(self) -> SparsityMask:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.remove()
-
-
-def held(module: nn.Module, masks: Mapping[str, Tensor]) -> Held:
-    """Keep the weights that ``masks`` leave out at zero while ``module`` is trained.
-
-    The result is called after each step of the optimizer. Raises SourceError where masks do not
-    fit.
-    """
-    return Held(module, masks)
 
 
 def _masked(mask: Tensor) -> Any:

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from edgeopt.pruning.result import Cut
 
-__all__ = ["CONVOLUTIONS", "Layer", "find_layers", "kept_cut"]
+__all__ = ["CONVOLUTIONS", "WeightMatrix", "find_layers", "kept_cut"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -30,7 +30,7 @@ _PATCHES = 16 << 20
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class WeightMatrix:
     """One weight. ``modules`` are called with its inputs: none where nobody is (``unseen`` says
     why). ``embedding`` is a table of rows; those are looked up, not multiplied."""
 
@@ -77,7 +77,7 @@ class Layer:
         yield flat[None]
 
 
-def find_layers(model: nn.Module) -> tuple[list[Layer], list[Cut]]:
+def find_layers(model: nn.Module) -> tuple[list[WeightMatrix], list[Cut]]:
     """The weights that can be pruned, in the order of the module's names, and a Cut with its
     reason for every other tensor of two or more axes."""
     owners: dict[int, list[tuple[str, nn.Module, str, nn.Parameter]]] = {}
@@ -85,7 +85,7 @@ def find_layers(model: nn.Module) -> tuple[list[Layer], list[Cut]]:
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.ndim >= 2:
                 owners.setdefault(id(parameter), []).append((name, module, key, parameter))
-    layers: list[Layer] = []
+    layers: list[WeightMatrix] = []
     kept: list[Cut] = []
     for places in owners.values():
         name, module, key, weight = places[0]
@@ -99,7 +99,7 @@ def find_layers(model: nn.Module) -> tuple[list[Layer], list[Cut]]:
             kept.append(kept_cut(shown, weight, reason))
             continue
         layers.append(
-            Layer(
+            WeightMatrix(
                 shown,
                 weight,
                 tuple(m for _, m, _, _ in places),

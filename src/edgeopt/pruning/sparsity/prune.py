@@ -21,16 +21,13 @@ from edgeopt.modules.model import TorchModel
 from edgeopt.numerics import masks, sparsegpt, wanda
 from edgeopt.pruning.result import Cut, Pruning
 from edgeopt.pruning.sparsity.activations import Calls, Seen, gather, gram_bytes, stages, watch
-from edgeopt.pruning.sparsity.masks import held, masks_of
-from edgeopt.pruning.sparsity.matrices import Layer, find_layers, kept_cut
+from edgeopt.pruning.sparsity.matrices import WeightMatrix, find_layers, kept_cut
 from edgeopt.pruning.sparsity.output_layers import output_weights
 
 __all__ = [
     "METHODS",
     "Amount",
     "check_ratio",
-    "held",
-    "masks_of",
     "prune_weights",
     "selected",
 ]
@@ -136,15 +133,15 @@ def selected(
     model: TorchModel,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    misfit: Callable[[Layer], str] = lambda layer: "",
-) -> tuple[list[Layer], list[Cut]]:
+    misfit: Callable[[WeightMatrix], str] = lambda layer: "",
+) -> tuple[list[WeightMatrix], list[Cut]]:
     """The layers to prune, and Cuts with reasons for all others; ``misfit(layer)`` gives a reason
     of the method's own. Raises SourceError where no layer is left, UsageError for an expression
     that is none."""
     wanted, unwanted = _compiled(include, "--include"), _compiled(exclude, "--ignore")
     layers, cuts = find_layers(model.module)
     last = output_weights(model) if layers else set()
-    chosen: list[Layer] = []
+    chosen: list[WeightMatrix] = []
     for layer in layers:
         named = any(p.search(layer.name) for p in wanted)
         reason = ""
@@ -176,7 +173,7 @@ def _compiled(patterns: Sequence[str], option: str) -> list[re.Pattern[str]]:
     return found
 
 
-def _misfit(layer: Layer, amount: Amount, activations: bool) -> str:
+def _misfit(layer: WeightMatrix, amount: Amount, activations: bool) -> str:
     return amount.misfit(layer.shape) or (layer.unseen if activations else "")
 
 
@@ -185,7 +182,7 @@ def _misfit(layer: Layer, amount: Amount, activations: bool) -> str:
 
 
 def _by_magnitude(
-    layers: Sequence[Layer], amount: Amount, scope: str, progress: Progress | None
+    layers: Sequence[WeightMatrix], amount: Amount, scope: str, progress: Progress | None
 ) -> dict[str, str]:
     if scope == "global":
         assert amount.ratio is not None
@@ -208,7 +205,7 @@ def _by_magnitude(
 
 def _by_activations(
     model: TorchModel,
-    layers: Sequence[Layer],
+    layers: Sequence[WeightMatrix],
     method: str,
     amount: Amount,
     feeds: Iterable[Mapping[str, Array]],
@@ -238,7 +235,7 @@ def _by_activations(
     return reasons, (f"weighed on up to {seen_most:,} positions of the data's samples",)
 
 
-def _prune_seen(layer: Layer, seen: Seen, amount: Amount) -> str:
+def _prune_seen(layer: WeightMatrix, seen: Seen, amount: Amount) -> str:
     """Prune by what was seen; a reason where nothing could be."""
     if seen.sums is None or seen.positions == 0:
         return "not reached by any sample"
@@ -266,7 +263,7 @@ def _pruned(
     return sparsegpt.prune(w, sums, ratio=ratio, pattern=pattern)[0]
 
 
-def _too_wide(layer: Layer) -> str:
+def _too_wide(layer: WeightMatrix) -> str:
     need, free = _COPIES * gram_bytes(layer), psutil.virtual_memory().available
     if need <= free:
         return ""

@@ -27,7 +27,7 @@ from edgeopt.modules.folder import inner_model
 from edgeopt.modules.model import TorchModel
 from edgeopt.modules.sentence_model import transformer_folder
 from edgeopt.pruning.result import Cut, Pruning
-from edgeopt.pruning.vocabulary.token_counts import Counts, count_tokens, fertility
+from edgeopt.pruning.vocabulary.token_counts import TokenCounts, count_tokens, fertility
 from edgeopt.pruning.vocabulary.tokenizer_files import (
     ids_in,
     renumber_ids,
@@ -171,7 +171,7 @@ _CONFIGS = ("config.json", "generation_config.json")
 
 def _kept(
     tokenizer: TokenizerJson,
-    counts: Counts,
+    counts: TokenCounts,
     min_count: int,
     home: Path,
     configs: Iterable[Mapping[str, Any]],
@@ -243,7 +243,9 @@ def _require_same(
             progress("checking the new tokenizer on the corpus", None)
 
 
-def _notes(counts: Counts, kept: NDArray[np.int64], before: int, min_count: int) -> Iterator[str]:
+def _notes(
+    counts: TokenCounts, kept: NDArray[np.int64], before: int, min_count: int
+) -> Iterator[str]:
     used = int((counts.counts >= min_count).sum())
     yield (
         f"the corpus uses {used:,} of {before:,} tokens in {counts.total:,}; letters, bytes,"

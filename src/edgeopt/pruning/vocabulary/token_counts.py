@@ -13,11 +13,11 @@ from edgeopt.core import Progress
 from edgeopt.errors import InputsError
 from edgeopt.pruning.vocabulary.tokenizer_json import TokenizerJson, wordpiece_path
 
-__all__ = ["Counts", "count_tokens", "fertility"]
+__all__ = ["TokenCounts", "count_tokens", "fertility"]
 
 
 @dataclass(frozen=True)
-class Counts:
+class TokenCounts:
     """``counts[id]``, and tokens that were ``passed`` on the way to an unknown word."""
 
     counts: NDArray[np.int64]
@@ -33,7 +33,7 @@ def count_tokens(
     tokenizer: TokenizerJson,
     texts: Iterable[str],
     progress: Progress | None = None,
-) -> Counts:
+) -> TokenCounts:
     """Tokens of the texts and of their lines, whichever are more; special ones are not added.
 
     ``library`` is the tokenizer as the tokenizers package holds it. InputsError where there are
@@ -55,7 +55,7 @@ def count_tokens(
     counts = np.maximum(whole, lines)
     if not counts.any():
         raise InputsError("the corpus holds no text; give some with --corpus FILE")
-    return Counts(counts, passed)
+    return TokenCounts(counts, passed)
 
 
 def _passed(library: Any, tokenizer: TokenizerJson, text: str) -> set[int]:

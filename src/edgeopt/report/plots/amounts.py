@@ -9,8 +9,8 @@ from typing import Any
 from edgeopt.core import METRICS
 from edgeopt.report.document import Document, conditions_words
 from edgeopt.report.numbers import Phrase, plain, rate
-from edgeopt.report.plots.bars import Bar, Part, bars
-from edgeopt.report.plots.chart import Chart, Entry, Marks, subject_inks
+from edgeopt.report.plots.bars import Bar, BarSegment, bars
+from edgeopt.report.plots.chart import Chart, LegendEntry, Marks, subject_inks
 
 __all__ = ["latency", "loading", "memory", "sizes"]
 
@@ -21,7 +21,10 @@ MOST_CONDITIONS = 4
 MOST_SUBJECTS = 24
 
 
-_LATENCY = (Entry("95% interval", "ink", "dash"), Entry("p90 and p99", "muted", "stroke"))
+_LATENCY = (
+    LegendEntry("95% interval", "ink", "dash"),
+    LegendEntry("p90 and p99", "muted", "stroke"),
+)
 
 
 def sizes(document: Document) -> Iterator[Chart]:
@@ -34,7 +37,7 @@ def sizes(document: Document) -> Iterator[Chart]:
         if shown is None:
             continue
         change, tone = _change(document, name, "file", "exact", None)
-        part = Part(shown, inks[name], f"{name}: {shown.text}")
+        part = BarSegment(shown, inks[name], f"{name}: {shown.text}")
         rows.append(Bar(name, (part,), (shown,), change, tone))
     if rows:
         yield _chart("size", "On disk (shorter is better)", rows, "B", axis=False)
@@ -98,14 +101,14 @@ def _speeds(document: Document, pairing: tuple[Any, ...]) -> tuple[list[Bar], st
         rows.append(
             Bar(
                 name,
-                (Part(shown, inks[name], tip),),
+                (BarSegment(shown, inks[name], tip),),
                 (shown,) if statistic == "p50" else rate(shown),
                 change,
                 tone,
                 document.figure(index, statistic, "low"),
                 document.figure(index, statistic, "high"),
                 tuple(
-                    Part(tail, "muted", f"{name}: {p} {tail.text}")
+                    BarSegment(tail, "muted", f"{name}: {p} {tail.text}")
                     for p, tail in tails
                     if tail is not None
                 ),
@@ -126,7 +129,9 @@ def loading(document: Document) -> Iterator[Chart]:
     rows, pairing = _stacks(document, metrics, next(m for m in metrics if m.startswith("load")), ())
     if rows:
         title = "Until the first answer (shorter is better)"
-        entries = [Entry(METRICS[m].title, k) for m, k in metrics.items() if document.pairings(m)]
+        entries = [
+            LegendEntry(METRICS[m].title, k) for m, k in metrics.items() if document.pairings(m)
+        ]
         yield _chart("loading", title, rows, "s", entries=entries, conditions=pairing)
 
 
@@ -148,11 +153,11 @@ def memory(document: Document) -> Iterator[Chart]:
     if rows:
         found = {kind for kind in MEMORY_KINDS if document.pairings(kind)}
         entries = [
-            Entry(_KIND_WORDS.get(m, METRICS[m].title), ink)
+            LegendEntry(_KIND_WORDS.get(m, METRICS[m].title), ink)
             for m, ink in MEMORY_KINDS.items()
             if m in found
         ]
-        entries.append(Entry("peak", "ink", "stroke"))
+        entries.append(LegendEntry("peak", "ink", "stroke"))
         title = "Memory by kind (shorter is better)"
         yield _chart("memory", title, rows, "B", entries=entries, conditions=pairing)
 
@@ -184,13 +189,13 @@ def _stacks(
 
 def _parts(
     document: Document, name: str, inks: Mapping[str, str], pairing: tuple[Any, ...]
-) -> tuple[Part, ...]:
+) -> tuple[BarSegment, ...]:
     found = []
     for metric, ink in inks.items():
         row = document.row(name, metric, pairing)
         shown = document.figure(row[0], "median") if row else None
         if shown is not None:
-            found.append(Part(shown, ink, f"{name}: {METRICS[metric].title} {shown.text}"))
+            found.append(BarSegment(shown, ink, f"{name}: {METRICS[metric].title} {shown.text}"))
     return tuple(found)
 
 
@@ -218,7 +223,7 @@ def _chart(
     unit: str,
     *,
     axis: bool = True,
-    entries: Sequence[Entry] = (),
+    entries: Sequence[LegendEntry] = (),
     caption: str = "",
     conditions: tuple[Any, ...] | None = None,
 ) -> Chart:

@@ -15,7 +15,7 @@ from edgeopt.report.plots.chart import (
     MARK,
     RIGHT,
     TEXT,
-    Entry,
+    LegendEntry,
     Marks,
     axis_format,
     framed,
@@ -24,7 +24,7 @@ from edgeopt.report.plots.chart import (
     placed,
 )
 
-__all__ = ["Bar", "Part", "bars", "listing"]
+__all__ = ["Bar", "BarSegment", "bars", "listing"]
 
 _PITCH, _HEADING, _BAR, _TOP = 46, 34, 16, 20
 
@@ -33,7 +33,7 @@ _ROOMY = 500
 
 
 @dataclass(frozen=True)
-class Part:
+class BarSegment:
     """A stretch of a bar: its length, its ink, what it stands for."""
 
     number: Number
@@ -47,13 +47,13 @@ class Bar:
     ``heading``: words above it, where a group of bars begins."""
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[BarSegment, ...]
     value: Phrase = ()
     change: Phrase = ()
     tone: str = "muted"
     low: Number | None = None
     high: Number | None = None
-    ticks: tuple[Part, ...] = ()
+    ticks: tuple[BarSegment, ...] = ()
     heading: str = ""
 
 
@@ -64,7 +64,7 @@ def bars(
     unit: str,
     *,
     axis: bool = False,
-    entries: Sequence[Entry] = (),
+    entries: Sequence[LegendEntry] = (),
 ) -> dict[str, Any]:
     """The specification of bars on a common scale that starts at zero."""
     stood, height = _stood(rows)
@@ -248,7 +248,7 @@ _LIST_PITCH, _LIST_BAR = 34, 7
 
 
 def listing(
-    rows: Sequence[Bar], width: int, marks: Marks, entries: Sequence[Entry] = ()
+    rows: Sequence[Bar], width: int, marks: Marks, entries: Sequence[LegendEntry] = ()
 ) -> dict[str, Any]:
     """Thin bars under lines of text, the values at the right edge: for many rows."""
     across = width - RIGHT - 1

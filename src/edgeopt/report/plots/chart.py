@@ -31,7 +31,7 @@ __all__ = [
     "TOP",
     "WIDE",
     "Chart",
-    "Entry",
+    "LegendEntry",
     "Mark",
     "Marks",
     "axes",
@@ -125,7 +125,7 @@ def subject_inks(names: Sequence[str], baseline: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Entry:
+class LegendEntry:
     """One line of a legend. ``shape``: "square", "circle", "ring", "stroke" (upright) or "dash"."""
 
     words: str
@@ -160,7 +160,7 @@ TEXT = {"field": "text", "type": "nominal"}
 MARK = {"field": "mark", "type": "nominal"}
 
 
-def _legend(entries: Sequence[Entry], width: float, left: float) -> tuple[list[Any], float]:
+def _legend(entries: Sequence[LegendEntry], width: float, left: float) -> tuple[list[Any], float]:
     """Layers that say what is what, in lines over the chart's top edge, and their height.
 
     Ours rather than Vega's, because that one does not break its lines.
@@ -213,7 +213,7 @@ def framed(
     width: int,
     height: int,
     *,
-    entries: Sequence[Entry] = (),
+    entries: Sequence[LegendEntry] = (),
     left: int = 1,
     bottom: int = 2,
     top: int = 2,

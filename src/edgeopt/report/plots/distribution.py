@@ -26,7 +26,7 @@ from edgeopt.report.plots.chart import (
     LEFT,
     TOP,
     Chart,
-    Entry,
+    LegendEntry,
     Marks,
     axes,
     axis_format,
@@ -143,7 +143,7 @@ def _chart(
             layer([p for p in lines if p["whole"] == whole], mark, **channels)
             for whole, mark in ((0, apart), (1, together))
         ]
-        entries = [Entry(shorten(m.subject, 44), inks[m.subject]) for m in measured]
+        entries = [LegendEntry(shorten(m.subject, 44), inks[m.subject]) for m in measured]
         return framed(layers, width, 240, entries=entries, left=LEFT, bottom=BOTTOM, top=TOP)
 
     said = []

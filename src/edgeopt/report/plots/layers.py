@@ -9,7 +9,7 @@ from typing import Any
 from edgeopt.core import Layer, Subject
 from edgeopt.report.document import Document
 from edgeopt.report.numbers import Number, number, pointer, shorten
-from edgeopt.report.plots.bars import Bar, Part, listing
+from edgeopt.report.plots.bars import Bar, BarSegment, listing
 from edgeopt.report.plots.chart import (
     BOTTOM,
     INKS,
@@ -17,7 +17,7 @@ from edgeopt.report.plots.chart import (
     MARK,
     TOP,
     Chart,
-    Entry,
+    LegendEntry,
     Marks,
     axes,
     framed,
@@ -67,19 +67,19 @@ def _largest(
         tensor = subject.layers[i]
         shown = nbytes(tensor, place, i)
         tip = f"{tensor.name}: {tensor.dtype}, {shown.text}"
-        ticks: tuple[Part, ...] = ()
+        ticks: tuple[BarSegment, ...] = ()
         before = base.get(tensor.name)
         if before is not None and before[1] != place:
             was = nbytes(*before)
-            ticks = (Part(was, "muted", f"{tensor.name}: {was.text} in the baseline"),)
+            ticks = (BarSegment(was, "muted", f"{tensor.name}: {was.text} in the baseline"),)
         error = sqnr(tensor, place, i)
         change = () if error is None else (error,)
-        rows.append(Bar(tensor.name, (Part(shown, ink, tip),), (shown,), change, ticks=ticks))
+        rows.append(Bar(tensor.name, (BarSegment(shown, ink, tip),), (shown,), change, ticks=ticks))
     rest = len(subject.layers) - len(rows)
     said = "; ".join(f"{r.name}: {r.value[0].text}" for r in rows if isinstance(r.value[0], Number))
-    entries = [Entry("bytes", ink)]
+    entries = [LegendEntry("bytes", ink)]
     if any(row.ticks for row in rows):
-        entries.append(Entry("bytes in the baseline", "muted", "stroke"))
+        entries.append(LegendEntry("bytes in the baseline", "muted", "stroke"))
     title = f"Largest tensors of {shorten(subject.name, 56)}"
 
     def draw(width: int, marks: Marks) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def errors(document: Document) -> Iterator[Chart]:
             color=inked(),
             description=MARK,
         )
-        entries = [Entry(words, inks[name], "circle") for name, words in shown.items()]
+        entries = [LegendEntry(words, inks[name], "circle") for name, words in shown.items()]
         return framed([dots], width, 220, entries=entries, left=LEFT, bottom=BOTTOM, top=TOP)
 
     thinned = "not every tensor is drawn" if step > 1 else ""

@@ -22,7 +22,7 @@ from edgeopt.report.plots.chart import (
     TEXT,
     TOP,
     Chart,
-    Entry,
+    LegendEntry,
     Marks,
     axes,
     axis_format,
@@ -131,8 +131,8 @@ def _on(field: str, end: float, axis: dict[str, Any]) -> dict[str, Any]:
 
 
 _ENTRIES = (
-    Entry("on the Pareto front", "muted", "circle"),
-    Entry("beaten by another", "muted", "ring"),
+    LegendEntry("on the Pareto front", "muted", "circle"),
+    LegendEntry("beaten by another", "muted", "ring"),
 )
 
 

@@ -1,7 +1,7 @@
 """What can be checked of a GGUF file without running it: its tensors, and its structure.
 
-Each check gives a :class:`Part` of the proof: lines of the verdict, what stayed unproven, and what
-was found, JSON-ready.
+Each check gives a :class:`ProofPart` of the proof: lines of the verdict, what stayed unproven, and
+what was found, JSON-ready.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from edgeopt.numerics.ggml import decodes
 
 __all__ = [
     "Expected",
-    "Part",
+    "ProofPart",
     "check_structure",
     "check_tensors",
     "type_name",
@@ -59,7 +59,7 @@ _NUMBERS = {numpy: ggml for ggml, numpy in PLAIN_TYPES.items()}
 
 
 @dataclass(frozen=True)
-class Part:
+class ProofPart:
     """A part of a proof."""
 
     checks: tuple[Check, ...] = ()
@@ -95,7 +95,7 @@ def check_tensors(
     threads: int,
     files: Sequence[Path],
     progress: Progress | None,
-) -> tuple[Part, tuple[TensorError, ...]]:
+) -> tuple[ProofPart, tuple[TensorError, ...]]:
     """Every tensor as stored against the one it came from; names and shapes must be the same.
 
     ``made_from``: the stored are known to be made from the others; else both may be quantizations
@@ -104,7 +104,7 @@ def check_tensors(
     strange = _difference(before, after)
     if strange:
         asked = "the source's names and shapes"
-        return Part((Check("tensors", False, strange, asked, "make the file anew"),)), ()
+        return ProofPart((Check("tensors", False, strange, asked, "make the file anew"),)), ()
     stored = {weight.name: weight for weight in after}
     pairs = [(weight, stored[weight.name]) for weight in before]
     known = {*PLAIN_TYPES.values(), *decodes()}
@@ -113,7 +113,7 @@ def check_tensors(
     unproven = tuple(f"tensors of type {kind}: edgeopt does not decode it" for kind in dark)
     errors = tensor_errors(readable, threads=threads, files=files, progress=progress)
     if not errors:
-        return Part(unproven=unproven), ()
+        return ProofPart(unproven=unproven), ()
     floors = {
         b.name: _floor(type_name(b), type_name(a), made_from) if min_sqnr is None else min_sqnr
         for b, a in readable
@@ -133,7 +133,7 @@ def check_tensors(
         f"{f' of {worst.type}' if min_sqnr is None else ''}",
         "check that the source is sound, or use a type with more bits",
     )
-    return Part((check,), unproven), errors
+    return ProofPart((check,), unproven), errors
 
 
 def _difference(before: Sequence[Weight], after: Sequence[Weight]) -> str:
@@ -179,10 +179,12 @@ def check_structure(
     tensors: Sequence[Expected],
     metadata: Mapping[str, Field],
     progress: Progress | None = None,
-) -> Part:
+) -> ProofPart:
     """The file as gguf-py, an independent reader, sees it, against what was to be written."""
     if not is_installed("gguf"):
-        return Part(unproven=(str(MissingExtraError("gguf", "gguf", "reading the file anew")),))
+        return ProofPart(
+            unproven=(str(MissingExtraError("gguf", "gguf", "reading the file anew")),)
+        )
     if progress is not None:
         progress("reading with gguf-py", None)
     outcome = read_with_gguf(path, progress)
@@ -206,7 +208,7 @@ def check_structure(
         "all as planned, read by gguf-py",
         "make the file anew",
     )
-    return Part((check,))
+    return ProofPart((check,))
 
 
 def _wrong_tensors(

@@ -40,7 +40,7 @@ from edgeopt.measure.tensor_errors import TensorError
 from edgeopt.report.usage import gguf_usage
 from edgeopt.targets.gguf.checks import (
     Expected,
-    Part,
+    ProofPart,
     check_structure,
     check_tensors,
     type_name,
@@ -55,7 +55,7 @@ from edgeopt.targets.gguf.runs import (
 from edgeopt.targets.gguf.token_ids import token_texts
 
 __all__ = [
-    "Facts",
+    "ProofSubject",
     "Reference",
     "assemble",
     "bits_per_weight",
@@ -110,7 +110,7 @@ def prove_gguf(
     start = time.perf_counter()
     threads = threads or default_threads()
 
-    def proof(parts: Sequence[Part], facts: Facts) -> Proof:
+    def proof(parts: Sequence[ProofPart], facts: ProofSubject) -> Proof:
         return assemble(
             verb,
             source,
@@ -125,14 +125,14 @@ def prove_gguf(
         )
 
     if depth == "none":
-        asked = Part(unproven=("anything: --prove none was asked for",))
-        return proof([asked], Facts(model.tensors, _planned(model, plan)))
+        asked = ProofPart(unproven=("anything: --prove none was asked for",))
+        return proof([asked], ProofSubject(model.tensors, _planned(model, plan)))
     try:
         stored = read_model(open_source(written)).tensors
     except FormatError as error:
         reason = f"{error.problem}{f' ({error.field})' if error.field else ''}"
         broken = Check("structure", False, reason, "a file that edgeopt reads", "make it anew")
-        return proof([Part((broken,))], Facts())
+        return proof([ProofPart((broken,))], ProofSubject())
     tensors, errors = check_tensors(
         model.tensors,
         stored,
@@ -141,7 +141,7 @@ def prove_gguf(
         files=(*source.files, written),
         progress=progress,
     )
-    facts = Facts(model.tensors, stored, errors)
+    facts = ProofSubject(model.tensors, stored, errors)
     expected = [
         Expected(d.tensor, d.shape, d.scheme.type, d.nbytes)
         for d in plan.decisions
@@ -162,7 +162,7 @@ def prove_gguf(
     if depth != "full" or not all(check.passed for check in runs.checks):
         return proof(parts, facts)
     if (missing := missing_llama("comparing what the models predict")) is not None:
-        return proof([*parts, Part(unproven=(missing,))], facts)
+        return proof([*parts, ProofPart(unproven=(missing,))], facts)
     if text is None:
         raise UsageError("--prove full compares the models on a text: give it with --text FILE")
     context = fitting_context(model, context)
@@ -268,7 +268,7 @@ def reference_file(
 
 
 @dataclass(frozen=True)
-class Facts:
+class ProofSubject:
     """What a proof is about: tensors before and after, their errors, and the reference made."""
 
     before: Sequence[Weight] = ()
@@ -282,8 +282,8 @@ def assemble(
     source: Source,
     written: Path,
     final: Path,
-    parts: Sequence[Part],
-    facts: Facts,
+    parts: Sequence[ProofPart],
+    facts: ProofSubject,
     *,
     plan: Plan | None = None,
     threads: int,
@@ -340,7 +340,7 @@ def _basis(found: dict[str, Any], tensors: int) -> Basis | None:
     return Basis("weights", tensors) if tensors else None
 
 
-def _something_done(plan: Plan, facts: Facts) -> tuple[Check, ...]:
+def _something_done(plan: Plan, facts: ProofSubject) -> tuple[Check, ...]:
     """A copy is no quantized model, however well it answers."""
     done = [d for d in plan.decisions if d.method != "copy" and not d.kept]
     before, after = (sum(w.nbytes for w in tensors) for tensors in (facts.before, facts.after))
@@ -364,7 +364,7 @@ def _something_done(plan: Plan, facts: Facts) -> tuple[Check, ...]:
     return quantized, smaller
 
 
-def _changes(plan: Plan | None, facts: Facts) -> tuple[Change, ...]:
+def _changes(plan: Plan | None, facts: ProofSubject) -> tuple[Change, ...]:
     if plan is None:
         return ()
     ratios = {error.name: error.sqnr_db for error in facts.errors}

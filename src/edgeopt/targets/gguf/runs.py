@@ -18,7 +18,7 @@ from edgeopt.measure.language import (
 )
 from edgeopt.measure.process import Outcome
 from edgeopt.runtimes import llamacpp
-from edgeopt.targets.gguf.checks import Part
+from edgeopt.targets.gguf.checks import ProofPart
 from edgeopt.targets.gguf.token_ids import TokenTexts, check_token_ids
 
 __all__ = ["check_predictions", "check_runs", "is_embedder", "missing_llama", "read_text"]
@@ -67,12 +67,12 @@ def check_runs(
     progress: Progress | None,
     asked_ids: TokenTexts | None = None,
     chosen: bool = False,
-) -> Part:
+) -> ProofPart:
     """That llama.cpp loads the file and goes on after a prompt (or embeds it), in a worker; and
     that it cuts ``asked_ids`` as the source does (``chosen``: see :func:`check_token_ids`)."""
     ids = asked_ids or TokenTexts()
     if (missing := missing_llama("loading and running the file")) is not None:
-        return Part(unproven=(missing,))
+        return ProofPart(unproven=(missing,))
     if progress is not None:
         progress("running", None)
     outcome = try_out(
@@ -100,7 +100,7 @@ def check_runs(
     )
     details = {key: result[key] for key in ("generated", "load", "session")}
     cut = check_token_ids(ids, result["cut"], chosen=chosen)
-    return Part((check, *cut.checks), cut.unproven, {**details, **cut.found})
+    return ProofPart((check, *cut.checks), cut.unproven, {**details, **cut.found})
 
 
 def read_text(path: Path, chunks: int, context: int) -> bytes:
@@ -126,7 +126,7 @@ def check_predictions(
     bits: float,
     threads: int,
     progress: Progress | None,
-) -> Part:
+) -> ProofPart:
     """Next-token distributions (of an embedder: embeddings) against ``base``, on ``text``.
 
     ``bits`` a weight decide what the check asks for.
@@ -156,7 +156,7 @@ def check_predictions(
     )
     found = {**result, "text": label}
     session = found.pop("session")
-    return Part((check,), found={"divergence": found, "session": session})
+    return ProofPart((check,), found={"divergence": found, "session": session})
 
 
 def _check_embeddings(
@@ -170,7 +170,7 @@ def _check_embeddings(
     bits: float,
     threads: int,
     progress: Progress | None,
-) -> Part:
+) -> ProofPart:
     lines = [line for line in text.splitlines() if line.strip()][: chunks * _LINES_A_CHUNK]
     outcome = compare_embeddings(
         base, path, lines, context=context, threads=threads, progress=progress
@@ -189,12 +189,14 @@ def _check_embeddings(
         "use a type with more bits, or an importance matrix with --imatrix",
     )
     found = {"text": label, "texts": len(cosines), "mean_cosine": mean, "least_cosine": least}
-    return Part((check,), found={"embeddings": found, "session": outcome.result["session"]})
+    return ProofPart((check,), found={"embeddings": found, "session": outcome.result["session"]})
 
 
-def _failed(name: str, outcome: Outcome, asked: str, path: Path, final: Path) -> Part:
+def _failed(name: str, outcome: Outcome, asked: str, path: Path, final: Path) -> ProofPart:
     """A job that gave no result: the file's fault, or nobody's who is on trial here."""
     reason = str(outcome.error).replace(str(path.resolve()), final.name)
     if not blames_file(outcome):
-        return Part(unproven=(f"{name}: {reason}",))
-    return Part((Check(name, False, reason, asked, "make the file anew, or report what it says"),))
+        return ProofPart(unproven=(f"{name}: {reason}",))
+    return ProofPart(
+        (Check(name, False, reason, asked, "make the file anew, or report what it says"),)
+    )

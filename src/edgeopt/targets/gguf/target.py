@@ -12,7 +12,7 @@ from pathlib import Path
 from edgeopt.core import Change, Choice, Plan, Proof, Source
 from edgeopt.errors import UsageError
 from edgeopt.files.atomic import checked_output
-from edgeopt.files.gguf_write import Layout
+from edgeopt.files.gguf_write import GgufLayout
 from edgeopt.files.imatrix import Imatrix, read_imatrix
 from edgeopt.files.reading import as_named
 from edgeopt.llm.model import LanguageModel
@@ -124,7 +124,7 @@ class _Job:
     kind: str
     model: LanguageModel
     importance: Imatrix | None
-    layout: Layout | None = None
+    layout: GgufLayout | None = None
     seconds: float = 0.0
 
     def plan(self) -> Plan:

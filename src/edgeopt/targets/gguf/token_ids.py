@@ -22,7 +22,7 @@ from edgeopt.files.gguf_write import Field
 from edgeopt.llm.model import LanguageModel
 from edgeopt.llm.tokenizers.folder import TokenizerFolder
 from edgeopt.llm.tokenizers.sentencepiece import parse_model
-from edgeopt.targets.gguf.checks import Part
+from edgeopt.targets.gguf.checks import ProofPart
 
 __all__ = ["TokenTexts", "check_token_ids", "token_texts"]
 
@@ -137,11 +137,11 @@ def _require(package: str) -> None:
 
 def check_token_ids(
     asked: TokenTexts, cut: Sequence[Sequence[int]], *, chosen: bool = False
-) -> Part:
+) -> ProofPart:
     """llama.cpp's ids (``cut``) against the source's. ``chosen``: the user named the rule that
     splits text, knowing that llama.cpp has none like the source's; differences are then named."""
     if not asked.texts:
-        return Part(unproven=asked.unproven)
+        return ProofPart(unproven=asked.unproven)
     pairs = list(zip(asked.texts, asked.ids, cut, strict=True))
     binding, around = pairs[: asked.binding], pairs[asked.binding :]
     wrong = [pair for pair in binding if tuple(pair[2]) != pair[1]]
@@ -158,7 +158,7 @@ def check_token_ids(
             f"token ids: with the given --pre-tokenizer {len(wrong)} of {len(binding)} texts are"
             f" cut otherwise than in the source, {_first(wrong)}"
         )
-        return Part(unproven=tuple(unproven), found={"token_ids": found})
+        return ProofPart(unproven=tuple(unproven), found={"token_ids": found})
     check = Check(
         "token ids",
         not wrong,
@@ -169,7 +169,7 @@ def check_token_ids(
         "the model would read other text than it was trained on: name the rule that splits text"
         " with --pre-tokenizer, or run the source's tokenizer beside the file",
     )
-    return Part((check,), tuple(unproven), {"token_ids": found})
+    return ProofPart((check,), tuple(unproven), {"token_ids": found})
 
 
 def _first(pairs: Sequence[tuple[str, tuple[int, ...], Sequence[int]]]) -> str:

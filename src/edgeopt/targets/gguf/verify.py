@@ -11,9 +11,15 @@ from edgeopt.files.gguf_write import Field
 from edgeopt.llm.model import LanguageModel
 from edgeopt.llm.read import read_model
 from edgeopt.runtimes import llamacpp
-from edgeopt.targets.gguf.checks import Expected, Part, check_structure, check_tensors, type_name
+from edgeopt.targets.gguf.checks import (
+    Expected,
+    ProofPart,
+    check_structure,
+    check_tensors,
+    type_name,
+)
 from edgeopt.targets.gguf.prove import (
-    Facts,
+    ProofSubject,
     Reference,
     assemble,
     default_threads,
@@ -88,7 +94,7 @@ def verify_gguf(
         return write_reference(source, before, path, progress)
 
     if text is None or body is None:
-        parts.append(Part(unproven=("what the models predict: give a text with --text FILE",)))
+        parts.append(ProofPart(unproven=("what the models predict: give a text with --text FILE",)))
     elif all(check.passed for check in runs.checks):
         with reference_file(source, before, path, write, progress) as reference:
             predictions = check_predictions(
@@ -111,7 +117,7 @@ def verify_gguf(
         path,
         path,
         parts,
-        Facts(before.tensors, after.tensors, errors, reference),
+        ProofSubject(before.tensors, after.tensors, errors, reference),
         threads=threads,
         start=start,
         notes=before.notes,

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgeopt.core import Array, InputSpec, Progress, Source
 from edgeopt.data.hint import Hint
 from edgeopt.data.inputspec import parse_inputs
-from edgeopt.data.samples import Feed, Samples, load
+from edgeopt.data.samples import SampleFeed, Samples, load
 from edgeopt.data.sizes import batch_axes, batch_symbols, sizes_of
 from edgeopt.data.split import split
 from edgeopt.data.synthetic import OTHER_BATCH, pinned, synthetic
@@ -54,8 +54,8 @@ class Prepared:
     source: Source
     captured: Captured
     calibration: Samples | None
-    trial: tuple[Feed, ...]
-    proof: tuple[Feed, ...]
+    trial: tuple[SampleFeed, ...]
+    proof: tuple[SampleFeed, ...]
     label: str
     made_up: bool = False
     kinds: tuple[str, ...] = ()
@@ -245,8 +245,8 @@ def _batch(captured: Captured) -> int | None:
     return OTHER_BATCH if captured.batches else None
 
 
-def _bounded(samples: Samples, count: int) -> tuple[Feed, ...]:
-    feeds: list[Feed] = []
+def _bounded(samples: Samples, count: int) -> tuple[SampleFeed, ...]:
+    feeds: list[SampleFeed] = []
     room = _PROOF_BYTES
     for feed in itertools.islice(samples, count):
         room -= sum(array.nbytes for array in feed.values())

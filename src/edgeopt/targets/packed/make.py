@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgeopt.core import Change, Codes, Decision, Plan, Source, Weight
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files import packed, safetensors
-from edgeopt.files.packed import Header, Layout, matrix_shape
+from edgeopt.files.packed import PackedHeader, PackedLayout, matrix_shape
 from edgeopt.files.seal import seal
 from edgeopt.files.spans import raw_bytes, row_spans, ties_of
 from edgeopt.numerics.affine import dequantize, noise_power, ratio_db
@@ -84,8 +84,8 @@ def carry_out(
 class _Outline:
     """What the file will hold: known from the plan, before any data."""
 
-    header: Header
-    entries: tuple[safetensors.Entry, ...]
+    header: PackedHeader
+    entries: tuple[safetensors.TensorEntry, ...]
 
 
 def _outline(source: Source, plan: Plan) -> _Outline:
@@ -96,14 +96,14 @@ def _outline(source: Source, plan: Plan) -> _Outline:
         raise UsageError(f"tensor {name!r} is only in the {holder}: the plan is for another file")
     ties = ties_of(source.weights)
     taken = set(weights)
-    layouts: dict[str, Layout] = {}
+    layouts: dict[str, PackedLayout] = {}
     tied: dict[str, str] = {}
-    entries: list[safetensors.Entry] = []
+    entries: list[safetensors.TensorEntry] = []
     for decision in plan.decisions:
         weight = weights[decision.tensor]
         if decision.affine is not None:
             _require_packable(decision, weight)
-            layout = Layout.of(weight, decision.affine, taken)
+            layout = PackedLayout.of(weight, decision.affine, taken)
             layouts[weight.name] = layout
             taken.update(entry.name for entry in layout.entries)
             entries.extend(layout.entries)
@@ -112,8 +112,8 @@ def _outline(source: Source, plan: Plan) -> _Outline:
                 raise UsageError(f"the plan ties {weight.name!r}, which the source does not")
             tied[weight.name] = ties[weight.name]
         else:
-            entries.append(safetensors.Entry(weight.name, weight.dtype, weight.shape))
-    header = Header(layouts, tied, plan.source_sha256, plan.digest(), {"edgeopt": VERSION})
+            entries.append(safetensors.TensorEntry(weight.name, weight.dtype, weight.shape))
+    header = PackedHeader(layouts, tied, plan.source_sha256, plan.digest(), {"edgeopt": VERSION})
     return _Outline(header, tuple(entries))
 
 
@@ -134,7 +134,7 @@ _Encoded = tuple[tuple[NDArray[Any], ...], tuple[float, float]]
 def _encoded(
     source: Source,
     weight: Weight,
-    layout: Layout,
+    layout: PackedLayout,
     method: str,
     pool: ThreadPoolExecutor,
     ahead: int,
@@ -153,7 +153,7 @@ def _encoded(
 
 
 def _encode(
-    source: Source, weight: Weight, layout: Layout, method: str, lo: int, hi: int
+    source: Source, weight: Weight, layout: PackedLayout, method: str, lo: int, hi: int
 ) -> _Encoded:
     columns = matrix_shape(weight.shape)[1]
     scheme = layout.scheme

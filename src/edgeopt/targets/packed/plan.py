@@ -21,7 +21,7 @@ from typing import Any
 from edgeopt.core import Affine, Decision, Plan, Source, Weight
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files import packed
-from edgeopt.files.packed import Layout
+from edgeopt.files.packed import PackedLayout
 from edgeopt.files.spans import ties_of
 from edgeopt.numerics.affine import SCALE_DTYPES
 from edgeopt.numerics.methods import METHODS
@@ -121,7 +121,7 @@ def _decide(weight: Weight, method: str, scheme: Affine, ties: Mapping[str, str]
     reason = _reason_to_keep(weight)
     if reason:
         return keep(reason)
-    stored = Layout.of(weight, scheme).nbytes
+    stored = PackedLayout.of(weight, scheme).nbytes
     if stored >= weight.nbytes:
         return keep(f"{stored} bytes quantized, {weight.nbytes} as it is")
     return Decision(weight.name, _kind(weight), method, "packed", scheme, "", stored, weight.shape)

@@ -106,7 +106,7 @@ def verify_weights(
     )
 
 
-def _coverage(source: Source, header: packed.Header) -> dict[str, Any]:
+def _coverage(source: Source, header: packed.PackedHeader) -> dict[str, Any]:
     floats = [w for w in source.weights if w.is_float]
     total = sum(w.nbytes for w in floats)
     stored = header.layouts.keys() | header.tied.keys()

@@ -70,7 +70,7 @@ def open_torch(
     require_torch(purpose)
     from edgeopt.files.open import open_source
     from edgeopt.graphs.capture.axes import feed
-    from edgeopt.graphs.capture.loaders import Job
+    from edgeopt.graphs.capture.loaders import CaptureJob
     from edgeopt.graphs.capture.loaders import load as load_module
     from edgeopt.modules.exported import ProgramModule
     from edgeopt.modules.model import TorchModel
@@ -80,7 +80,7 @@ def open_torch(
     if raw is not None and next(iter(raw), None) is None:
         raise InputsError(f"{raw.label} gives no samples; at least one is needed")
     first = raw if raw is not None or shapes is None else load(shapes)
-    job = Job(
+    job = CaptureJob(
         source.path,
         source.kind,
         workdir,

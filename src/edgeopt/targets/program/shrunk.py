@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import UsageError
-from edgeopt.tasks.metrics import Metric
+from edgeopt.tasks.metrics import TaskMetric
 
 if TYPE_CHECKING:
     from edgeopt.modules.counting import Counts
@@ -23,7 +23,7 @@ __all__ = ["Requirements", "Shrunk"]
 class Requirements:
     """What the user asks of the result. ``max_drop`` is in the metric's own units."""
 
-    metrics: tuple[Metric, ...] = ()
+    metrics: tuple[TaskMetric, ...] = ()
     data: str | None = None
     min_sqnr: float | None = None
     max_drop: float | None = None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgeopt.pruning.result import Pruning
     from edgeopt.pruning.vocabulary.prune import VocabularyPlan
 
-__all__ = ["FORMATS", "Recipe", "Result", "format_for", "keep_proven"]
+__all__ = ["FORMATS", "Destination", "Result", "format_for", "keep_proven"]
 
 #: What --to calls a format -> the suffix of its file (none: a folder).
 FORMATS: Mapping[str, str] = {"pt": ".pt", "folder": "", "safetensors": ".safetensors"}
@@ -49,7 +49,7 @@ _DESCRIPTION_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Destination:
     """Where the result goes, and as what. ``tag`` is what its default name ends in."""
 
     source: Source
@@ -130,7 +130,7 @@ def _made_by(method: str) -> str:
 
 def keep_proven(
     verb: str,
-    recipe: Recipe,
+    recipe: Destination,
     result: Result,
     prepared: Prepared,
     workdir: Path,
@@ -184,7 +184,7 @@ def _require(proof: Proof, force: bool) -> None:
 @dataclass(frozen=True)
 class _Work:
     verb: str
-    recipe: Recipe
+    recipe: Destination
     result: Result
     prepared: Prepared
     workdir: Path

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from edgeopt.errors import InputsError
 from edgeopt.training.layer_pairs import Pair, attention_pairs
-from edgeopt.training.losses.base import Batch, Option, divergence, kept_tokens
+from edgeopt.training.losses.base import Batch, LossOption, divergence, kept_tokens
 from edgeopt.training.losses.layered import LayerLoss, hidden_pair, one_size
 from edgeopt.training.losses.options import count
 
@@ -40,7 +40,7 @@ class Attention(LayerLoss):
     """
 
     kind: ClassVar[str] = "attention"
-    options: ClassVar[Mapping[str, Option]] = {"heads": Option("heads", count)}
+    options: ClassVar[Mapping[str, LossOption]] = {"heads": LossOption("heads", count)}
 
     def __init__(self, weight: float = 1.0, *, pairs: Sequence[Pair] = (), heads: int = 12) -> None:
         super().__init__(weight, pairs)

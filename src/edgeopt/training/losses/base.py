@@ -16,7 +16,7 @@ from edgeopt.training.layer_pairs import Pair
 __all__ = [
     "Batch",
     "Loss",
-    "Option",
+    "LossOption",
     "alike",
     "choose_output",
     "divergence",
@@ -49,7 +49,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Option:
+class LossOption:
     """One option of a loss on the command line: the argument it sets, and how its text is read.
 
     ``read`` raises ValueError, saying what is wanted.
@@ -69,7 +69,7 @@ class Loss(nn.Module):
     """
 
     kind: ClassVar[str]
-    options: ClassVar[Mapping[str, Option]] = {}
+    options: ClassVar[Mapping[str, LossOption]] = {}
 
     def __init__(
         self, weight: float = 1.0, *, needs_teacher: bool = True, needs_targets: bool = False

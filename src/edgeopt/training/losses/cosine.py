@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgeopt.training.losses.base import Batch, Loss, Option, kept_tokens, output_pair
+from edgeopt.training.losses.base import Batch, Loss, LossOption, kept_tokens, output_pair
 from edgeopt.training.losses.options import word, zero_or_more
 
 __all__ = ["PREFERRED", "Cosine"]
@@ -28,9 +28,9 @@ class Cosine(Loss):
     """
 
     kind: ClassVar[str] = "cosine"
-    options: ClassVar[Mapping[str, Option]] = {
-        "output": Option("output", word),
-        "similarity": Option("similarity", zero_or_more),
+    options: ClassVar[Mapping[str, LossOption]] = {
+        "output": LossOption("output", word),
+        "similarity": LossOption("similarity", zero_or_more),
     }
 
     def __init__(

@@ -13,7 +13,7 @@ from edgeopt.errors import InputsError
 from edgeopt.training.losses.base import (
     Batch,
     Loss,
-    Option,
+    LossOption,
     choose_output,
     kept_tokens,
     precise,
@@ -35,9 +35,9 @@ class HardLabels(Loss):
     """
 
     kind: ClassVar[str] = "hard"
-    options: ClassVar[Mapping[str, Option]] = {
-        "output": Option("output", word),
-        "target": Option("target", word),
+    options: ClassVar[Mapping[str, LossOption]] = {
+        "output": LossOption("output", word),
+        "target": LossOption("target", word),
     }
 
     def __init__(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgeopt.errors import InputsError
 from edgeopt.training.layer_pairs import Pair, propose_pairs
-from edgeopt.training.losses.base import Batch, Option, kept_tokens
+from edgeopt.training.losses.base import Batch, LossOption, kept_tokens
 from edgeopt.training.losses.layered import LayerLoss, hidden_pair, one_size
 from edgeopt.training.losses.options import count
 
@@ -28,7 +28,7 @@ class Hints(LayerLoss):
     """
 
     kind: ClassVar[str] = "hints"
-    options: ClassVar[Mapping[str, Option]] = {"seed": Option("seed", count)}
+    options: ClassVar[Mapping[str, LossOption]] = {"seed": LossOption("seed", count)}
 
     def __init__(self, weight: float = 1.0, *, pairs: Sequence[Pair] = (), seed: int = 1) -> None:
         super().__init__(weight, pairs)

@@ -11,7 +11,7 @@ from edgeopt.errors import InputsError
 from edgeopt.training.losses.base import (
     Batch,
     Loss,
-    Option,
+    LossOption,
     choose_output,
     kept_tokens,
     output_pair,
@@ -32,10 +32,10 @@ class MeanSquared(Loss):
     """
 
     kind: ClassVar[str] = "mse"
-    options: ClassVar[Mapping[str, Option]] = {
-        "output": Option("output", word),
-        "against": Option("against", one_of("teacher", "targets")),
-        "target": Option("target", word),
+    options: ClassVar[Mapping[str, LossOption]] = {
+        "output": LossOption("output", word),
+        "against": LossOption("against", one_of("teacher", "targets")),
+        "target": LossOption("target", word),
     }
 
     def __init__(

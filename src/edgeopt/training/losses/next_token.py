@@ -12,7 +12,7 @@ from edgeopt.errors import InputsError, UsageError
 from edgeopt.training.losses.base import (
     Batch,
     Loss,
-    Option,
+    LossOption,
     choose_output,
     divergence,
     output_pair,
@@ -35,11 +35,11 @@ class NextToken(Loss):
     """
 
     kind: ClassVar[str] = "next_token"
-    options: ClassVar[Mapping[str, Option]] = {
-        "T": Option("temperature", above_zero),
-        "kl": Option("kl", zero_or_more),
-        "ce": Option("ce", zero_or_more),
-        "output": Option("output", word),
+    options: ClassVar[Mapping[str, LossOption]] = {
+        "T": LossOption("temperature", above_zero),
+        "kl": LossOption("kl", zero_or_more),
+        "ce": LossOption("ce", zero_or_more),
+        "output": LossOption("output", word),
     }
 
     def __init__(

@@ -8,7 +8,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from edgeopt.errors import InputsError
-from edgeopt.training.losses.base import Batch, Loss, Option, divergence, kept_tokens, output_pair
+from edgeopt.training.losses.base import (
+    Batch,
+    Loss,
+    LossOption,
+    divergence,
+    kept_tokens,
+    output_pair,
+)
 from edgeopt.training.losses.options import above_zero, word
 
 __all__ = ["SoftLabels"]
@@ -23,9 +30,9 @@ class SoftLabels(Loss):
     """
 
     kind: ClassVar[str] = "soft"
-    options: ClassVar[Mapping[str, Option]] = {
-        "T": Option("temperature", above_zero),
-        "output": Option("output", word),
+    options: ClassVar[Mapping[str, LossOption]] = {
+        "T": LossOption("temperature", above_zero),
+        "output": LossOption("output", word),
     }
 
     def __init__(
