@@ -132,7 +132,7 @@ class _Export:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class InputOptions:
     """What the model is run on."""
 
     data: str | None = option(
@@ -160,7 +160,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Code:
+class CodeOptions:
     """Code that a file needs, or brings."""
 
     model: str | None = option(
@@ -194,7 +194,7 @@ class _Blocks:
 
 
 @dataclass(frozen=True)
-class Prove:
+class ProofOptions:
     """What is asked of the proof."""
 
     min_sqnr: float | None = option(
@@ -259,7 +259,7 @@ class _Tuned:
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineOptions:
     """Another machine."""
 
     on: str | None = option(
@@ -420,12 +420,12 @@ class Forced:
 
 
 @dataclass(frozen=True)
-class _Both(Watched, Forced, Text, Gguf, _External, Prove, Code, Inputs):
+class _Both(Watched, Forced, Text, Gguf, _External, ProofOptions, CodeOptions, InputOptions):
     """What quantize and export both take."""
 
 
 @dataclass(frozen=True)
-class Quantize(_Both, Mixed, Machine, _Tuned, _Blocks, _Bits, Out):
+class Quantize(_Both, Mixed, MachineOptions, _Tuned, _Blocks, _Bits, Out):
     """The options of :func:`edgeopt.quantize`."""
 
 
@@ -442,7 +442,7 @@ class _Artifact:
 
 
 @dataclass(frozen=True)
-class Verify(Watched, Text, Prove, Code, Inputs, _Artifact):
+class Verify(Watched, Text, ProofOptions, CodeOptions, InputOptions, _Artifact):
     """The options of :func:`edgeopt.verify`."""
 
 
