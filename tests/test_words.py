@@ -1,4 +1,4 @@
-"""One meaning a word: no two public classes of the package have the same name."""
+"""One meaning a word: no two classes of the package have the same name."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import edgeopt
 SOURCE = Path(edgeopt.__file__).parent
 
 
-def public_names(tree: ast.Module) -> Iterator[str]:
-    """Classes of a module, and aliases of types, that begin without an underscore."""
+def names(tree: ast.Module) -> Iterator[str]:
+    """Classes and aliases of types at the top of a module."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             yield node.name
@@ -26,12 +26,11 @@ def public_names(tree: ast.Module) -> Iterator[str]:
 
 
 def shared(sources: dict[str, str]) -> dict[str, list[str]]:
-    """Public names that several modules give a meaning, and those modules."""
+    """Names that several modules give a meaning, and those modules; an underscore gives none."""
     meanings: defaultdict[str, list[str]] = defaultdict(list)
     for place, source in sources.items():
-        for name in public_names(ast.parse(source)):
-            if not name.startswith("_"):
-                meanings[name].append(place)
+        for name in names(ast.parse(source)):
+            meanings[name.lstrip("_")].append(place)
     return {name: places for name, places in meanings.items() if len(places) > 1}
 
 
@@ -44,5 +43,5 @@ def test_a_class_name_has_one_meaning() -> None:
 
 def test_two_meanings_of_a_word_are_found() -> None:
     alias = "from typing import TypeAlias\nWord: TypeAlias = int\n"
-    sources = {"a.py": "class Word: ...\nclass _Own: ...", "b.py": alias, "c.py": "class _Own: ..."}
-    assert shared(sources) == {"Word": ["a.py", "b.py"]}
+    sources = {"a.py": "class Word: ...\nclass Own: ...", "b.py": alias, "c.py": "class _Own: ..."}
+    assert shared(sources) == {"Word": ["a.py", "b.py"], "Own": ["a.py", "c.py"]}

@@ -359,7 +359,7 @@ WAITING = """
 import os, signal, sys, time
 import edgeopt.llm.stream as stream
 from edgeopt import cli
-real, count = stream._Job.run, 0
+real, count = stream._RowsJob.run, 0
 def slow(job, source, writer):
     global count
     done = real(job, source, writer)
@@ -368,7 +368,7 @@ def slow(job, source, writer):
         print("half way", flush=True)
         time.sleep(2)
     return done
-stream._Job.run = slow
+stream._RowsJob.run = slow
 stream.os.cpu_count = lambda: 1
 sys.argv[1:] = ["quantize", "model", "--type", "Q8_0", "--prove", "none", "-o", "out.gguf"]
 cli.main()

@@ -21,12 +21,12 @@ _PREFIX = "python:"
 
 
 @dataclass
-class _Scope:
+class _GivenObjects:
     objects: dict[str, Any] = field(default_factory=dict)
     homes: dict[Path, Path] = field(default_factory=dict)
 
 
-_SCOPE: ContextVar[_Scope | None] = ContextVar("given", default=None)
+_SCOPE: ContextVar[_GivenObjects | None] = ContextVar("given", default=None)
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def scope() -> Iterator[None]:
     if _SCOPE.get() is not None:
         yield
         return
-    token = _SCOPE.set(_Scope())
+    token = _SCOPE.set(_GivenObjects())
     try:
         yield
     finally:

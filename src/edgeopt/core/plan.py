@@ -123,7 +123,7 @@ class Plan:
         if version != PLAN_VERSION:
             raise ValueError(f"plan version {version!r}, this edgeopt reads {PLAN_VERSION}")
         try:
-            written = read(_Written, data)
+            written = read(_PlanFile, data)
             return cls(
                 source_sha256=written.source_sha256,
                 options=written.options,
@@ -150,7 +150,7 @@ class _WrittenDecision:
 
 
 @dataclass(frozen=True)
-class _Written:
+class _PlanFile:
     """A plan as it stands in a file."""
 
     edgeopt_plan: int

@@ -48,7 +48,7 @@ class Inheritance:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class _ShorterAxis:
     """An axis of a teacher's parameter that gets shorter. ``kind`` is what it stands for: hidden,
     inner, heads, groups (of keys and values), fused (all three, one after the other) or by-head;
     ``block`` whose block it is ('' outside of blocks)."""
@@ -97,13 +97,15 @@ def _block(name: str, how: Inheritance) -> str:
     return ""
 
 
-def _axes(name: str, tensor: Tensor, teacher: nn.Module, how: Inheritance) -> tuple[_Axis, ...]:
+def _axes(
+    name: str, tensor: Tensor, teacher: nn.Module, how: Inheritance
+) -> tuple[_ShorterAxis, ...]:
     if name not in how.hidden or name not in how.inner:
         return ()
     owner, _, _ = name.rpartition(".")
     # transformers' Conv1D has its weight as [inputs, outputs].
     turned = type(teacher.get_submodule(owner)).__name__ == "Conv1D" and tensor.ndim == 2
-    found: list[_Axis] = []
+    found: list[_ShorterAxis] = []
     for axis, size in enumerate(tensor.shape):
         gives = axis == (1 if turned else 0)
         if how.inner[name][axis] != size:
@@ -112,7 +114,7 @@ def _axes(name: str, tensor: Tensor, teacher: nn.Module, how: Inheritance) -> tu
             kind = _kind(owner, gives, how.teacher)
         else:
             continue
-        found.append(_Axis(axis, kind, _block(name, how)))
+        found.append(_ShorterAxis(axis, kind, _block(name, how)))
     return tuple(found)
 
 
@@ -130,7 +132,10 @@ class _Indices:
     """Which places along each kind of axis are kept: those of most weight."""
 
     def __init__(
-        self, given: Mapping[str, Tensor], axes: Mapping[str, tuple[_Axis, ...]], how: Inheritance
+        self,
+        given: Mapping[str, Tensor],
+        axes: Mapping[str, tuple[_ShorterAxis, ...]],
+        how: Inheritance,
     ) -> None:
         self.given, self.axes, self.how = given, axes, how
         self.weights: dict[tuple[str, str], Tensor] = {}
@@ -149,14 +154,14 @@ class _Indices:
             tensor = tensor.index_select(axis.axis, index.to(tensor.device))
         return tensor
 
-    def _weigh(self, tensor: Tensor, axis: _Axis) -> None:
+    def _weigh(self, tensor: Tensor, axis: _ShorterAxis) -> None:
         """Add the squared weights along an axis to its kind's; each tensor has an equal vote."""
         energy = tensor.movedim(axis.axis, 0).reshape(tensor.shape[axis.axis], -1).square().sum(1)
         energy = energy.cpu().double() / max(float(energy.mean()), 1e-30)
         for key, part in self._parts(axis, energy):
             self.weights[key] = self.weights[key] + part if key in self.weights else part
 
-    def _parts(self, axis: _Axis, energy: Tensor) -> list[tuple[tuple[str, str], Tensor]]:
+    def _parts(self, axis: _ShorterAxis, energy: Tensor) -> list[tuple[tuple[str, str], Tensor]]:
         sizes, block = self.how.teacher, axis.block
         queries, keys = sizes.heads * sizes.head, sizes.groups * sizes.head
         size = len(energy)
@@ -192,7 +197,7 @@ class _Indices:
         share, kept = shared.shape[1], student.heads // student.groups
         return torch.cat([g * share + _most(shared[g], kept) for g in groups.tolist()])
 
-    def _index(self, axis: _Axis, size: int) -> Tensor | None:
+    def _index(self, axis: _ShorterAxis, size: int) -> Tensor | None:
         sizes, block = self.how.teacher, axis.block
         if not self._parts(axis, torch.zeros(size)):
             return None

@@ -53,7 +53,7 @@ def shrink_pretrained(
         after = smaller(before, width, depth, keep_hidden=keep_hidden)
         if after == before:
             continue
-        plan = _Plan(model, before, after, _picked(before.blocks, after.blocks), seed)
+        plan = _StudentPlan(model, before, after, _picked(before.blocks, after.blocks), seed)
         student = plan.build()
         problem = differences(model, student)
         if not problem:
@@ -96,7 +96,7 @@ def _lists(inner: Any) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _StudentPlan:
     model: TorchModel
     before: Sizes
     after: Sizes

@@ -121,14 +121,14 @@ def read_header(path: Path) -> GgufHeader:
 
 def header_of(file: FileBytes) -> GgufHeader:
     """:func:`read_header` of a file that is already known."""
-    return _Reader(file).header()
+    return _HeaderReader(file).header()
 
 
 # ---------------------------------------------------------------------------------------------
 # the header
 
 
-class _Reader:
+class _HeaderReader:
     """A place in the file, and what is left of it."""
 
     def __init__(self, file: FileBytes) -> None:

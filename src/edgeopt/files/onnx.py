@@ -97,7 +97,7 @@ def describe(path: Path) -> Source:
       a quantized model has, and ``quantized_ops`` those, counted
     """
     file = FileBytes(path)
-    walk = _Walk(path, file.mapped(), OnnxTensors(file))
+    walk = _ModelWalk(path, file.mapped(), OnnxTensors(file))
     walk.model(file.size)
     files = (path, *walk.tensors.external_files())
     quantized = {op: n for op, n in sorted(walk.ops.items()) if op in QUANTIZED_OPS}
@@ -128,7 +128,7 @@ def describe(path: Path) -> Source:
 
 
 @dataclass
-class _Graph:
+class _GraphNames:
     """What one graph declares and uses; ``used`` includes the graphs inside it."""
 
     name: str = ""
@@ -140,7 +140,7 @@ class _Graph:
 
 
 @dataclass
-class _Walk:
+class _ModelWalk:
     """One pass over a model; what it finds piles up here."""
 
     path: Path
@@ -190,12 +190,12 @@ class _Walk:
 
     # -- graphs and nodes
 
-    def _graph(self, lo: int, hi: int, depth: int) -> _Graph:
+    def _graph(self, lo: int, hi: int, depth: int) -> _GraphNames:
         if depth > MAX_DEPTH:
             raise FormatError(
                 self.path, f"graphs nested more than {MAX_DEPTH} deep", field="graph", offset=lo
             )
-        graph = _Graph()
+        graph = _GraphNames()
         for number, wire, start, end in self._fields(lo, hi):
             if wire != LENGTH:
                 continue
@@ -216,13 +216,13 @@ class _Walk:
         self.unused += [name for name in graph.initializers if name not in graph.used]
         return graph
 
-    def _initializer(self, graph: _Graph, weight: Weight) -> None:
+    def _initializer(self, graph: _GraphNames, weight: Weight) -> None:
         if not weight.name:
             raise FormatError(self.path, "an initializer without a name", field="graph")
         graph.initializers.append(weight.name)
         self._add(graph, weight)
 
-    def _add(self, graph: _Graph, weight: Weight) -> str:
+    def _add(self, graph: _GraphNames, weight: Weight) -> str:
         """Keep a tensor under a name of its own, and give that back.
 
         Names are unique in one graph; branches and functions may use the same one for others.
@@ -243,7 +243,7 @@ class _Walk:
         self.weights[weight.name] = weight
         return weight.name
 
-    def _sparse(self, graph: _Graph, lo: int, hi: int) -> None:
+    def _sparse(self, graph: _GraphNames, lo: int, hi: int) -> None:
         """SparseTensorProto: the values carry the name, the indices none."""
         parts: dict[int, Weight] = {}
         for number, wire, start, end in self._fields(lo, hi):
@@ -254,7 +254,7 @@ class _Walk:
         self._initializer(graph, parts[1])
         self._add(graph, _renamed(parts[2], f"{parts[1].name}.indices"))
 
-    def _node(self, graph: _Graph, lo: int, hi: int, depth: int) -> set[str]:
+    def _node(self, graph: _GraphNames, lo: int, hi: int, depth: int) -> set[str]:
         """Count a node, take what it holds, and return the names it uses."""
         used: set[str] = set()
         output, op = "", ""
@@ -289,7 +289,7 @@ class _Walk:
 
     def _function(self, lo: int, hi: int) -> None:
         """A model-local function: nodes that other nodes stand for."""
-        body = _Graph()
+        body = _GraphNames()
         for number, wire, start, end in self._fields(lo, hi):
             if wire == LENGTH and number == 7:
                 self._node(body, start, end, depth=1)

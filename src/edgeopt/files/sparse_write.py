@@ -99,7 +99,7 @@ def _stored(weight: Weight, ties: Mapping[str, str]) -> Stored:
 
 
 @dataclass(frozen=True)
-class _Outline:
+class _SparseOutline:
     """What the file will hold; ``parts`` are the names of mask and values of the sparse ones."""
 
     header: sparse.SparseHeader
@@ -109,7 +109,7 @@ class _Outline:
 
 def _outline(
     weights: Sequence[Weight], made: Sequence[Stored], ties: Mapping[str, str]
-) -> _Outline:
+) -> _SparseOutline:
     taken = {weight.name for weight in weights}
     parts: dict[str, tuple[str, str]] = {}
     entries: list[safetensors.TensorEntry] = []
@@ -129,4 +129,4 @@ def _outline(
         shapes[weight.name], prefixes[weight.name] = weight.shape, prefix
         entries.append(safetensors.TensorEntry(mask, "uint8", (Sparse.mask_nbytes(weight.shape),)))
         entries.append(safetensors.TensorEntry(values, weight.dtype, (stored.nonzero,)))
-    return _Outline(sparse.SparseHeader(shapes, prefixes, ties), tuple(entries), parts)
+    return _SparseOutline(sparse.SparseHeader(shapes, prefixes, ties), tuple(entries), parts)

@@ -66,14 +66,14 @@ _TRUST = "torch.export.load would unpickle what it carries and evaluate its stri
 MAX_JSON, MAX_OBJECTS = 20_000_000, 50_000_000
 
 
-class _Archive(Protocol):
+class _ProgramArchive(Protocol):
     foreign: set[str]
 
     def pickle(self, name: str = ..., folder: str = ...) -> tuple[Any, TensorMaker]: ...
 
 
 #: Opens the torch archive between two positions of a file, under a label.
-OpenArchive = Callable[[FileBytes, int, int, str], _Archive]
+OpenArchive = Callable[[FileBytes, int, int, str], _ProgramArchive]
 
 
 def is_exported(records: ZipRecords) -> bool:
@@ -90,7 +90,7 @@ def _root(records: ZipRecords) -> str | None:
 
 def describe(path: Path, file: FileBytes, records: ZipRecords, open_archive: OpenArchive) -> Source:
     """Describe an exported program. Raises FormatError where the file is damaged."""
-    reader = _Reader(path, file, records, open_archive)
+    reader = _RecordReader(path, file, records, open_archive)
     root = _root(records)
     weights = reader.old_weights() if root is None else reader.weights(root)
     program = OLD_PROGRAM if root is None else reader.program_name(root)
@@ -131,19 +131,19 @@ def describe(path: Path, file: FileBytes, records: ZipRecords, open_archive: Ope
 
 def examined(path: Path, file: FileBytes, records: ZipRecords, open_archive: OpenArchive) -> Plain:
     """The program's checked parts. Raises NotPlainError where one could run code."""
-    reader = _Reader(path, file, records, open_archive)
+    reader = _RecordReader(path, file, records, open_archive)
     root = _root(records)
     if root is None:
         raise NotPlainError(_OLD)
     return _examined(reader, root, reader.json(reader.program_name(root)))
 
 
-def _examined(reader: _Reader, root: str, document: dict[str, Any]) -> Plain:
+def _examined(reader: _RecordReader, root: str, document: dict[str, Any]) -> Plain:
     return examine(reader.records, root, document, reader.json, reader.open_archive)
 
 
 def _examination(
-    reader: _Reader, root: str | None, document: dict[str, Any]
+    reader: _RecordReader, root: str | None, document: dict[str, Any]
 ) -> tuple[Plain | None, str | None]:
     """The parts of a program that can only compute, or what is in the way."""
     if root is None:
@@ -154,7 +154,7 @@ def _examination(
         return None, f"not a plain exported program: {error}; {_TRUST}"
 
 
-class _Reader:
+class _RecordReader:
     def __init__(
         self, path: Path, file: FileBytes, records: ZipRecords, open_archive: OpenArchive
     ) -> None:

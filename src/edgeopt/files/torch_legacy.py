@@ -51,7 +51,7 @@ def describe(path: Path) -> Source:
             "the tar format of torch 0.1; convert it once, if you trust it: "
             "torch.save(torch.load(FILE, weights_only=False), NEW)",
         )
-    reader = _Reader(file)
+    reader = _LegacyReader(file)
     if reader.pickle("magic number") != MAGIC:
         reader.fail("no torch file: its magic number is wrong", "magic number")
     version = reader.pickle("protocol version")
@@ -74,7 +74,7 @@ def describe(path: Path) -> Source:
     return make_source(path, tree, maker, nbytes=file.size, details=details, foreign=reader.foreign)
 
 
-class _Reader:
+class _LegacyReader:
     def __init__(self, file: FileBytes) -> None:
         self.file, self.pos = file, 0
         self.limits = Limits.for_file(file.size)

@@ -50,7 +50,7 @@ _ALIGNMENT = 64
 _PIECE = 1 << 20
 
 
-class _Archive(Protocol):
+class _PlainArchive(Protocol):
     foreign: set[str]
 
     def pickle(self, name: str = ..., folder: str = ...) -> tuple[Any, Any]: ...
@@ -71,7 +71,7 @@ def examine(
     root: str,
     program: dict[str, Any],
     read_json: Callable[[str], dict[str, Any]],
-    open_archive: Callable[[FileBytes, int, int, str], _Archive],
+    open_archive: Callable[[FileBytes, int, int, str], _PlainArchive],
 ) -> Plain:
     """Hold every part of a ``.pt2`` archive against what is known to be harmless.
 
@@ -116,7 +116,7 @@ def _payload(
 def _examine_samples(
     records: ZipRecords,
     name: str,
-    open_archive: Callable[[FileBytes, int, int, str], _Archive],
+    open_archive: Callable[[FileBytes, int, int, str], _PlainArchive],
 ) -> None:
     record = records.records[name]
     if not record.nbytes:

@@ -111,7 +111,7 @@ def _module_state(node: Any) -> dict[Any, Any] | None:
     return None
 
 
-class _Walk:
+class _TreeWalk:
     def __init__(self, path: Path, nbytes: int) -> None:
         self.path = path
         self.visits = 300_000 + nbytes // 64
@@ -235,7 +235,7 @@ class _Walk:
 
 def read_tree(path: Path, nbytes: int, top: Any, *, script: bool = False) -> Tree:
     """Find the tensors in ``top`` (see the module's rule). ``script`` for TorchScript objects."""
-    walk = _Walk(path, nbytes)
+    walk = _TreeWalk(path, nbytes)
     leaves = walk.leaves_of(top, script)
     tree = Tree(composites=walk.composites)
     if isinstance(top, dict):

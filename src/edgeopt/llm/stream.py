@@ -59,7 +59,7 @@ def write_model(
     stored = {weight.name: weight for weight in source.weights} if source.kind == "gguf" else {}
     if progress is not None:
         progress("quantizing (encoders are compiled at the first use, and kept)", None)
-    meter = _Meter(sum(weights[d.tensor].nbytes for d in plan.decisions), progress)
+    meter = _ProgressMeter(sum(weights[d.tensor].nbytes for d in plan.decisions), progress)
     pool, aside = ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
     pending: deque[Future[int]] = deque()
     ended = _Ended()
@@ -108,7 +108,7 @@ def row_spans(weight: Weight, chunk: int = _CHUNK) -> Iterator[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _RowsJob:
     """Some rows of a tensor."""
 
     decision: Decision
@@ -164,14 +164,14 @@ def _jobs(
     weights: Mapping[str, Weight],
     stored: Mapping[str, Weight],
     importance: Mapping[str, NDArray[np.float32]],
-) -> Iterator[_Job]:
+) -> Iterator[_RowsJob]:
     for decision in plan.decisions:
         copied = decision.method == "copy"
         weight = (stored if copied and stored else weights)[decision.tensor]
         if weight.size == 0:
             continue
         for lo, hi in row_spans(weight):
-            yield _Job(decision, weight, lo, hi, importance.get(weight.name), copied)
+            yield _RowsJob(decision, weight, lo, hi, importance.get(weight.name), copied)
 
 
 #: Where a 16-bit float has its exponent: all ones mean NaN or infinity.
@@ -186,7 +186,7 @@ def _finite_bits(rows: Array) -> bool:
     return rows.dtype.kind != "f" or bool(np.isfinite(rows).all())
 
 
-class _Meter:
+class _ProgressMeter:
     """Bytes done, rate and time left, said a few times a second."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:

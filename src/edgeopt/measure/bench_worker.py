@@ -32,7 +32,7 @@ from edgeopt.runtimes.engine import Case, Engine, Feed, make_engine
 
 __all__ = ["BenchWorker", "case_from_json", "case_to_json", "main"]
 
-_Command: TypeAlias = Mapping[str, Any]
+_WorkerCommand: TypeAlias = Mapping[str, Any]
 
 #: The part of a turn that goes before it, not recorded: the first inferences after a sleep meet
 #: caches and predictors as another process has left them.
@@ -61,7 +61,7 @@ class BenchWorker:
         self._energy = EnergyMeter(self._gpus, self._gpu)
         self._last = 0.0
 
-    def imports(self, command: _Command) -> dict[str, Any]:
+    def imports(self, command: _WorkerCommand) -> dict[str, Any]:
         """Load the runtime; what is resident then is the baseline."""
         self._mark(f"loading {self._case.runtime}")
         pinned = pin(self._case.threads) if command.get("pin", True) else None
@@ -74,7 +74,7 @@ class BenchWorker:
         self._footprint = Footprint.begin(self._case.files)
         return {"seconds": seconds, "pinned": pinned and dataclasses.asdict(pinned)}
 
-    def load(self, command: _Command) -> dict[str, Any]:
+    def load(self, command: _WorkerCommand) -> dict[str, Any]:
         """Open the artifact, its pages brought in before, or (``cold``) thrown out and checked."""
         path = self._case.path
         eviction = None
@@ -94,7 +94,7 @@ class BenchWorker:
             answer["reason"] = eviction.reason
         return answer
 
-    def first(self, command: _Command) -> dict[str, Any]:
+    def first(self, command: _WorkerCommand) -> dict[str, Any]:
         """The first inference."""
         self._mark(f"running {self._case.path}")
         self._engine.prepare(self._feed)
@@ -103,7 +103,7 @@ class BenchWorker:
         self._last = time.perf_counter() - start
         return {"seconds": self._last}
 
-    def turn(self, command: _Command) -> dict[str, Any]:
+    def turn(self, command: _WorkerCommand) -> dict[str, Any]:
         """Inferences for ``seconds``, at least one, each timed; ``limit`` of the times are kept,
         evenly spread over the turn."""
         self._mark(f"running {self._case.path}")
@@ -137,7 +137,7 @@ class BenchWorker:
             }
         return answer
 
-    def memory(self, command: _Command) -> dict[str, Any]:
+    def memory(self, command: _WorkerCommand) -> dict[str, Any]:
         """What is resident now and was at most, and what the runtime did."""
         assert self._footprint is not None
         memory = dataclasses.asdict(self._footprint.read())

@@ -36,7 +36,7 @@ _LEAST_POWER = 0.01
 
 
 @dataclass
-class _Sums:
+class _KindSums:
     """What is kept of the samples of one kind."""
 
     elements: int = 0
@@ -69,7 +69,7 @@ class FidelityMeter:
         ``probability``: the output lies between 0 and 1 whatever goes in."""
         self.output = output
         self._probability = probability
-        self._kinds: dict[str, _Sums] = {}
+        self._kinds: dict[str, _KindSums] = {}
         self._may_be_classes = classes
         self._samples = 0
         self._elements = 0
@@ -113,7 +113,7 @@ class FidelityMeter:
         )
         width = reference.shape[-1] if classes else max(1, min(reference.size, _CHUNK))
         signal = noise = dot = power = 0.0
-        sums = self._kinds.setdefault(kind, _Sums())
+        sums = self._kinds.setdefault(kind, _KindSums())
         sums.elements += reference.size
         for ref, new in _chunks(reference, got, width):
             ref_ok, new_ok = np.isfinite(ref), np.isfinite(new)

@@ -60,7 +60,7 @@ def tensors_of(source: Source) -> LayerTensors:
     part_of = {part.name: name for name, group in groups.items() for part in group.parts}
     layers: list[Layer] = []
     readable: dict[str, Weight] = {}
-    slot = _Slot()
+    slot = _LayerRoom()
     for weight in source.weights:
         name = part_of.get(weight.name)
         if name is None:
@@ -131,7 +131,7 @@ class _Group:
     transposed: bool
     parts: tuple[Weight, ...]
 
-    def whole(self, name: str, slot: _Slot) -> Weight:
+    def whole(self, name: str, slot: _LayerRoom) -> Weight:
         shape = self.shape[::-1] if self.transposed else self.shape
 
         def make() -> NDArray[Any]:
@@ -152,7 +152,7 @@ class _Group:
         return codes * scale
 
 
-class _Slot:
+class _LayerRoom:
     """Room for one layer that is only had whole: it is read a few rows at a time, by threads."""
 
     def __init__(self) -> None:

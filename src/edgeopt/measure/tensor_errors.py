@@ -47,7 +47,7 @@ class TensorError:
 
 
 @dataclass(frozen=True)
-class _Sums:
+class _ErrorSums:
     rows: tuple[int, int]
     count: int
     signal: float
@@ -68,9 +68,9 @@ def tensor_errors(
     """
     threads = threads or min(os.cpu_count() or 1, _MAX_THREADS)
     paths = tuple(files)
-    sums: list[list[_Sums]] = [[] for _ in pairs]
+    sums: list[list[_ErrorSums]] = [[] for _ in pairs]
     total = max(1, sum(before.size for before, _ in pairs))
-    pending: deque[tuple[int, Future[_Sums]]] = deque()
+    pending: deque[tuple[int, Future[_ErrorSums]]] = deque()
     done = held = 0
     pool = ThreadPoolExecutor(threads)
 
@@ -110,16 +110,16 @@ def _spans(weight: Weight) -> Iterator[tuple[int, int]]:
         yield lo, min(lo + step, weight.shape[0])
 
 
-def _compare(before: Weight, after: Weight, lo: int, hi: int) -> _Sums:
+def _compare(before: Weight, after: Weight, lo: int, hi: int) -> _ErrorSums:
     reference = np.asarray(before.rows(lo, hi)).astype(np.float32, copy=False)
     stored = np.asarray(after.rows(lo, hi)).astype(np.float32, copy=False)
     with np.errstate(all="ignore"):  # NaN and Inf show in the sums
         noise = np.square(reference - stored, dtype=np.float64).sum()
         signal = np.square(reference, dtype=np.float64).sum()
-    return _Sums((lo, hi), reference.size, float(signal), float(noise))
+    return _ErrorSums((lo, hi), reference.size, float(signal), float(noise))
 
 
-def _error(weight: Weight, sums: Sequence[_Sums]) -> TensorError:
+def _error(weight: Weight, sums: Sequence[_ErrorSums]) -> TensorError:
     signal, noise = sum(s.signal for s in sums), sum(s.noise for s in sums)
     mean = signal / max(1, sum(s.count for s in sums))
     worst, rows = math.inf, (0, weight.shape[0] if weight.shape else 1)

@@ -153,7 +153,7 @@ def _flops(model: TorchModel, feed: Mapping[str, Array]) -> dict[str, int]:
     with model.mode(False) as module, torch.no_grad(), quiet(), sdpa_kernel(SDPBackend.MATH):
         if isinstance(module, fx.GraphModule):
             args, kwargs = model.arguments(tensors)
-            return _Walk(module, meter).measured(*args, *kwargs.values())
+            return _FlopCounter(module, meter).measured(*args, *kwargs.values())
         with _own(module, meter) as found, meter:
             model.outputs(tensors)
     return found
@@ -188,7 +188,7 @@ def _hooks(part: nn.Module, begin: Any, end: Any) -> list[Any]:
     return [part.register_forward_pre_hook(begin), part.register_forward_hook(end)]
 
 
-class _Walk(fx.Interpreter):
+class _FlopCounter(fx.Interpreter):
     """Runs a program operator by operator: each counts for the layer whose weights it takes."""
 
     def __init__(self, module: fx.GraphModule, meter: Any) -> None:

@@ -64,7 +64,7 @@ def fit(
 ) -> tuple[Floats, Floats | None]:
     """Scale and zero point of each column of ``x``; see :class:`edgeopt.numerics.affine.Fit`."""
     unit, peak = _normalised(x)
-    search = _Search(unit, levels, importance)
+    search = _GridSearch(unit, levels, importance)
     if levels.symmetric:
         _try_symmetric(search)
     else:
@@ -73,7 +73,7 @@ def fit(
     return search.scale * peak, None if levels.symmetric else search.zero
 
 
-class _Search:
+class _GridSearch:
     """The best scale and zero point so far, for each column of ``x``."""
 
     def __init__(self, x: Floats, levels: Levels, importance: Floats | None) -> None:
@@ -132,7 +132,7 @@ class _Search:
         return total
 
 
-def _try_symmetric(search: _Search) -> None:
+def _try_symmetric(search: _GridSearch) -> None:
     first, _ = rtn.fit(search.x, search.levels)
     search.attempt(_nonzero(first))
     high, low = search.x.max(axis=0), search.x.min(axis=0)
@@ -150,7 +150,7 @@ def _try_symmetric(search: _Search) -> None:
         search.attempt(best * share)
 
 
-def _try_asymmetric(search: _Search) -> None:
+def _try_asymmetric(search: _GridSearch) -> None:
     levels = search.levels
     scale, zero = rtn.minmax(search.x, levels)
     scale = _nonzero(scale)
@@ -165,7 +165,7 @@ def _try_asymmetric(search: _Search) -> None:
             search.attempt(scale * share, moved)
 
 
-def _grid(search: _Search) -> Floats:
+def _grid(search: _GridSearch) -> Floats:
     return _WIDE_GRID if search.x.shape[0] > _WIDE else _GRID
 
 

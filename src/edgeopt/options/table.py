@@ -181,7 +181,7 @@ class CodeOptions:
 
 
 @dataclass(frozen=True)
-class _Blocks:
+class _Rounding:
     block_size: int | None = option(
         None,
         WHOLE,
@@ -190,6 +190,15 @@ class _Blocks:
         metavar="N",
         of=(_ONNX, _PACKED),
         without="a type has blocks of its own size",
+    )
+    method: str = option(
+        "auto",
+        choice("auto", "mse", "rtn", "hqq"),
+        "How weights are rounded: least squares, to the nearest, or HQQ.",
+        doc="how weights are rounded: ``mse`` (least squared error), ``rtn`` (to the nearest code)"
+        " or ``hqq``; ``auto`` takes what measured best (see ``docs/formats.md``).",
+        of=(_ONNX, _PACKED),
+        without="a type has its own encoder",
     )
 
 
@@ -425,7 +434,7 @@ class _Both(Watched, Forced, Text, Gguf, _External, ProofOptions, CodeOptions, I
 
 
 @dataclass(frozen=True)
-class Quantize(_Both, Mixed, MachineOptions, _Tuned, _Blocks, _Bits, Out):
+class Quantize(_Both, Mixed, MachineOptions, _Tuned, _Rounding, _Bits, Out):
     """The options of :func:`edgeopt.quantize`."""
 
 
@@ -517,7 +526,7 @@ _TAKES: Mapping[str | tuple[str, str], Takes] = {
     "other_machine": FLAG,
     "metric": METRICS,
     "metrics": METRICS,
-    "method": choice(
+    ("prune", "method"): choice(
         "channels", "depth", "vocabulary", "magnitude", "wanda", "sparsegpt", "lottery"
     ),
     "ratio": NUMBER,

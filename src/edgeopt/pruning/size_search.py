@@ -122,7 +122,7 @@ def search_target(
     Raises UsageError for a target that the original meets already, or that cannot be reached: it
     says what can; SourceError as ``prune`` does.
     """
-    search = _Search(model, target, prune, _meter(model, target, latency), progress)
+    search = _RatioSearch(model, target, prune, _meter(model, target, latency), progress)
     return search.run()
 
 
@@ -145,7 +145,7 @@ def _meter(
     return read
 
 
-class _Search:
+class _RatioSearch:
     """Ratios tried, and the nearest that leave too much and no more than wanted."""
 
     def __init__(

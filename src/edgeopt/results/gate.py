@@ -49,7 +49,7 @@ class Breach:
 
 
 @dataclass(frozen=True)
-class _Value:
+class _Estimate:
     """An estimate with its interval, and where it was found."""
 
     value: float
@@ -173,7 +173,7 @@ class _Question:
 
     # -- what was measured: each gives one value or more, or raises --------------------------
 
-    def measured(self, c: Condition, subject: str) -> list[_Value]:
+    def measured(self, c: Condition, subject: str) -> list[_Estimate]:
         metric = "latency" if c.metric in RATES else c.metric
         rows = [r for r in self.derived.rows if (r.subject, r.metric) == (subject, metric)]
         if not any(r.figures for r in rows):
@@ -184,7 +184,7 @@ class _Question:
             raise self.error(f"{metric} of {subject} was not measured so; it was with {there}")
         return [self.figure(c, row) for row in chosen]
 
-    def figure(self, c: Condition, row: Row) -> _Value:
+    def figure(self, c: Condition, row: Row) -> _Estimate:
         asked = c.metric if c.metric in RATES else c.statistic
         name = asked or next(iter(row.figures), "")
         where = f" ({_spelt(row.conditions)})" if row.conditions else ""
@@ -195,14 +195,14 @@ class _Question:
                 f"about {_listed(list(row.figures))}"
             )
         if c.kind == "value":
-            return _Value(figure.value, *_bounds(figure), where)
+            return _Estimate(figure.value, *_bounds(figure), where)
         ratio = self.ratio(row, name, where)
         value, low, high = (bound - 1 for bound in (ratio.value, *_bounds(ratio)))
         if c.kind == "ratio":
-            return _Value(value, low, high, where)
+            return _Estimate(value, low, high, where)
         # From the ratio, whose blocks were taken side by side, not from two figures' intervals.
         unit = figure.value / ratio.value
-        return _Value(value * unit, low * unit, high * unit, where)
+        return _Estimate(value * unit, low * unit, high * unit, where)
 
     def ratio(self, row: Row, statistic: str, where: str) -> Figure:
         baseline = self.results.baseline
@@ -222,7 +222,7 @@ class _Question:
             )
         return ratio
 
-    def fidelity(self, c: Condition, subject: str) -> list[_Value]:
+    def fidelity(self, c: Condition, subject: str) -> list[_Estimate]:
         name = c.metric.partition(".")[2]
         there = self.results.fidelity.get(subject, ())
         if not there:
@@ -231,30 +231,30 @@ class _Question:
         broken = next((f for f in asked if not f.finite), None)
         if broken is not None:
             text = "NaN or Inf where the baseline's is finite"
-            return [_Value(math.nan, math.nan, math.nan, f" of {broken.output}", text)]
+            return [_Estimate(math.nan, math.nan, math.nan, f" of {broken.output}", text)]
         known = [(f.output, value) for f in asked if (value := _number(f, name)) is not None]
         if not known:
             raise self.error(
                 f"{subject} has no {name}: outputs are {_listed([f.output for f in there])}"
             )
-        return [_Value(value, value, value, f" of {output}") for output, value in known]
+        return [_Estimate(value, value, value, f" of {output}") for output, value in known]
 
-    def quality(self, c: Condition, subject: str) -> list[_Value]:
+    def quality(self, c: Condition, subject: str) -> list[_Estimate]:
         own = self.task_metric(c, subject)
         if c.kind == "value":
-            return [_Value(own.value, own.value, own.value)]
+            return [_Estimate(own.value, own.value, own.value)]
         base = self.task_metric(c, self.results.baseline)
         change = own.value - base.value
         found = paired_difference(base.scores, own.scores)
         low, high = (found.low, found.high) if found else (change, change)
         if c.kind == "difference":
-            return [_Value(change, low, high)]
+            return [_Estimate(change, low, high)]
         if base.value <= 0:
             raise self.error(
                 f"{c.what} of the baseline is {base.value:g}, of which there are no percents; "
                 "ask for a difference, as -0.01"
             )
-        return [_Value(change / base.value, low / base.value, high / base.value)]
+        return [_Estimate(change / base.value, low / base.value, high / base.value)]
 
     def task_metric(self, c: Condition, subject: str) -> Quality:
         name = c.metric.partition(".")[2]
@@ -282,7 +282,7 @@ class _Question:
         return f"{metric} of {subject} was not measured{because}; measured: {there}"
 
 
-def _answer(c: Condition, found: _Value) -> Answer:
+def _answer(c: Condition, found: _Estimate) -> Answer:
     above = c.operator[0] == ">"
     nearest, furthest = (found.low, found.high) if above else (found.high, found.low)
     broken = math.isnan(found.value)
@@ -326,7 +326,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) if names else "nothing"
 
 
-def _shown(c: Condition, found: _Value) -> str:
+def _shown(c: Condition, found: _Estimate) -> str:
     """An estimate with its interval in the words of the limit."""
     values = [found.value]
     if found.low != found.value or found.high != found.value:

@@ -64,7 +64,13 @@ class Request(Quantize, Export, Verify):
     def asked(self) -> Asked:
         """The bits and what to prefer, checked; a plan that is replayed has its own."""
         return Asked(
-            self.bits or 8, self.prefer, self.target, self.block_size, self.min_sqnr, self.threads
+            self.bits or 8,
+            self.prefer,
+            self.target,
+            self.block_size,
+            self.min_sqnr,
+            self.threads,
+            None if self.method == "auto" else self.method,
         )
 
     def step(self, what: str) -> None:

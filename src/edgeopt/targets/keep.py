@@ -21,6 +21,7 @@ from edgeopt.files.seal import BLANK, SEAL
 from edgeopt.targets.written import plan_path, record_of
 
 __all__ = [
+    "NotProven",
     "artifact_path",
     "default_path",
     "external_over",
@@ -66,7 +67,7 @@ def scratch() -> Iterator[Path]:
         ) from error
 
 
-class _NotProven(Exception):
+class NotProven(Exception):
     """Leaves the writing block, so that the temporary files are removed."""
 
 
@@ -171,8 +172,8 @@ def write_proven(
                 artifact = {**proof.artifact, "plan": str(targets[-2])}
                 proof = dataclasses.replace(proof, artifact=artifact)
             if proof.verdict.failed and not force:
-                raise _NotProven
-    except _NotProven:
+                raise NotProven
+    except NotProven:
         assert proof is not None
         return not_kept(proof)
     if plan is not None:

@@ -20,7 +20,7 @@ __all__ = ["MetricFunction", "broadcast_buffers", "evaluate"]
 #: (outputs by name, targets by name) of all samples, in order -> how good they are.
 MetricFunction: TypeAlias = Callable[[Mapping[str, Array], Mapping[str, Array]], float]
 
-_Answers: TypeAlias = tuple[dict[str, Array], dict[str, Array]]
+_BatchAnswers: TypeAlias = tuple[dict[str, Array], dict[str, Array]]
 
 
 def broadcast_buffers(accelerator: Any, objective: Objective) -> None:
@@ -45,7 +45,7 @@ def evaluate(
     """
     broadcast_buffers(accelerator, objective)
     of, rank = accelerator.num_processes, accelerator.process_index
-    answers: list[_Answers] = []
+    answers: list[_BatchAnswers] = []
     summed, rows = 0.0, 0.0
     objective.eval()
     with torch.no_grad(), accelerator.autocast():
@@ -76,7 +76,7 @@ def _array(tensor: Tensor) -> Array:
     return array
 
 
-def _gathered(answers: list[_Answers], of: int) -> Iterable[_Answers]:
+def _gathered(answers: list[_BatchAnswers], of: int) -> Iterable[_BatchAnswers]:
     """The answers of all processes, in the order of the samples."""
     if of == 1:
         return answers
@@ -86,7 +86,7 @@ def _gathered(answers: list[_Answers], of: int) -> Iterable[_Answers]:
     return [one for batch in zip(*by_process, strict=True) for one in batch]
 
 
-def _joined(parts: Iterable[_Answers], label: str) -> _Answers:
+def _joined(parts: Iterable[_BatchAnswers], label: str) -> _BatchAnswers:
     outputs: dict[str, list[Array]] = {}
     targets: dict[str, list[Array]] = {}
     for part in parts:

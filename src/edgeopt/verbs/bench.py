@@ -122,7 +122,7 @@ def bench(
             found_device = machine.resolve(device, runtime_of(source, asked))
             trials.extend(trials_of(name, source, asked, found_device, described))
         before = machine.environment(threads=max(threads))
-        document = _Document(names, sources, layers, trials, asked, settings, before, on)
+        document = _Draft(names, sources, layers, trials, asked, settings, before, on)
         if baseline is not None:
             # Results that cannot be compared are refused before minutes of measuring.
             nothing = Bench((), (), {}, {}, ())
@@ -155,7 +155,7 @@ def _described(source: Source) -> tuple[Source, tuple[Layer, ...]]:
     return replace(source, weights=(), extras=()), layers
 
 
-class _Document:
+class _Draft:
     """What is known before measuring, ready to be joined with what is found."""
 
     def __init__(

@@ -131,7 +131,7 @@ def compare(
         }
     )
     if artifacts:
-        task = _Task(
+        task = _Comparison(
             metrics=tuple(map(find_metric, metric)),
             data=data,
             text=None if text is None else Path(text),
@@ -157,7 +157,7 @@ def _require_nothing_to_run() -> None:
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Comparison:
     """What artifacts are compared on; ``options`` are bench's."""
 
     metrics: tuple[TaskMetric, ...]
@@ -179,7 +179,10 @@ class _Task:
 
 
 def _measured(
-    items: Sequence[str | Path], task: _Task, out: str | Path | None, progress: Progress | None
+    items: Sequence[str | Path],
+    task: _Comparison,
+    out: str | Path | None,
+    progress: Progress | None,
 ) -> Results:
     """The artifacts benchmarked in one run, and held against the first."""
     # Without their tensors: those hold maps of the files, and what is mapped cannot be evicted.
@@ -210,7 +213,7 @@ def _measured(
     )
 
 
-def _stands_on(setting: _Setting, task: _Task) -> str:
+def _stands_on(setting: _Setting, task: _Comparison) -> str:
     """What figures of fidelity stand on, in the words of a headline; empty where it is the weights
     alone, which is said where they are shown."""
     if setting.inputs:
@@ -233,7 +236,7 @@ class _Setting:
     given: tuple[str, ...] = ()
 
 
-def _setting(sources: Sequence[Source], task: _Task) -> _Setting:
+def _setting(sources: Sequence[Source], task: _Comparison) -> _Setting:
     """Raises for what cannot be honoured, before minutes of measuring."""
     runtimes = [runtime_of(source, task.asked) for source in sources]
     require_use(runtimes)
@@ -270,7 +273,7 @@ def _setting(sources: Sequence[Source], task: _Task) -> _Setting:
 def _likeness(
     artifacts: Sequence[Artifact],
     errors: Mapping[str, Sequence[TensorError]],
-    task: _Task,
+    task: _Comparison,
     setting: _Setting,
     progress: Progress | None,
 ) -> Likeness:
@@ -295,7 +298,7 @@ def _likeness(
     return together(parts)
 
 
-def _artifact(subject: Subject, path: Path, task: _Task) -> Artifact:
+def _artifact(subject: Subject, path: Path, task: _Comparison) -> Artifact:
     """Answers are compared on this machine, wherever the artifact was timed."""
     source, asked = open_source(path), task.asked
     here = task.options.get("on") is None
@@ -316,7 +319,7 @@ def _room(artifact: Artifact) -> str:
 
 
 def _answers(
-    artifacts: Sequence[Artifact], setting: _Setting, task: _Task, progress: Progress | None
+    artifacts: Sequence[Artifact], setting: _Setting, task: _Comparison, progress: Progress | None
 ) -> Likeness:
     try:
         return of_answers(
@@ -338,7 +341,7 @@ def _answers(
 
 
 def _texts(
-    artifacts: Sequence[Artifact], body: bytes, task: _Task, progress: Progress | None
+    artifacts: Sequence[Artifact], body: bytes, task: _Comparison, progress: Progress | None
 ) -> Likeness:
     assert task.text is not None
     context, embedder = task.context, False

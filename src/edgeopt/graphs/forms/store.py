@@ -53,7 +53,7 @@ def block_for(columns: int, wanted: int) -> int | None:
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _BlockLayout:
     """How a matrix [rows, columns] in blocks is laid out in the file.
 
     Row major: codes [rows, blocks, block]. By column: [blocks, block, rows], so that a reshape
@@ -78,7 +78,7 @@ def _unpacked(
     name: str,
     codes: Codes,
     scheme: Affine,
-    layout: _Layout,
+    layout: _BlockLayout,
     scales: NDArray[np.generic],
 ) -> ir.Value:
     """float32 weights in blocks, codes times ``scales`` [rows, blocks]: Cast -> (Sub) -> Mul."""
@@ -121,7 +121,7 @@ def float_view(
     """The tensor in its own shape and dtype, expanded when the session loads."""
     rows, blocks = codes.scale.shape
     columns = codes.q.shape[1]
-    layout = _Layout(rows, columns, blocks, by_column)
+    layout = _BlockLayout(rows, columns, blocks, by_column)
     value = _unpacked(b, name, codes, scheme, layout, codes.scale)
     target = b.constant(f"{name}.shape", np.array(shape, np.int64))
     value = b.at_load("Reshape", [value, target], name=f"{name}.expanded")
@@ -208,7 +208,7 @@ def int8_chain(
 ) -> ir.Value:
     """int8 codes made at load from 4-bit ones, in ``shape``: what :func:`int8_codes` computes."""
     rows, columns = codes.q.shape
-    layout = _Layout(rows, columns, codes.scale.shape[1], by_column)
+    layout = _BlockLayout(rows, columns, codes.scale.shape[1], by_column)
     if scale is None:
         scale = row_scale(codes, scheme)
     value = _unpacked(b, name, codes, scheme, layout, _steps(codes, scheme, scale))

@@ -42,7 +42,7 @@ class Gpt2:
         for key, only in _FIXED.items():
             if read.flag(key, only) != only:
                 raise read.refuse(key, f"llama.cpp's gpt2 computes {str(only).lower()} only")
-        sizes = _Sizes.of(read)
+        sizes = _Gpt2Sizes.of(read)
         fields = {
             "vocab_size": u32(sizes.vocabulary.value),
             "context_length": u32(sizes.positions.value),
@@ -56,7 +56,7 @@ class Gpt2:
 
     def tensors(self, config: Mapping[str, Any], source: Source) -> tuple[Weight, ...]:
         read = _config(config, source.path)
-        sizes = _Sizes.of(read)
+        sizes = _Gpt2Sizes.of(read)
         shared = tied(source, read, "wte.weight")
         width, inner = sizes.width, sizes.inner
         table = (sizes.vocabulary, width)
@@ -91,7 +91,7 @@ class Gpt2:
 
 
 @dataclass(frozen=True)
-class _Sizes:
+class _Gpt2Sizes:
     vocabulary: Dim
     positions: Dim
     width: Dim
@@ -100,7 +100,7 @@ class _Sizes:
     heads: int
 
     @classmethod
-    def of(cls, config: Config) -> _Sizes:
+    def of(cls, config: Config) -> _Gpt2Sizes:
         width, heads = config.dim("n_embd"), config.integer("n_head")
         if width.value % heads:
             raise config.wrong("n_embd", f"is {width.value}, no multiple of n_head {heads}")

@@ -160,7 +160,7 @@ def _read(graph: Any, module: nn.Module) -> Trace:
 def _group(graph: Any, layer: nn.Module, names: Mapping[Any, str]) -> ChannelGroup:
     size = width(layer)
     parts: list[GroupMember] = []
-    walk = _Walk(graph, layer, size)
+    walk = _ChannelWalk(graph, layer, size)
     reason = "" if walk.followed else "its channels pass through an operation that moves them about"
     for (node, handler), channels in walk.found.items():
         if not channels:  # the other end of a concatenation, say
@@ -196,7 +196,7 @@ class _Channel(NamedTuple):
     root_idx: int
 
 
-class _Walk:
+class _ChannelWalk:
     """All that a layer's output channels reach in the graph.
 
     ``found`` is, by node and the pruning function called for there, the node's channel -> the

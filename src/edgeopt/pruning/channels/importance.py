@@ -38,7 +38,7 @@ Importance: TypeAlias = Literal["magnitude", "bn", "taylor", "activation"]
 FeedStream: TypeAlias = Iterable[Mapping[str, Array]]
 
 #: Layer name and side -> a score for each of its channels, on that side.
-_Table: TypeAlias = dict[tuple[str, Side], Tensor]
+_SideScores: TypeAlias = dict[tuple[str, Side], Tensor]
 
 #: Whether scores of different groups are on one scale as they are.
 _COMPARABLE: Mapping[str, bool] = {
@@ -120,7 +120,7 @@ def _weights(
     parts: Mapping[tuple[str, Side], GroupMember],
     value: Callable[[nn.Parameter], Tensor],
     biases: bool = False,
-) -> _Table:
+) -> _SideScores:
     table = {key: _by_channel(part, value, biases) for key, part in parts.items()}
     return {key: found for key, found in table.items() if found is not None}
 
@@ -173,7 +173,7 @@ def _sum(values: Tensor, axis: int) -> Tensor:
     return values.movedim(axis, 0).flatten(1).sum(1) if values.dim() > 1 else values
 
 
-def _gammas(parts: Mapping[tuple[str, Side], GroupMember]) -> _Table:
+def _gammas(parts: Mapping[tuple[str, Side], GroupMember]) -> _SideScores:
     table = {
         key: part.layer.weight.detach().double().abs()
         for key, part in parts.items()
@@ -194,8 +194,8 @@ def _taylor(
     labels: NDArray[Any] | None,
     seed: int,
     progress: Progress | None,
-) -> _Table:
-    table: _Table = {}
+) -> _SideScores:
+    table: _SideScores = {}
     signs = torch.Generator().manual_seed(seed)
     done = row = 0
 
@@ -267,8 +267,8 @@ def _activations(
     parts: Mapping[tuple[str, Side], GroupMember],
     feeds: FeedStream,
     progress: Progress | None,
-) -> _Table:
-    sums: _Table = {}
+) -> _SideScores:
+    sums: _SideScores = {}
     rows: dict[tuple[str, Side], int] = {}
     handles = []
 

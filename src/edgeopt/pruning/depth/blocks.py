@@ -38,7 +38,7 @@ class Block:
 
 
 @dataclass
-class _Seen:
+class _SeenCall:
     """How a module was called in a run."""
 
     calls: int = 0
@@ -82,9 +82,9 @@ def first_tensor(value: Any) -> Tensor | None:
     return next((t for t in map(first_tensor, values) if t is not None), None)
 
 
-def _watch(model: TorchModel, modules: Mapping[str, nn.Module]) -> dict[str, _Seen]:
+def _watch(model: TorchModel, modules: Mapping[str, nn.Module]) -> dict[str, _SeenCall]:
     """How each composite module is called when the example is run."""
-    seen = {name: _Seen() for name, module in modules.items() if name and _composite(module)}
+    seen = {name: _SeenCall() for name, module in modules.items() if name and _composite(module)}
     names = {id(modules[name]): name for name in seen}
 
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -122,7 +122,7 @@ def _members(name: str, module: nn.Module) -> Iterator[list[str]]:
     yield from (names for names in classes.values() if len(names) > 1)
 
 
-def _layers(name: str, module: nn.Module, seen: Mapping[str, _Seen]) -> Iterator[list[Block]]:
+def _layers(name: str, module: nn.Module, seen: Mapping[str, _SeenCall]) -> Iterator[list[Block]]:
     """Blocks in lists below ``module``, the outermost that keep their shape."""
     taken: set[str] = set()
     if isinstance(module, (nn.ModuleList, nn.Sequential)):
@@ -149,7 +149,7 @@ def _are_blocks(keeps: Sequence[bool], inside: Sequence[Block]) -> bool:
 
 
 def _residual(
-    modules: Mapping[str, nn.Module], taken: Sequence[str], seen: Mapping[str, _Seen]
+    modules: Mapping[str, nn.Module], taken: Sequence[str], seen: Mapping[str, _SeenCall]
 ) -> Iterator[Block]:
     """Modules of a class that occurs several times outside of the blocks found in lists."""
     apart = [n for n in seen if not any(_within(n, t) or _within(t, n) for t in taken)]
@@ -168,7 +168,7 @@ def _residual(
         apart = [n for n in apart if n not in outer]
 
 
-def _complaint(seen: _Seen) -> str:
+def _complaint(seen: _SeenCall) -> str:
     if seen.calls != 1:
         return f"is called {seen.calls} times in a run"
     if not seen.keeps:

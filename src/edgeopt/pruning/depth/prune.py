@@ -86,10 +86,10 @@ def block_influence(
     One minus the mean over positions of the cosine between the vectors before and behind the
     block: hidden states of tokens, channels at a place of an image. Errors as :func:`prune_depth`.
     """
-    meters = {block.name: _Meter(_dimension(model.module, block)) for block in blocks}
+    meters = {block.name: _CosineMeter(_dimension(model.module, block)) for block in blocks}
     mask: Tensor | None = None
 
-    def watch(meter: _Meter) -> Any:
+    def watch(meter: _CosineMeter) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             before, behind = first_tensor((*args, kwargs)), first_tensor(output)
             if before is not None and behind is not None:
@@ -121,7 +121,7 @@ def block_influence(
     return {name: 1 - meter.total / meter.count for name, meter in meters.items()}
 
 
-class _Meter:
+class _CosineMeter:
     """The sum of cosines over vectors along ``dimension``."""
 
     def __init__(self, dimension: int) -> None:

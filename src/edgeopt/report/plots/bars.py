@@ -128,7 +128,7 @@ def _after(row: Bar) -> float:
     return 18 + BOLD * value + LETTER * change + (10 if value and change else 0)
 
 
-_Rows: TypeAlias = Sequence[tuple[Bar, int]]
+_BarRows: TypeAlias = Sequence[tuple[Bar, int]]
 
 #: Words that nobody needs to hear one by one: the picture has an alternative of its own.
 _WORDS = {"type": "text", "align": "left", "baseline": "middle", "aria": False}
@@ -143,7 +143,7 @@ def _round_ticks(longest: float) -> list[float]:
 
 
 def _stretches(
-    rows: _Rows, scale: _Scale, marks: Marks, thick: int = _BAR, top: int = _TOP
+    rows: _BarRows, scale: _Scale, marks: Marks, thick: int = _BAR, top: int = _TOP
 ) -> list[Any]:
     values = []
     for row, at in rows:
@@ -167,7 +167,7 @@ def _stretches(
     return [layer(values, bar, **ends, color=inked(), description=MARK)]
 
 
-def _names(rows: _Rows, width: float, beside: bool) -> Any:
+def _names(rows: _BarRows, width: float, beside: bool) -> Any:
     values = []
     for row, at in rows:
         room = width if beside else width - _after(row)
@@ -181,7 +181,7 @@ def _names(rows: _Rows, width: float, beside: bool) -> Any:
     return layer(values, _WORDS, x=placed("x"), y=placed("y"), text=TEXT, color=inked())
 
 
-def _intervals(rows: _Rows, scale: _Scale) -> list[Any]:
+def _intervals(rows: _BarRows, scale: _Scale) -> list[Any]:
     values = [
         {
             "low": row.low.value,
@@ -198,7 +198,7 @@ def _intervals(rows: _Rows, scale: _Scale) -> list[Any]:
 
 
 def _ticks(
-    rows: _Rows, scale: _Scale, marks: Marks, thick: int = _BAR, top: int = _TOP
+    rows: _BarRows, scale: _Scale, marks: Marks, thick: int = _BAR, top: int = _TOP
 ) -> list[Any]:
     values = [
         {
@@ -216,7 +216,7 @@ def _ticks(
     return [layer(values, rule, **place, color=inked(), description=MARK)] if values else []
 
 
-def _texts(rows: _Rows, scale: _Scale, marks: Marks, width: float, beside: bool) -> list[Any]:
+def _texts(rows: _BarRows, scale: _Scale, marks: Marks, width: float, beside: bool) -> list[Any]:
     """The value and what changed: after the bar, or at the right edge of its name's line."""
     bold, light = [], []
     for row, at in rows:

@@ -35,7 +35,7 @@ _PLAIN = ("F16", "BF16", "F32")
 
 
 @dataclass(frozen=True)
-class _Target:
+class _GgufTarget:
     form: str = "GGUF"
     kinds: frozenset[str] = frozenset({"gguf"})
 
@@ -59,7 +59,7 @@ class _Target:
         return None
 
     @contextmanager
-    def begin(self, source: Source, request: Request) -> Iterator[_Job]:
+    def begin(self, source: Source, request: Request) -> Iterator[_GgufJob]:
         kind = _type_of(source, request)
         request.step("opening")
         options = request.gguf
@@ -69,7 +69,7 @@ class _Target:
             note = importance.fitted(model.tensors).note()
             if note is not None:
                 model = dataclasses.replace(model, notes=(*model.notes, note))
-        yield _Job(source, request, kind, model, importance)
+        yield _GgufJob(source, request, kind, model, importance)
 
     def prove(self, source: Source, artifact: Source, request: Request) -> Proof:
         return verify_gguf(
@@ -83,7 +83,7 @@ class _Target:
         )
 
 
-TARGET = _Target()
+TARGET = _GgufTarget()
 
 
 def _type_of(source: Source, request: Request) -> str:
@@ -116,7 +116,7 @@ def _planned_type(plan: Plan, request: Request) -> str:
 
 
 @dataclass
-class _Job:
+class _GgufJob:
     """A language model as described, with the importances to weigh its errors by."""
 
     source: Source

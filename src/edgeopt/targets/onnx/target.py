@@ -46,7 +46,7 @@ _FOUR_BIT_DTYPES = frozenset({"int4", "uint4", "int2", "uint2", "float4_e2m1fn"}
 
 
 @dataclass(frozen=True)
-class _Target:
+class _OnnxTarget:
     form: str = "ONNX"
     kinds: frozenset[str] = frozenset({"onnx"})
 
@@ -72,7 +72,7 @@ class _Target:
         return _prove(source, artifact, request)
 
 
-TARGET = _Target()
+TARGET = _OnnxTarget()
 
 
 def _asked(request: Request) -> Asked:

@@ -81,14 +81,14 @@ def carry_out(
 
 
 @dataclass(frozen=True)
-class _Outline:
+class _PackedOutline:
     """What the file will hold: known from the plan, before any data."""
 
     header: PackedHeader
     entries: tuple[safetensors.TensorEntry, ...]
 
 
-def _outline(source: Source, plan: Plan) -> _Outline:
+def _outline(source: Source, plan: Plan) -> _PackedOutline:
     weights = {weight.name: weight for weight in source.weights}
     planned = {decision.tensor for decision in plan.decisions}
     for name in sorted(planned ^ set(weights))[:1]:
@@ -114,7 +114,7 @@ def _outline(source: Source, plan: Plan) -> _Outline:
         else:
             entries.append(safetensors.TensorEntry(weight.name, weight.dtype, weight.shape))
     header = PackedHeader(layouts, tied, plan.source_sha256, plan.digest(), {"edgeopt": VERSION})
-    return _Outline(header, tuple(entries))
+    return _PackedOutline(header, tuple(entries))
 
 
 def _require_packable(decision: Decision, weight: Weight) -> None:

@@ -23,7 +23,7 @@ __all__ = ["TARGET"]
 
 
 @dataclass(frozen=True)
-class _Target:
+class _PackedTarget:
     form: str = "safetensors"
     kinds: frozenset[str] = frozenset({"safetensors"})
 
@@ -54,9 +54,9 @@ class _Target:
         return None
 
     @contextmanager
-    def begin(self, source: Source, request: Request) -> Iterator[_Job]:
+    def begin(self, source: Source, request: Request) -> Iterator[_PackedJob]:
         request.step("reading")
-        yield _Job(source, request, source.sha256())
+        yield _PackedJob(source, request, source.sha256())
 
     def prove(self, source: Source, artifact: Source, request: Request) -> Proof:
         request.step("reading")
@@ -64,11 +64,11 @@ class _Target:
         return verify_weights(source, artifact, sha256, request.min_sqnr, request.threads)
 
 
-TARGET = _Target()
+TARGET = _PackedTarget()
 
 
 @dataclass(frozen=True)
-class _Job:
+class _PackedJob:
     source: Source
     request: Request
     sha256: str

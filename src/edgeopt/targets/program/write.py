@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.core import Progress, Proof, Source, Storage, Weight
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.atomic import checked_folder, checked_output, writing_folder, writing_group
-from edgeopt.targets.keep import default_path, not_kept
+from edgeopt.targets.keep import NotProven, default_path, not_kept
 from edgeopt.targets.onnx.source import Prepared
 from edgeopt.targets.program.prove import prove_shrunk
 from edgeopt.targets.program.shrunk import Requirements, Shrunk
@@ -144,7 +144,7 @@ def keep_proven(
     """Write the result in a temporary place, prove it, and keep it if it is proven."""
     final = recipe.check()
     sources = [recipe.source.path, *recipe.source.files]
-    work = _Work(verb, recipe, result, prepared, workdir, asked, before, sha256, progress)
+    work = _Writing(verb, recipe, result, prepared, workdir, asked, before, sha256, progress)
     proof: Proof | None = None
     try:
         if recipe.format == "folder":
@@ -166,23 +166,19 @@ def keep_proven(
             ):
                 proof = work.program(about, state, program, final)
                 _require(proof, force)
-    except _NotProven:
+    except NotProven:
         assert proof is not None
         proof = not_kept(proof)
     return proof
 
 
-class _NotProven(Exception):
-    """Leaves the writing block, so that the temporary files are removed."""
-
-
 def _require(proof: Proof, force: bool) -> None:
     if proof.verdict.failed and not force:
-        raise _NotProven
+        raise NotProven
 
 
 @dataclass(frozen=True)
-class _Work:
+class _Writing:
     verb: str
     recipe: Destination
     result: Result
