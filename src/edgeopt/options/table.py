@@ -104,7 +104,7 @@ class _Bits:
 
 
 @dataclass(frozen=True)
-class _Export:
+class _ExportForm:
     to: str | None = option(
         None,
         choice("onnx", "gguf"),
@@ -439,19 +439,19 @@ class Quantize(_Both, Mixed, MachineOptions, _Tuned, _Rounding, _Bits, Out):
 
 
 @dataclass(frozen=True)
-class Export(_Both, _Export, Out):
+class Export(_Both, _ExportForm, Out):
     """The options of :func:`edgeopt.export`."""
 
 
 @dataclass(frozen=True)
-class _Artifact:
+class _ProvenFile:
     artifact: str | Path | None = option(
         None, PATH, None, doc="the file to prove; None: ``source`` itself.", kw_only=False
     )
 
 
 @dataclass(frozen=True)
-class Verify(Watched, Text, ProofOptions, CodeOptions, InputOptions, _Artifact):
+class Verify(Watched, Text, ProofOptions, CodeOptions, InputOptions, _ProvenFile):
     """The options of :func:`edgeopt.verify`."""
 
 
