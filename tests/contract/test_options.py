@@ -43,6 +43,7 @@ WRITING: dict[str, frozenset[str]] = {
     "--trust-pickle": ALL,  # a permission, wherever there is something to permit
     "--plan": ALL,
     "--block-size": frozenset({"packed"}),  # at 8 bits; at 4 ONNX too, see below
+    "--method": frozenset({"onnx", "packed"}),
     "--min-same": ONNX,
     "--data": ONNX,
     "--input": ONNX,
@@ -247,6 +248,8 @@ def test_blocks_have_a_meaning_at_four_bits(sources: dict[str, Path]) -> None:
         ("m.onnx", {"bits": 8, "prefer": "size"}, {"target": "portable"}),
         ("w.safetensors", {"bits": 8}, {"bits": 4}),
         ("w.safetensors", {"bits": 8}, {"block_size": 32}),
+        ("w.safetensors", {"bits": 8}, {"method": "hqq"}),
+        ("m.onnx", {"bits": 4, "prefer": "size", "method": "rtn"}, {"method": "hqq"}),
         ("llama", {"type": "Q8_0"}, {"type": "Q4_0"}),
     ],
 )
@@ -299,3 +302,25 @@ def test_bench_names_what_it_cannot_use(
 def test_the_table_has_every_option() -> None:
     for verb in ("quantize", "export"):
         assert {option.opts[-1] for option in _options(verb)} <= WRITING.keys()
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "w.safetensors"])
+@pytest.mark.parametrize("method", ["rtn", "mse", "hqq"])
+def test_weights_are_rounded_as_asked(
+    name: str, method: str, sources: dict[str, Path], tmp_path: Path
+) -> None:
+    """Codes of the written file, read by their formats' own libraries, are that method's."""
+    out = tmp_path / f"out{sources[name].suffix}"
+    prefer = {"prefer": "size"} if name == "m.onnx" else {}
+    proof = edgeopt.quantize(name, out, bits=4, method=method, force=True, **prefer)
+    assert proof.plan is not None
+    coded = [d for d in proof.plan.decisions if d.affine is not None]
+    assert coded
+    assert {d.method for d in coded} == {method}
+    assert proof.plan.options["method"] == method
+    again = edgeopt.quantize(name, tmp_path / f"again{out.suffix}", plan=proof.plan, force=True)
+    assert again.artifact["sha256"] == proof.artifact["sha256"]
+    plain = edgeopt.quantize(
+        name, tmp_path / f"plain{out.suffix}", bits=4, method="mse", force=True, **prefer
+    )
+    assert (out.read_bytes() == Path(plain.artifact["path"]).read_bytes()) == (method == "mse")

@@ -60,6 +60,12 @@ def test_the_axis_that_counts_samples(specs, axes):
         ([spec("x", "float32", "n", 3, "H", "W")], {"x": Hint(stride=24)}, [(1, 3, 72, 72)]),
         ([spec("x", "float32", None, 1, None)], {"x": Hint(stride=320)}, [(1, 1, 5120)]),
         ([spec("x", "float32", "sequence_length", 576)], {"x": Hint(stride=64)}, [(32, 576)]),
+        (  # N counts samples of sound, not sounds
+            [spec("waveforms", "float32", "batch_size", "N"), spec("lens", "int64", "batch_size")],
+            {},
+            [(1, 16000), (1,)],
+        ),
+        ([spec("x", "float32", "N", "M1", "M2", 3)], {}, [(1, 64, 64, 3)]),
         (
             [
                 spec("input_ids", "int64", "b", "sequence_length"),

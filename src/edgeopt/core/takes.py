@@ -223,6 +223,8 @@ TAKES: Mapping[str | tuple[str, str], Takes] = {
     "shrink": _TEXT,
     "trust_pickle": _FLAG,
     "block_size": _WHOLE,
+    ("quantize", "method"): _choice("auto", "mse", "rtn", "hqq"),
+    ("make_plan", "method"): _choice("auto", "mse", "rtn", "hqq"),
     "prefer": _choice("balanced", "speed", "size", "memory"),
     "target": _choice("here", "portable"),
     ("prune", "target"): _TEXT,

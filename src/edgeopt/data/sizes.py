@@ -266,7 +266,8 @@ def is_whole(spec: InputSpec) -> bool:
 def _role(spec: InputSpec, axis: int, symbol: str, batch: int | None) -> str:
     plain = symbol.startswith("?")
     text = "" if plain else symbol
-    if _BATCH.search(text):
+    # A letter alone says so where samples are counted: N is also how exporters call any number.
+    if _BATCH.search(text) and (axis == batch or len(text) > 2):
         return "batch"
     if axis == batch and not (axis == 0 and _SEQUENCE.search(text)):
         return "batch"

@@ -74,10 +74,12 @@ def recipes(
     block: int | None,
     unsigned: bool,
     kinds: frozenset[str],
+    method: str | None = None,
 ) -> tuple[Recipe, ...]:
     """The recipes worth comparing, the best guess first; one alone where nothing depends on speed.
 
     ``unsigned``: this CPU needs uint8 weights to be exact. ``kinds``: of site, in this graph.
+    ``method`` rounds the weights; the default is least squares.
     """
     wished = block or (128 if prefer == "size" else 64)
     table_block = block or 256
@@ -89,6 +91,7 @@ def recipes(
         "gather",
         wished,
         table_block,
+        method=method or "mse",
         scale=scale,
         small_tables=prefer != "size",
     )

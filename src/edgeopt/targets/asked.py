@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeopt.core import Plan
 from edgeopt.errors import UsageError
+from edgeopt.numerics.methods import METHODS
 
 __all__ = ["Asked"]
 
@@ -23,15 +24,20 @@ class Asked:
     block_size: int | None = None
     min_sqnr: float | None = None
     threads: int = 1
+    #: One of :data:`edgeopt.numerics.methods.METHODS`; None: what the planner thinks best.
+    method: str | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (
+            ("--method", self.method, (None, *METHODS)),
             ("--bits", self.bits, (8, 4)),
             ("--prefer", self.prefer, ("balanced", "speed", "size", "memory")),
             ("--target", self.target, ("here", "portable")),
         ):
             if value not in known:
-                raise UsageError(f"{name} {value}: not one of {', '.join(map(str, known))}")
+                raise UsageError(
+                    f"{name} {value}: not one of {', '.join(str(k) for k in known if k)}"
+                )
         if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):
             raise UsageError(f"--min-sqnr {self.min_sqnr}: not a number of decibels, such as 20")
         size = self.block_size
@@ -50,6 +56,7 @@ class Asked:
                 prefer=str(options["prefer"]),
                 target=str(options["target"]),
                 block_size=options["block_size"],
+                method=options.get("method"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
@@ -60,9 +67,10 @@ class Asked:
 
     def options(self) -> dict[str, Any]:
         """What goes into the plan and the artifact: what the bytes depend on, nothing else."""
-        return {
+        options = {
             "bits": self.bits,
             "prefer": self.prefer,
             "target": self.target,
             "block_size": self.block_size,
         }
+        return options if self.method is None else {**options, "method": self.method}

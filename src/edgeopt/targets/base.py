@@ -43,6 +43,7 @@ class Request:
     model: str | None = None
     trust_pickle: bool = False
     block_size: int | None = None
+    method: str = "auto"
     prefer: str = "balanced"
     target: str = "here"
     plan: Plan | None = None
@@ -68,7 +69,13 @@ class Request:
     def asked(self) -> Asked:
         """The bits and what to prefer, checked; a plan that is replayed has its own."""
         return Asked(
-            self.bits or 8, self.prefer, self.target, self.block_size, self.min_sqnr, self.threads
+            self.bits or 8,
+            self.prefer,
+            self.target,
+            self.block_size,
+            self.min_sqnr,
+            self.threads,
+            None if self.method == "auto" else self.method,
         )
 
     def step(self, what: str) -> None:

@@ -58,6 +58,7 @@ WRITTEN: Mapping[str, OptionUse] = {
     "half": _of(ONNX, without="--type F16 is its name for GGUF"),
     "opset": _of(ONNX, without="there is no graph in it"),
     "block_size": _of(ONNX, SAFETENSORS, without="a type has blocks of its own size"),
+    "method": _of(ONNX, SAFETENSORS, without="a type has its own encoder"),
     "type": _of(GGUF, without=_TYPES),
     "tensor_types": _of(GGUF, without=_TYPES),
     "imatrix": _of(GGUF, without="importances go with --to gguf"),
@@ -125,10 +126,11 @@ def require_use(runtimes: Iterable[str]) -> None:
 def require_same(options: Mapping[str, Any], planned: Mapping[str, Any]) -> None:
     """UsageError for an option that the user gave beside a plan that has another value for it."""
     for name, value in options.items():
-        if name in (stated() or ()) and name in planned and planned[name] != value:
+        if name in (stated() or ()) and planned.get(name) != value:
+            has = "the default" if planned.get(name) is None else planned[name]
             raise UsageError(
-                f"{flag_of(name)} {value}: the plan is one for {planned[name]}; leave it out, or"
-                " make the plan anew"
+                f"{flag_of(name)} {value}: the plan is one for {has}; leave it out, or make the"
+                " plan anew"
             )
 
 

@@ -33,6 +33,7 @@ def quantize(
     model: str | None = None,
     trust_pickle: bool = False,
     block_size: int | None = None,
+    method: str = "auto",
     prefer: str = "balanced",
     target: str = "here",
     plan: str | Path | Plan | None = None,
@@ -61,6 +62,8 @@ def quantize(
         model: ``package.module:callable`` that returns the ``nn.Module`` of a state dict.
         trust_pickle: the file may run the code it carries.
         block_size: weights that share a scale at 4 bits; a power of two from 16 to 256.
+        method: how weights are rounded: ``mse`` (least squared error), ``rtn`` (to the nearest
+            code) or ``hqq``; ``auto`` takes what measured best (see ``docs/formats.md``).
         prefer: ``balanced``, ``speed``, ``size`` or ``memory``.
         target: ``here`` times choices on this machine (or ``on`` another), ``portable`` makes
             none of them.
@@ -95,6 +98,7 @@ def quantize(
         model=model,
         trust_pickle=trust_pickle,
         block_size=block_size,
+        method=method,
         prefer=prefer,
         target=target,
         plan=read_plan(plan),
@@ -122,6 +126,7 @@ def make_plan(
     model: str | None = None,
     trust_pickle: bool = False,
     block_size: int | None = None,
+    method: str = "auto",
     prefer: str = "balanced",
     target: str = "here",
     min_sqnr: float | None = None,
@@ -147,6 +152,7 @@ def make_plan(
         model=model,
         trust_pickle=trust_pickle,
         block_size=block_size,
+        method=method,
         prefer=prefer,
         target=target,
         min_sqnr=min_sqnr,

@@ -29,7 +29,8 @@ def require_repeatable(
             f"the model's own answers differ from run to run ({_apart(found)}): something in its"
             " forward() draws at random or keeps state from call to call, so no file can answer as"
             " it does; turn drawing off (dropout and sampling only where self.training is set), or"
-            " draw from a generator that forward() seeds itself; take state as an input"
+            " draw from a generator that forward() seeds itself; take state as an input; or keep"
+            " the weights alone with --to safetensors"
         )
 
 

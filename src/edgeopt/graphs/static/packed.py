@@ -39,7 +39,10 @@ class Packed:
 
 
 def four_bit_decision(
-    decision: Decision, block: int, weight: NDArray[Any] | None = None
+    decision: Decision,
+    block: int,
+    weight: NDArray[Any] | None = None,
+    method: str = "mse",
 ) -> Decision:
     """The same tensor in 4-bit blocks, where that is smaller and the tensor large enough.
 
@@ -58,7 +61,7 @@ def four_bit_decision(
     if nbytes >= decision.nbytes:
         return decision
     reason = f"{decision.reason}, from 4 bits on disk"
-    return replace(decision, scheme=packed, method="mse", reason=reason, nbytes=nbytes)
+    return replace(decision, scheme=packed, method=method, reason=reason, nbytes=nbytes)
 
 
 def _matrix_shape(shape: tuple[int, ...], axis: int) -> tuple[int, int]:

@@ -44,9 +44,12 @@ _SHARES: Mapping[int, tuple[float, ...]] = {
     4: (0.02, 0.05, 0.1, 0.2, 0.4, 1.0),
 }
 
-#: Parts of a graph that are kept in float in turn, to see what each of them costs, and the share of
-#: the float bytes that may be kept so.
-_PARTS, _MOST_KEPT = 12, 0.6
+#: Parts of a graph that are kept in float in turn, to see what each of them costs, where scoring
+#: one takes less than these seconds; where it takes longer none are: nobody waits so long.
+_PARTS = ((2.0, 12), (6.0, 6))
+
+#: The share of the float bytes that may be kept so.
+_MOST_KEPT = 0.6
 
 #: Bytes of weights from which there are half as many parts: each takes a file to write and run.
 _LARGE = 64 << 20
@@ -93,6 +96,7 @@ def make_graph_plan(
         block=asked.block_size,
         unsigned=here and needs_unsigned(planner.machine),
         kinds=base.kinds,
+        method=asked.method,
     )
     residual = "sum" if base.residuals and here else "add"
     first, reasons = _hold_fidelity(planner, tried[0], residual)
@@ -320,8 +324,13 @@ def _keep_what_matters(
             plan.calibration,
         )
 
-    parts = _parts(planner.base.sites)
-    gain = [planner.score(without([part])) for part in parts]
+    count = next((most for seconds, most in _PARTS if planner.seconds < seconds), 0)
+    if planner.base.float_bytes >= _LARGE:
+        count //= 2
+    if not count:
+        return plan, frozenset(), f"{before}; trying parts in float would take minutes: give --data"
+    parts = _parts(planner.base.sites, count)
+    gain = planner.scores([without([part]) for part in parts])
     order = sorted(range(len(parts)), key=lambda i: -gain[i])
     wanted, room = planner.floor_db + _KEPT_DB, _MOST_KEPT * planner.base.float_bytes
     taken: list[list[Site]] = []
@@ -348,14 +357,14 @@ def _weight(parts: Sequence[Sequence[Site]]) -> int:
     return sum(site.nbytes for part in parts for site in part)
 
 
-def _parts(sites: Sequence[Site]) -> list[list[Site]]:
-    """Sites in the graph's order, cut into parts; twins (one layer in both branches of an If, of
-    which the trial inputs take one) go together."""
+def _parts(sites: Sequence[Site], count: int) -> list[list[Site]]:
+    """Sites in the graph's order, cut into ``count`` parts at most; twins (one layer in both
+    branches of an If, of which the trial inputs take one) go together."""
     twins: dict[str, list[Site]] = {}
     for site in sites:
         twins.setdefault(_BRANCH.sub("branch", site.name), []).append(site)
     groups = list(twins.values())
-    size = -(-len(groups) // (_PARTS if sum(s.nbytes for s in sites) < _LARGE else _PARTS // 2))
+    size = -(-len(groups) // count)
     return [
         [site for group in groups[at : at + size] for site in group]
         for at in range(0, len(groups), size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,8 @@ class Planner:
     on: RemoteJobs | None
     progress: Progress | None
     batch: tuple[str, ...] = ()
+    #: What scoring one candidate took last.
+    seconds: float = 0.0
     _written: dict[str, Path] = field(default_factory=dict)
     _scores: dict[str, float] = field(default_factory=dict)
 
@@ -117,11 +120,17 @@ class Planner:
 
     def score(self, plan: Plan) -> float:
         """SQNR (dB) of the worst output on the worst kind of the trial inputs."""
-        key = plan.digest()
-        if key not in self._scores:
-            found = score_candidates(
+        return self.scores([plan])[0]
+
+    def scores(self, plans: Sequence[Plan]) -> list[float]:
+        """The same of several, in one process and with one run of the source."""
+        keys = [plan.digest() for plan in plans]
+        new = {k: p for k, p in zip(keys, plans, strict=True) if k not in self._scores}
+        if new:
+            began = time.monotonic()
+            self._scores |= score_candidates(
                 self.prepared.captured.model,
-                {"candidate": self.file(plan)},
+                {key: self.file(plan) for key, plan in new.items()},
                 self.prepared.trial,
                 kinds=self.prepared.trial_kinds,
                 batch=self.batch,
@@ -131,8 +140,8 @@ class Planner:
                 on=self.on,
                 progress=self.progress,
             )
-            self._scores[key] = found["candidate"]
-        return self._scores[key]
+            self.seconds = (time.monotonic() - began) / len(new)
+        return [self._scores[key] for key in keys]
 
     def time(self, plans: Mapping[str, Plan]) -> tuple[dict[str, list[float]], Mapping[str, str]]:
         """(seconds per block, by name; why those missing do not run), the float graph among them,

@@ -28,6 +28,8 @@ def static_plans(planner: Planner, recipe: Recipe, residual: str) -> dict[str, P
     calibration, asked = planner.prepared.calibration, planner.asked
     if calibration is None:
         return {}
+    if asked.method is not None and asked.bits == 8:
+        return {}  # their weights are rounded by the kernels' own rule, one scale a channel
     prepared = static.prepare(onnx.load(str(planner.base.path)))
     selection = static.select(prepared)
     if not selection.ranges:
@@ -82,7 +84,9 @@ def _with_the_rest(planner: Planner, prepared: Any, plan: Plan, recipe: Recipe) 
     if planner.asked.bits == 4:
         weights = {t.name: t for t in prepared.graph.initializer}
         decisions = [
-            static.four_bit_decision(d, recipe.block, numpy_helper.to_array(weights[d.tensor]))
+            static.four_bit_decision(
+                d, recipe.block, numpy_helper.to_array(weights[d.tensor]), recipe.method
+            )
             for d in decisions
         ]
     sites, left = find_sites(model.graph)
