@@ -11,26 +11,36 @@ import numpy as np
 import pytest
 
 import edgeopt
-from edgeopt.cli.making import COMMANDS
+from edgeopt.cli import cli
 from edgeopt.errors import UsageError
 from edgeopt.options.option import options_of
-from edgeopt.options.table import Export, Quantize, Verify, flag_of
+from edgeopt.options.table import (
+    BenchOptions,
+    CompareOptions,
+    Export,
+    Quantize,
+    Verify,
+    flag_of,
+)
 from edgeopt.verbs.quantize import make_plan
 
 VERBS: dict[str, tuple[type, Callable[..., Any]]] = {
     "quantize": (Quantize, edgeopt.quantize),
     "export": (Export, edgeopt.export),
     "verify": (Verify, edgeopt.verify),
+    "bench": (BenchOptions, edgeopt.bench),
+    "compare": (CompareOptions, edgeopt.compare),
 }
-BY_NAME = {str(command.name): command for command in COMMANDS}
+#: What the command line alone has: what is done with results when they are there.
+SHOWN = {"as_json", "reports", "charts", "chart_format", "fail_if"}
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_click_has_the_options_of_the_table(verb: str) -> None:
     kind, _ = VERBS[verb]
-    typed = {p.name: p for p in BY_NAME[verb].params if isinstance(p, click.Option)}
+    typed = {p.name: p for p in cli.commands[verb].params if isinstance(p, click.Option)}
     said = {name: one for name, one in options_of(kind).items() if one.help is not None}
-    assert typed.keys() - {"as_json"} == said.keys()
+    assert typed.keys() - SHOWN == said.keys()
     for name, one in said.items():
         assert typed[name].help == one.help
         assert flag_of(name) in typed[name].opts
@@ -64,3 +74,8 @@ def test_a_number_out_of_range_is_named_before_anything_is_read(
 ) -> None:
     with pytest.raises(UsageError, match=f"{flag_of(name)} .*give"):
         function("missing.onnx", "out.onnx", **{name: value})
+
+
+def test_no_threads_at_all_are_named() -> None:
+    with pytest.raises(UsageError, match="--threads: give one number or more"):
+        edgeopt.bench("missing.onnx", threads=[])

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from edgeopt.options.kinds import FLAG, NUMBER, TEXTS, WHOLE
+from edgeopt.options.kinds import FLAG, METRICS, NUMBER, TEXTS, WHOLE, WHOLES
 from edgeopt.options.option import Option, options_of
 from edgeopt.options.table import flag_of
 
@@ -22,10 +22,8 @@ __all__ = [
     "judging",
     "loading",
     "of",
-    "on",
     "options",
     "out",
-    "text",
     "training",
 ]
 
@@ -93,8 +91,11 @@ def _typed(option: Option, default: Any) -> dict[str, Any]:
     least, choices = said.pop("min", option.least), said.pop("choices", option.takes.choices)
     if option.takes is FLAG:
         return {"is_flag": True, "default": default, **said}
-    if option.takes is TEXTS:
+    if option.takes in (TEXTS, METRICS):
         return {"multiple": True, **said}
+    if option.takes is WHOLES:
+        shown = ",".join(map(str, default))
+        return {"callback": _numbers, "default": shown, "show_default": bool(shown), **said}
     if default is not None:
         said |= {"default": default, "show_default": True}
     if choices:
@@ -103,6 +104,14 @@ def _typed(option: Option, default: Any) -> dict[str, Any]:
     if option.takes is WHOLE:
         return {"type": int if least is None else click.IntRange(min=int(least)), **said}
     return {"type": float, **said} if option.takes is NUMBER else said
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    """``1,4,8``: whole numbers, separated by commas."""
+    try:
+        return tuple(int(part) for part in value.split(",")) if value else ()
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not numbers separated by commas, as 1,4") from None
 
 
 def _chosen(given: dict[str, Any]) -> Callable[..., Any]:
@@ -117,20 +126,6 @@ loading = options(
         "--model", metavar="MODULE:CALLABLE", help="Code that returns the nn.Module to fill."
     ),
     click.option("--trust-pickle", is_flag=True, help="Let the file run the code it carries."),
-)
-on = options(
-    click.option(
-        "--on",
-        metavar="URL",
-        help="Measure on another machine: ssh://user@host[:port][/folder] or adb://serial.",
-    ),
-    click.option(
-        "--remote-python",
-        metavar="PATH",
-        default="python3",
-        show_default=True,
-        help="The Python there, with numpy and the runtime.",
-    ),
 )
 inputs = options(
     click.option(
@@ -213,22 +208,5 @@ training = options(
     click.option("--plot", metavar="FILE", help="Draw the training's course, as .svg or .png."),
     click.option(
         "--history", metavar="FILE", help="Write the course of the training, as JSON lines."
-    ),
-)
-text = options(
-    click.option("--text", metavar="FILE", help="GGUF: the text that predictions are compared on."),
-    click.option(
-        "--chunks",
-        type=click.IntRange(min=1),
-        default=8,
-        show_default=True,
-        help="GGUF: pieces of the text.",
-    ),
-    click.option(
-        "--context",
-        type=click.IntRange(min=8),
-        default=512,
-        show_default=True,
-        help="GGUF: tokens in a piece.",
     ),
 )

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 __all__ = [
     "MEASURED",
     "WRITTEN",
+    "BenchOptions",
+    "BenchRequest",
+    "CompareOptions",
     "Export",
     "Gguf",
     "Mixed",
@@ -54,20 +57,13 @@ __all__ = [
     "takes_of",
 ]
 
+#: Formats of artifacts, and the runtimes that open them.
 _ONNX, _PACKED, _GGUF = "ONNX", "safetensors", "GGUF"
+_ORT, _TORCH, _LLAMA = "onnxruntime", "torch", "llama.cpp"
 _RUN = "nothing is run on inputs there"
 _TIMED = "nothing is timed there"
 _TEXT = "predictions are compared on a text for GGUF alone"
 _TYPES = "its types are GGUF's; it goes with --to gguf"
-
-
-@dataclass(frozen=True)
-class Watched:
-    """Who listens."""
-
-    progress: Progress | None = option(
-        None, FUNCTION, None, doc="called with what is being done, and the share of it that is."
-    )
 
 
 @dataclass(frozen=True)
@@ -142,7 +138,7 @@ class InputOptions:
         doc="sample inputs (see :mod:`edgeopt.data.samples`); three quarters calibrate, the rest"
         " is held out for the proof.",
         metavar="DATA",
-        of=(_ONNX,),
+        of=(_ONNX, _ORT, _TORCH),
         without=_RUN,
     )
     inputs: Sequence[str] = option(
@@ -152,7 +148,7 @@ class InputOptions:
         doc="shapes as ``name:float32[1,3,224,224]``, where nothing else tells them.",
         flags=("--input",),
         metavar="SPEC",
-        of=(_ONNX,),
+        of=(_ONNX, _ORT, _TORCH),
         without=_RUN,
         not_of=("torch-exported",),
         told="an exported program says what it takes",
@@ -169,7 +165,7 @@ class CodeOptions:
         "Code that returns the nn.Module to fill.",
         doc="``package.module:callable`` that returns the ``nn.Module`` of a state dict.",
         metavar="MODULE:CALLABLE",
-        of=(_ONNX,),
+        of=(_ONNX, _TORCH),
         without="the weights are taken as they are",
     )
     trust_pickle: bool = option(
@@ -279,7 +275,7 @@ class MachineOptions:
         " ``adb://serial``; what is quantized is scored, timed and proven there, with its own"
         " runtime in ``remote_python``.",
         metavar="URL",
-        of=(_ONNX,),
+        of=(_ONNX, _ORT, _TORCH, _LLAMA, "weights"),
         without=_TIMED,
     )
     remote_python: str = option(
@@ -288,7 +284,7 @@ class MachineOptions:
         "The Python there, with numpy and the runtime.",
         doc="the Python there, with numpy and the runtime.",
         metavar="PATH",
-        of=(_ONNX,),
+        of=(_ONNX, _ORT, _TORCH, _LLAMA, "weights"),
         without=_TIMED,
         needs="on",
     )
@@ -358,7 +354,7 @@ class Text:
         "GGUF: the text that predictions are compared on.",
         doc="GGUF: a text file that predictions are compared on.",
         metavar="FILE",
-        of=(_GGUF,),
+        of=(_GGUF, _LLAMA),
         without=_TEXT,
     )
     chunks: int = option(
@@ -367,7 +363,7 @@ class Text:
         "GGUF: pieces of the text.",
         doc="GGUF: the number of its pieces.",
         least=1,
-        of=(_GGUF,),
+        of=(_GGUF, _LLAMA),
         without=_TEXT,
         needs="text",
     )
@@ -377,7 +373,7 @@ class Text:
         "GGUF: tokens in a piece.",
         doc="GGUF: their length in tokens, of which the second half is scored.",
         least=8,
-        of=(_GGUF,),
+        of=(_GGUF, _LLAMA),
         without=_TEXT,
         needs="text",
     )
@@ -429,6 +425,15 @@ class Forced:
 
 
 @dataclass(frozen=True)
+class Watched:
+    """Who listens."""
+
+    progress: Progress | None = option(
+        None, FUNCTION, None, doc="called with what is being done, and the share of it that is."
+    )
+
+
+@dataclass(frozen=True)
 class _Both(Watched, Forced, Text, Gguf, _External, ProofOptions, CodeOptions, InputOptions):
     """What quantize and export both take."""
 
@@ -455,38 +460,163 @@ class Verify(Watched, Text, ProofOptions, CodeOptions, InputOptions, _ProvenFile
     """The options of :func:`edgeopt.verify`."""
 
 
-_VERBS = (Quantize, Export, Verify)
-
-#: What quantize, export and verify can be told, by name.
-WRITTEN: Mapping[str, Option] = {
-    name: said for kind in _VERBS for name, said in options_of(kind).items()
-}
-
-_ARRAYS = ("onnxruntime", "torch")
-_RUNTIMES = (*_ARRAYS, "llama.cpp")
 _LOADED = "weights are loaded, and not run"
 _FED = "no artifact takes arrays"
 
 
-def _of(*runtimes: str, without: str) -> Option:
-    return Option(takes=ANY, help=None, of=runtimes, without=without)
+@dataclass(frozen=True)
+class _Runs:
+    device: str = option(
+        "auto",
+        choice("cpu", "cuda", "auto"),
+        "Where to run.",
+        of=(_ORT, _TORCH, _LLAMA),
+        without=_LOADED,
+    )
+    threads: Sequence[int] = option(
+        (1,),
+        WHOLES,
+        "Threads of the runtime; several are measured in turn.",
+        metavar="N,M",
+        of=(_ORT, _TORCH, _LLAMA),
+        without=_LOADED,
+    )
+    batch: Sequence[int] = option(
+        (),
+        WHOLES,
+        "Batch sizes (default: the model's own).",
+        doc="batch sizes; default: the model's own, 1 where it is free.",
+        metavar="N,M",
+        of=(_ORT, _TORCH),
+        without=_FED,
+    )
+    seq: int | None = option(
+        None,
+        WHOLE,
+        "Size of free sequence axes.",
+        metavar="N",
+        of=(_ORT, _TORCH),
+        without=_FED,
+    )
+    runtime: str | None = option(
+        None,
+        choice("onnxruntime", "torch", "llama", "weights"),
+        "Runtime (default: by file); weights: load only.",
+    )
+    prompt: int = option(
+        512,
+        WHOLE,
+        "GGUF: tokens of prompt processing (pp).",
+        metavar="N",
+        of=(_LLAMA,),
+        without="no artifact reads prompts",
+    )
+    generate: int = option(
+        128,
+        WHOLE,
+        "GGUF: tokens of generation (tg).",
+        metavar="N",
+        of=(_LLAMA,),
+        without="no artifact writes text",
+    )
 
 
-#: What bench and compare can be told, by the runtimes of the artifacts.
-MEASURED: Mapping[str, Option] = {
-    "device": _of(*_RUNTIMES, without=_LOADED),
-    "threads": _of(*_RUNTIMES, without=_LOADED),
-    "batch": _of(*_ARRAYS, without=_FED),
-    "seq": _of(*_ARRAYS, without=_FED),
-    "data": _of(*_ARRAYS, without=_FED),
-    "inputs": _of(*_ARRAYS, without=_FED),
-    "model": _of("torch", without="no artifact is weights that need code"),
-    "prompt": _of("llama.cpp", without="no artifact reads prompts"),
-    "generate": _of("llama.cpp", without="no artifact writes text"),
-    "text": _of("llama.cpp", without="no artifact predicts text"),
-    "chunks": _of("llama.cpp", without="no artifact predicts text"),
-    "context": _of("llama.cpp", without="no artifact predicts text"),
-}
+@dataclass(frozen=True)
+class BenchRequest(CodeOptions, InputOptions, _Runs):
+    """What to measure artifacts with; None: the model's own."""
+
+
+@dataclass(frozen=True)
+class _Rounds:
+    seconds: float = option(
+        10.0,
+        NUMBER,
+        "Seconds of steady-state timing an artifact and condition.",
+        doc="seconds of steady-state timing an artifact and condition, over all processes.",
+        flags=("--time",),
+        metavar="S",
+    )
+    processes: int = option(8, WHOLE, "Fresh worker processes each; 5 or more.", metavar="N")
+    cold: bool = option(
+        True,
+        FLAG,
+        "Also load with the file's pages out of memory.",
+        flags=("--cold/--no-cold",),
+        typed={"show_default": True},
+    )
+    timeout: float = option(
+        600.0,
+        NUMBER,
+        "Give a silent worker up after this.",
+        doc="seconds without an answer after which a worker is given up.",
+        metavar="S",
+    )
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    baseline: str | Path | None = option(
+        None,
+        PATH,
+        "Saved results (-o) to compare with, as R.json or R.json[NAME].",
+        doc="saved results: their artifact of the first one's name, else their own baseline (or"
+        " ``R.json[NAME]``), is what all of ``artifacts`` are then compared with.",
+        metavar="FILE",
+    )
+
+
+@dataclass(frozen=True)
+class _Task:
+    metric: Sequence[str] = option(
+        (),
+        METRICS,
+        "accuracy, spearman, perplexity or MODULE:CALLABLE, on labelled --data; repeatable.",
+        doc="``accuracy``, ``spearman``, ``perplexity`` or ``module:callable`` (see"
+        " :func:`edgeopt.tasks.metrics.find_metric`), taken from the same answers, with the targets"
+        " in ``data``.",
+        metavar="NAME",
+    )
+
+
+@dataclass(frozen=True)
+class _Results:
+    other_machine: bool = option(
+        False, FLAG, "Compare results of different machines or runtimes too."
+    )
+    out: str | Path | None = option(
+        None,
+        PATH,
+        "Save the results (JSON) as they come.",
+        doc="a file that gets the results as JSON, anew after each process round: what an interrupt"
+        " or a crash leaves is all that was measured until then.",
+        flags=("-o", "--out"),
+        metavar="OUT",
+    )
+
+
+@dataclass(frozen=True)
+class BenchOptions(Watched, _Results, _Baseline, MachineOptions, _Rounds, BenchRequest):
+    """The options of :func:`edgeopt.bench`."""
+
+
+@dataclass(frozen=True)
+class CompareOptions(Watched, _Results, Text, _Task, MachineOptions, _Rounds, BenchRequest):
+    """The options of :func:`edgeopt.compare`."""
+
+
+_WRITING = (Quantize, Export, Verify)
+_MEASURING = (BenchOptions, CompareOptions)
+
+
+def _named(kinds: tuple[type, ...]) -> Mapping[str, Option]:
+    return {name: said for kind in kinds for name, said in options_of(kind).items()}
+
+
+#: What quantize, export and verify can be told, by name; and bench and compare.
+WRITTEN, MEASURED = _named(_WRITING), _named(_MEASURING)
+
+#: All of them. What a name is called on the command line, and needs, is the same for every verb.
+_ALL = {**WRITTEN, **MEASURED}
 
 #: What is no option: what a verb works on. And, by verb and name where the verb means another
 #: thing by it, the options that are in no table yet.
@@ -506,25 +636,10 @@ _TAKES: Mapping[str | tuple[str, str], Takes] = {
     "shrink": TEXT,
     ("prune", "target"): TEXT,
     "max_drop": NUMBER,
-    ("bench", "threads"): WHOLES,
-    ("compare", "threads"): WHOLES,
     "deep": FLAG,
     "strict": FLAG,
     "prefix": TEXT,
     "names": NAMES,
-    "device": choice("cpu", "cuda", "auto"),
-    "batch": WHOLES,
-    "seq": WHOLE,
-    "runtime": choice("onnxruntime", "torch", "llama", "weights"),
-    "seconds": NUMBER,
-    "processes": WHOLE,
-    "prompt": WHOLE,
-    "generate": WHOLE,
-    "cold": FLAG,
-    "timeout": NUMBER,
-    "baseline": PATH,
-    "other_machine": FLAG,
-    "metric": METRICS,
     "metrics": METRICS,
     ("prune", "method"): choice(
         "channels", "depth", "vocabulary", "magnitude", "wanda", "sparsegpt", "lottery"
@@ -564,7 +679,6 @@ _SPELLED: Mapping[str, str] = {
     "layer_ratios": "--layer-ratio",
     "losses": "--loss",
     "metrics": "--metric",
-    "seconds": "--time",
 }
 
 #: Of options of the command line alone.
@@ -573,15 +687,15 @@ _NEEDS: Mapping[str, str] = {"chart_format": "charts"}
 
 def flag_of(name: str) -> str:
     """How messages and the command line spell an option."""
-    said = WRITTEN.get(name)
+    said = _ALL.get(name)
     if said is not None and said.flags:
-        return said.flags[-1]
+        return said.flags[-1].partition("/")[0]
     return _SPELLED.get(name, f"--{name.replace('_', '-')}")
 
 
 def needs(name: str) -> str | None:
     """The option that this one says nothing without."""
-    return WRITTEN[name].needs if name in WRITTEN else _NEEDS.get(name)
+    return _ALL[name].needs if name in _ALL else _NEEDS.get(name)
 
 
 def takes_of(verb: str, name: str) -> Takes:

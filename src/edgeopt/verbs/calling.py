@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from edgeopt.core import given
@@ -22,6 +21,7 @@ __all__ = ["asking", "verb"]
 P = ParamSpec("P")
 Said = ParamSpec("Said")
 A = TypeVar("A")
+Of = TypeVar("Of")
 R = TypeVar("R")
 
 #: Parameters that may be a model in memory.
@@ -48,14 +48,14 @@ def verb(more: Iterable[str] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]
 
 def asking(
     kind: Callable[Said, A],
-) -> Callable[[Callable[[str | Path, A], R]], Callable[Concatenate[str | Path, Said], R]]:
+) -> Callable[[Callable[[Of, A], R]], Callable[Concatenate[Of, Said], R]]:
     """As :func:`verb`, of a function of a model and of its options, a dataclass of
     :mod:`edgeopt.options.table`: it is called with their fields as keywords, which its
     documentation lists in place of ``{options}``."""
 
     def decorate(
-        function: Callable[[str | Path, A], R],
-    ) -> Callable[Concatenate[str | Path, Said], R]:
+        function: Callable[[Of, A], R],
+    ) -> Callable[Concatenate[Of, Said], R]:
         signature = Signature(function, kind=kind)  # type: ignore[arg-type]  # it is a class
 
         def ask(**values: Any) -> R:
@@ -65,7 +65,7 @@ def asking(
         call.__signature__ = signature.shown
         if function.__doc__:
             call.__doc__ = function.__doc__.replace("{options}", signature.documented())
-        result: Callable[Concatenate[str | Path, Said], R] = call
+        result: Callable[Concatenate[Of, Said], R] = call
         return result
 
     return decorate
