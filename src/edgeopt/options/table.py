@@ -566,7 +566,7 @@ class _Baseline:
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Judged:
     metric: Sequence[str] = option(
         (),
         METRICS,
@@ -579,7 +579,7 @@ class _Task:
 
 
 @dataclass(frozen=True)
-class _Results:
+class _Saving:
     other_machine: bool = option(
         False, FLAG, "Compare results of different machines or runtimes too."
     )
@@ -595,12 +595,12 @@ class _Results:
 
 
 @dataclass(frozen=True)
-class BenchOptions(Watched, _Results, _Baseline, MachineOptions, _Rounds, BenchRequest):
+class BenchOptions(Watched, _Saving, _Baseline, MachineOptions, _Rounds, BenchRequest):
     """The options of :func:`edgeopt.bench`."""
 
 
 @dataclass(frozen=True)
-class CompareOptions(Watched, _Results, Text, _Task, MachineOptions, _Rounds, BenchRequest):
+class CompareOptions(Watched, _Saving, Text, _Judged, MachineOptions, _Rounds, BenchRequest):
     """The options of :func:`edgeopt.compare`."""
 
 
