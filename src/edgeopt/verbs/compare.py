@@ -10,7 +10,6 @@ from typing import Any
 
 from edgeopt.core import InputSpec, Progress, Results, Source, Subject
 from edgeopt.core.calls import stated
-from edgeopt.core.takes import flag_of
 from edgeopt.data.synthetic import pinned
 from edgeopt.errors import InputsError, OutputError, SourceError, UsageError
 from edgeopt.files.atomic import checked_output
@@ -18,6 +17,7 @@ from edgeopt.files.open import open_source
 from edgeopt.llm.read import read_model
 from edgeopt.measure.layers import layer_errors, tensors_of, with_errors
 from edgeopt.measure.tensor_errors import TensorError
+from edgeopt.options.table import flag_of
 from edgeopt.report.results_files import write_document
 from edgeopt.results.saved import SavedResults, file_of, is_saved, merge, open_all
 from edgeopt.runtimes.devices import resolve
