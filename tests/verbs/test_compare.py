@@ -431,7 +431,7 @@ def test_data_that_does_not_fit_is_said_before_anything_is_measured(
         (
             [0, 1],
             {"text": "t.txt"},
-            "--text has no meaning for onnxruntime: no artifact predicts text",
+            "--text has no meaning for onnxruntime: predictions are compared on a text for GGUF",
         ),
     ],
 )

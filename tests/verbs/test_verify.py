@@ -145,8 +145,8 @@ def test_packed_weights(tmp_path: Path) -> None:
         carry_out(opened, plan_weights(opened, bits=bits), made)
         proof = verify(source, made)
         assert failed(proof) == []
-        assert proof.fidelity[0].output == "a.weight"
-        assert proof.fidelity[0].sqnr_db > floor
+        assert proof.tensors[0].tensor == "a.weight"
+        assert proof.tensors[0].sqnr_db > floor
         assert proof.coverage["share"] == pytest.approx(1 - 64 / (64 * 128 + 64))
         assert "give --model" in proof.verdict.unproven[0]
         assert proof.notes == ()

@@ -9,6 +9,7 @@ import click
 from edgeopt.cli import options as opt
 from edgeopt.cli.options import SETTINGS, Command
 from edgeopt.cli.show import console, fail, print_document, progress, show_proof
+from edgeopt.options.table import Export, Quantize, Verify
 
 __all__ = ["COMMANDS"]
 
@@ -44,58 +45,9 @@ def inspect(source: str, deep: bool, as_json: bool) -> None:
     short_help="Make a model file smaller and faster, and prove it.",
 )
 @click.argument("source", metavar="SOURCE")
-@opt.out
-@click.option(
-    "--bits", type=click.Choice(["8", "4"]), help="Weight bits  [default: 8; GGUF: see --type]."
-)
-@click.option(
-    "--to", type=click.Choice(["onnx", "safetensors", "gguf"]), help="Format (default: by source)."
-)
-@opt.inputs
-@opt.loading
-@click.option("--block-size", type=int, metavar="N", help="Weights that share a scale at 4 bits.")
-@click.option(
-    "--method",
-    type=click.Choice(["auto", "mse", "rtn", "hqq"]),
-    default="auto",
-    show_default=True,
-    help="How weights are rounded: least squares, to the nearest, or HQQ.",
-)
-@opt.proving
-@click.option(
-    "--target",
-    type=click.Choice(["here", "portable"]),
-    default="here",
-    show_default=True,
-    help="Tune for this machine by timing, or stay safe on x86-64 and ARM.",
-)
-@click.option(
-    "--plan",
-    metavar="[FILE]",
-    is_flag=False,
-    flag_value=_SHOW_PLAN,
-    help="Replay the plan in FILE; last and without FILE: print the plan, write nothing.",
-)
-@opt.on
-@opt.external
-@opt.gguf
-@opt.text
-@click.option(
-    "--tensor-type",
-    "tensor_types",
-    metavar="REGEX=TYPE",
-    multiple=True,
-    help="GGUF: the type of tensors whose name matches; first match wins; repeatable.",
-)
-@click.option("--imatrix", metavar="FILE", help="GGUF: weigh errors by an importance matrix.")
-@click.option(
-    "--allow-requantize", is_flag=True, help="GGUF: quantize again what is in few bits already."
-)
-@opt.force
+@opt.of(Quantize)
 @opt.json
-def quantize(
-    source: str, plan: str | None, as_json: bool, bits: str | None, **options: Any
-) -> None:
+def quantize(source: str, plan: str | None, as_json: bool, **options: Any) -> None:
     """Quantize SOURCE to 8 or 4 bits, and prove the written file against it: size, fidelity on
     held-out samples, latency, memory. Exit code 3 when the proof fails.
 
@@ -103,10 +55,9 @@ def quantize(
     (or another GGUF), with llama.cpp's own mix of types."""
     from edgeopt.verbs import quantize as verb
 
-    asked = int(bits) if bits else None
     if plan == _SHOW_PLAN:
         with progress() as report:
-            made = verb.make_plan(source, bits=asked, progress=report, **options)
+            made = verb.make_plan(source, progress=report, **options)
         if made.options.get("to") == "gguf" and not as_json:
             from edgeopt.report.plan_text import render
 
@@ -115,7 +66,7 @@ def quantize(
             print_document(made.to_json())
         return
     with progress() as report:
-        proof = verb.quantize(source, bits=asked, plan=plan, progress=report, **options)
+        proof = verb.quantize(source, plan=plan, progress=report, **options)
     show_proof(proof, as_json)
 
 
@@ -125,19 +76,7 @@ def quantize(
     short_help="Write a model as ONNX or GGUF without quantizing, and prove it.",
 )
 @click.argument("source", metavar="SOURCE")
-@opt.out
-@click.option(
-    "--to", type=click.Choice(["onnx", "gguf"]), help="Format  [default: onnx, of a GGUF gguf]."
-)
-@click.option("--half", is_flag=True, help="Store weights in FP16, FP32 where it would overflow.")
-@click.option("--opset", type=click.IntRange(min=17), metavar="N", help="ONNX opset version.")
-@opt.inputs
-@opt.loading
-@opt.proving
-@opt.external
-@opt.gguf
-@opt.text
-@opt.force
+@opt.of(Export)
 @opt.json
 def export(source: str, as_json: bool, **options: Any) -> None:
     """Write SOURCE as an ONNX file that plain ONNX Runtime runs, or as GGUF in F16, BF16 or F32
@@ -156,10 +95,7 @@ def export(source: str, as_json: bool, **options: Any) -> None:
 )
 @click.argument("source", metavar="[SOURCE]")
 @click.argument("artifact", metavar="ARTIFACT", required=False)
-@opt.inputs
-@opt.loading
-@opt.proving
-@opt.text
+@opt.of(Verify)
 @opt.json
 def verify(source: str, artifact: str | None, as_json: bool, **options: Any) -> None:
     """Compare ARTIFACT with SOURCE: size, fidelity, latency, memory. Exit code 3 if it fails.

@@ -9,95 +9,11 @@ import click
 from edgeopt.cli import options as opt
 from edgeopt.cli.options import SETTINGS, Command
 from edgeopt.cli.show import check_reports, progress, show_results
+from edgeopt.options.table import BenchOptions, CompareOptions
 
 __all__ = ["COMMANDS"]
 
 
-def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
-    """``1,4,8``: whole numbers, separated by commas."""
-    try:
-        return tuple(int(part) for part in value.split(",")) if value else ()
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not numbers separated by commas, as 1,4") from None
-
-
-_how = opt.options(
-    click.option(
-        "--device",
-        type=click.Choice(["cpu", "cuda", "auto"]),
-        default="auto",
-        show_default=True,
-        help="Where to run.",
-    ),
-    click.option(
-        "--threads",
-        callback=_numbers,
-        default="1",
-        metavar="N,M",
-        show_default=True,
-        help="Threads of the runtime; several are measured in turn.",
-    ),
-    click.option(
-        "--batch",
-        callback=_numbers,
-        default="",
-        metavar="N,M",
-        help="Batch sizes (default: the model's own).",
-    ),
-    click.option("--seq", type=int, metavar="N", help="Size of free sequence axes."),
-    click.option(
-        "--runtime",
-        type=click.Choice(["onnxruntime", "torch", "llama", "weights"]),
-        help="Runtime (default: by file); weights: load only.",
-    ),
-    click.option(
-        "--time",
-        "seconds",
-        type=float,
-        default=10.0,
-        show_default=True,
-        metavar="S",
-        help="Seconds of steady-state timing an artifact and condition.",
-    ),
-    click.option(
-        "--processes",
-        type=int,
-        default=8,
-        show_default=True,
-        metavar="N",
-        help="Fresh worker processes each; 5 or more.",
-    ),
-    click.option(
-        "--prompt",
-        type=int,
-        default=512,
-        show_default=True,
-        metavar="N",
-        help="GGUF: tokens of prompt processing (pp).",
-    ),
-    click.option(
-        "--generate",
-        type=int,
-        default=128,
-        show_default=True,
-        metavar="N",
-        help="GGUF: tokens of generation (tg).",
-    ),
-    click.option(
-        "--cold/--no-cold",
-        default=True,
-        show_default=True,
-        help="Also load with the file's pages out of memory.",
-    ),
-    click.option(
-        "--timeout",
-        type=float,
-        default=600.0,
-        show_default=True,
-        metavar="S",
-        help="Give a silent worker up after this.",
-    ),
-)
 _where_to = opt.options(
     click.option(
         "--report",
@@ -114,10 +30,6 @@ _where_to = opt.options(
         show_default=True,
         help="Format of --charts.",
     ),
-    click.option("-o", "--out", metavar="OUT", help="Save the results (JSON) as they come."),
-)
-_other_machine = click.option(
-    "--other-machine", is_flag=True, help="Compare results of different machines or runtimes too."
 )
 _gate = click.option(
     "--fail-if",
@@ -134,16 +46,7 @@ _gate = click.option(
     short_help="Measure latency, load time, memory and size.",
 )
 @click.argument("artifacts", metavar="ARTIFACT...", nargs=-1, required=True)
-@_how
-@opt.on
-@opt.inputs
-@opt.loading
-@click.option(
-    "--baseline",
-    metavar="FILE",
-    help="Saved results (-o) to compare with, as R.json or R.json[NAME].",
-)
-@_other_machine
+@opt.of(BenchOptions)
 @_gate
 @_where_to
 @opt.json
@@ -175,18 +78,7 @@ def bench(
     cls=Command, context_settings=SETTINGS, short_help="Compare artifacts, or saved results."
 )
 @click.argument("items", metavar="A B...", nargs=-1, required=True)
-@click.option(
-    "--metric",
-    multiple=True,
-    metavar="NAME",
-    help="accuracy, spearman, perplexity or MODULE:CALLABLE, on labelled --data; repeatable.",
-)
-@opt.text
-@_how
-@opt.on
-@opt.inputs
-@opt.loading
-@_other_machine
+@opt.of(CompareOptions)
 @_gate
 @_where_to
 @opt.json

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from edgeopt.options.kinds import FLAG, METRICS, NUMBER, TEXTS, WHOLE, WHOLES
+from edgeopt.options.option import Option, options_of
+from edgeopt.options.table import flag_of
+
 __all__ = [
     "SETTINGS",
     "Command",
-    "external",
     "force",
-    "gguf",
     "inputs",
     "json",
     "judging",
     "loading",
-    "on",
+    "of",
     "options",
     "out",
-    "proving",
-    "text",
     "training",
 ]
 
@@ -68,6 +69,55 @@ def options(*given: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
     return decorate
 
 
+def of(kind: type, *leave: str) -> Callable[[_Command], _Command]:
+    """The options of a verb, a dataclass of :mod:`edgeopt.options.table`, without some."""
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    return options(
+        *(
+            click.option(*_names(name, option), **_typed(option, defaults[name]))
+            for name, option in options_of(kind).items()
+            if option.help is not None and name not in leave
+        )
+    )
+
+
+def _names(name: str, option: Option) -> tuple[str, ...]:
+    return (*(option.flags or (flag_of(name),)), name)
+
+
+def _typed(option: Option, default: Any) -> dict[str, Any]:
+    """What click is told of an option."""
+    said = {"help": option.help, "metavar": option.metavar, **option.typed}
+    least, choices = said.pop("min", option.least), said.pop("choices", option.takes.choices)
+    if option.takes is FLAG:
+        return {"is_flag": True, "default": default, **said}
+    if option.takes in (TEXTS, METRICS):
+        return {"multiple": True, **said}
+    if option.takes is WHOLES:
+        shown = ",".join(map(str, default))
+        return {"callback": _numbers, "default": shown, "show_default": bool(shown), **said}
+    if default is not None:
+        said |= {"default": default, "show_default": True}
+    if choices:
+        given = {str(choice): choice for choice in choices}
+        return {"type": click.Choice(list(given)), "callback": _chosen(given), **said}
+    if option.takes is WHOLE:
+        return {"type": int if least is None else click.IntRange(min=int(least)), **said}
+    return {"type": float, **said} if option.takes is NUMBER else said
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    """``1,4,8``: whole numbers, separated by commas."""
+    try:
+        return tuple(int(part) for part in value.split(",")) if value else ()
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not numbers separated by commas, as 1,4") from None
+
+
+def _chosen(given: dict[str, Any]) -> Callable[..., Any]:
+    return lambda ctx, param, value: given.get(value)
+
+
 json = click.option("--json", "as_json", is_flag=True, help="Print the document, nothing else.")
 out = click.option("-o", "--out", metavar="OUT", help="File to write (default: beside SOURCE).")
 force = click.option("--force", is_flag=True, help="Keep the file even if the proof fails.")
@@ -76,27 +126,6 @@ loading = options(
         "--model", metavar="MODULE:CALLABLE", help="Code that returns the nn.Module to fill."
     ),
     click.option("--trust-pickle", is_flag=True, help="Let the file run the code it carries."),
-)
-on = options(
-    click.option(
-        "--on",
-        metavar="URL",
-        help="Measure on another machine: ssh://user@host[:port][/folder] or adb://serial.",
-    ),
-    click.option(
-        "--remote-python",
-        metavar="PATH",
-        default="python3",
-        show_default=True,
-        help="The Python there, with numpy and the runtime.",
-    ),
-)
-external = click.option(
-    "--external-data",
-    type=click.Choice(["auto", "always", "never"]),
-    default="auto",
-    show_default=True,
-    help="Weights in OUT.data, which the runtime maps (auto: over 256 MiB).",
 )
 inputs = options(
     click.option(
@@ -108,29 +137,6 @@ inputs = options(
         metavar="SPEC",
         multiple=True,
         help="An input, as name:float32[1,3,224,224]; repeatable.",
-    ),
-)
-proving = options(
-    click.option("--min-sqnr", type=float, metavar="DB", help="Fidelity floor in decibels."),
-    click.option(
-        "--min-same",
-        type=float,
-        metavar="SHARE",
-        help="Least share of the same answers of a classifier (with --data: 0.9).",
-    ),
-    click.option(
-        "--prefer",
-        type=click.Choice(["balanced", "speed", "size", "memory"]),
-        default="balanced",
-        show_default=True,
-        help="What to win at; size and memory may cost speed.",
-    ),
-    click.option(
-        "--threads",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="Threads that the runtime is timed with.",
     ),
 )
 judging = options(
@@ -202,37 +208,5 @@ training = options(
     click.option("--plot", metavar="FILE", help="Draw the training's course, as .svg or .png."),
     click.option(
         "--history", metavar="FILE", help="Write the course of the training, as JSON lines."
-    ),
-)
-text = options(
-    click.option("--text", metavar="FILE", help="GGUF: the text that predictions are compared on."),
-    click.option(
-        "--chunks",
-        type=click.IntRange(min=1),
-        default=8,
-        show_default=True,
-        help="GGUF: pieces of the text.",
-    ),
-    click.option(
-        "--context",
-        type=click.IntRange(min=8),
-        default=512,
-        show_default=True,
-        help="GGUF: tokens in a piece.",
-    ),
-)
-gguf = options(
-    click.option(
-        "--type", metavar="TYPE", help="GGUF: preset or type, as Q4_K_M, Q8_0, F16 (any case)."
-    ),
-    click.option(
-        "--pre-tokenizer", metavar="NAME", help="GGUF: the text-splitting rule, if not recognised."
-    ),
-    click.option(
-        "--prove",
-        type=click.Choice(["none", "quick", "full"]),
-        default="quick",
-        show_default=True,
-        help="GGUF: full also compares next-token distributions on --text.",
     ),
 )

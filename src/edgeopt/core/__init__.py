@@ -26,6 +26,7 @@ from edgeopt.core.proof import (
     Measurement,
     OfKind,
     Proof,
+    TensorFidelity,
     Verdict,
 )
 from edgeopt.core.results import (
@@ -82,6 +83,7 @@ __all__ = [
     "Sparse",
     "Storage",
     "Subject",
+    "TensorFidelity",
     "Unavailable",
     "Verdict",
     "Weight",

@@ -2,7 +2,7 @@
 
 A call from Python and one from the command line pass the same gate, so that nothing but an
 :class:`~edgeopt.errors.EdgeoptError` comes of a wrong one, and what an option takes is said once
-(:data:`edgeopt.core.takes.TAKES`).
+(:mod:`edgeopt.options.table`).
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
-from edgeopt.core.takes import NEEDS, Takes, flag_of, takes_of
+from edgeopt.core import given
 from edgeopt.errors import CallError
+from edgeopt.options.kinds import Takes
+from edgeopt.options.option import Option, options_of
+from edgeopt.options.table import flag_of, needs, takes_of
 
 __all__ = ["Signature", "checked", "command_line", "require_needed", "stated"]
 
@@ -44,16 +48,24 @@ def stated() -> frozenset[str] | None:
 
 
 class Signature:
-    """What a public function takes; ``more`` are the keywords that go on to others."""
+    """What a public function takes: its own parameters, ``more`` keywords that go on to others, and
+    the options of ``kind``, a dataclass of :mod:`edgeopt.options.table`, in place of its last."""
 
-    def __init__(self, function: Callable[..., Any], more: Iterable[str] = ()) -> None:
+    def __init__(
+        self, function: Callable[..., Any], more: Iterable[str] = (), kind: type | None = None
+    ) -> None:
         self.name = function.__name__
         self.more = tuple(more)
-        self._signature = inspect.signature(function)
-        parameters = self._signature.parameters
+        self.options: Mapping[str, Option] = {} if kind is None else options_of(kind)
+        own = inspect.signature(function)
+        self.shown = own if kind is None else _joined(own, inspect.signature(kind))
+        parameters = self.shown.parameters
         self._rest = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
         self.names = tuple(name for name in parameters if name != self._rest) + self.more
-        self.takes: Mapping[str, Takes] = {name: takes_of(self.name, name) for name in self.names}
+        self.takes: Mapping[str, Takes] = {
+            name: self.options[name].takes if name in self.options else takes_of(self.name, name)
+            for name in self.names
+        }
 
     def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments by name, each as its :class:`Takes` reads it. CallError for a wrong one."""
@@ -61,11 +73,21 @@ class Signature:
             if name not in self.names:
                 raise CallError(f"{self.name}() has no option {name!r}{self._near(name)}")
         try:
-            bound = self._signature.bind(*args, **kwargs).arguments
+            bound = self.shown.bind(*args, **kwargs).arguments
         except TypeError as error:
             raise CallError(f"{self.name}(): {error}") from None
-        given = {**bound.pop(self._rest or "", {}), **bound}
-        return {name: self._read(name, value) for name, value in given.items()}
+        values = {**bound.pop(self._rest or "", {}), **bound}
+        return {name: self._read(name, value) for name, value in values.items()}
+
+    def documented(self) -> str:
+        """The options for a docstring, one after the other in the order of their table."""
+        return textwrap.indent(
+            "\n".join(
+                textwrap.fill(f"{name}: {said.doc or said.help}", 92, subsequent_indent=" " * 4)
+                for name, said in self.options.items()
+            ),
+            " " * 8,
+        ).strip()
 
     def _near(self, name: str) -> str:
         near = difflib.get_close_matches(name, self.names, 1, 0.5) or [
@@ -74,12 +96,12 @@ class Signature:
         return f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(self.names)}"
 
     def _read(self, name: str, value: Any) -> Any:
-        parameter = self._signature.parameters.get(name)
+        parameter = self.shown.parameters.get(name)
         if value is None and (parameter is None or parameter.default is None):
             return None
         takes = self.takes[name]
         try:
-            return takes.read(value)
+            return self._within(name, _named(takes, takes.read(value)))
         except (TypeError, ValueError) as error:
             reason = f" ({error})" if str(error) else ""
             if takes.choices or _TYPED.get() is not None:
@@ -89,6 +111,12 @@ class Signature:
             raise CallError(
                 f"{self.name}(): {name} takes {takes.what}, not {_shown(value)}{reason}"
             ) from None
+
+    def _within(self, name: str, value: Any) -> Any:
+        remedy = self.options[name].outside(value) if name in self.options else None
+        if remedy is not None:
+            raise CallError(f"{flag_of(name)} {value}: {remedy}")
+        return value
 
     def run(self, function: Callable[..., R], values: Mapping[str, Any]) -> R:
         """Call ``function``, which :func:`stated` tells what the user gave."""
@@ -107,10 +135,24 @@ class Signature:
             _STATED.reset(token)
 
 
+def _joined(own: inspect.Signature, options: inspect.Signature) -> inspect.Signature:
+    """The function's parameters, the last of them replaced by the options."""
+    first = list(own.parameters.values())[:-1]
+    return own.replace(parameters=[*first, *options.parameters.values()])
+
+
+def _named(takes: Takes, value: Any) -> Any:
+    """Objects in memory by the names that they go by during the call."""
+    if takes.named == "each":
+        return tuple(one if isinstance(one, str) else given.add(one) for one in value)
+    return given.add(value) if takes.named and not isinstance(value, str) else value
+
+
 def require_needed(names: Collection[str]) -> None:
     """CallError for an option among ``names`` that says nothing without one that is not."""
-    for name, needed in NEEDS.items():
-        if name in names and needed not in names:
+    for name in names:
+        needed = needs(name)
+        if needed is not None and needed not in names:
             raise CallError(
                 f"{flag_of(name)} has no meaning without {flag_of(needed)}; give that too, or leave"
                 " it out"

@@ -21,6 +21,7 @@ __all__ = [
     "Measurement",
     "OfKind",
     "Proof",
+    "TensorFidelity",
     "Verdict",
     "json_ready",
 ]
@@ -70,6 +71,33 @@ class Fidelity:
     highest_db: float | None = None
     kinds: tuple[OfKind, ...] = ()
     probability: bool = False
+
+
+@dataclass(frozen=True)
+class TensorFidelity:
+    """How close a stored tensor is to the source's: its own signal to noise, by the definition of
+    :class:`Fidelity`, and whether it is finite where the source is.
+    """
+
+    tensor: str
+    sqnr_db: float
+    finite: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """In the form of an output's, of which nothing else is known."""
+        return dataclasses.asdict(
+            Fidelity(
+                output=self.tensor,
+                sqnr_db=self.sqnr_db,
+                cosine=math.nan,
+                max_abs=math.nan,
+                top1=None,
+                kl=None,
+                finite=self.finite,
+                constant=False,
+                samples=1,
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -148,7 +176,11 @@ PROOF_VERSION = 1
 
 @dataclass(frozen=True)
 class Proof:
-    """What a verb returns and a report renders; ``to_json`` is the versioned document."""
+    """What a verb returns and a report renders; ``to_json`` is the versioned document.
+
+    ``fidelity`` is of outputs, ``tensors`` of stored tensors, the worst first, where those are what
+    was compared. One place makes proofs, :func:`edgeopt.targets.proof.proof_of`.
+    """
 
     verb: str
     source: Mapping[str, Any]
@@ -163,6 +195,7 @@ class Proof:
     verdict: Verdict
     usage: str = ""
     notes: tuple[str, ...] = ()
+    tensors: tuple[TensorFidelity, ...] = ()
 
     @property
     def proven(self) -> bool:
@@ -178,7 +211,10 @@ class Proof:
             "artifact": dict(self.artifact),
             "coverage": dict(self.coverage),
             "samples": self.samples,
-            "fidelity": [dataclasses.asdict(f) for f in self.fidelity],
+            "fidelity": [
+                *(dataclasses.asdict(f) for f in self.fidelity),
+                *(t.to_json() for t in self.tensors),
+            ],
             "measurements": [dataclasses.asdict(m) for m in self.measurements],
             "changes": [
                 {

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from edgeopt.core import Fidelity, format_bytes
+from edgeopt.core import TensorFidelity, format_bytes
 from edgeopt.report.parts import decibels, line, paragraph, plain_table, seconds
 
 __all__ = ["render_cost", "render_findings"]
@@ -21,7 +21,7 @@ _SQNR = (
 
 
 def render_findings(
-    artifact: Mapping[str, Any], worst: Sequence[Fidelity], console: Console
+    artifact: Mapping[str, Any], worst: Sequence[TensorFidelity], console: Console
 ) -> None:
     """Print what is stored and how close it is, then what llama.cpp made of it."""
     if artifact.get("types"):
@@ -73,12 +73,12 @@ def _types(types: Mapping[str, Mapping[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def _tensors(worst: Sequence[Fidelity], console: Console) -> None:
+def _tensors(worst: Sequence[TensorFidelity], console: Console) -> None:
     table = plain_table(show_header=False)
     table.add_column("", no_wrap=True)
     table.add_column("", justify="right", no_wrap=True)
     for tensor in worst:
-        table.add_row(Text(_short(tensor.output)), decibels(tensor.sqnr_db))
+        table.add_row(Text(_short(tensor.tensor)), decibels(tensor.sqnr_db))
     console.print(table)
 
 

@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from edgeopt.core import Change, Check, Fidelity, Measurement, Proof, format_bytes
+from edgeopt.core import Change, Check, Fidelity, Measurement, Proof, TensorFidelity, format_bytes
 from edgeopt.numerics.decide import compare_blocks, compare_values
 from edgeopt.numerics.statistics import Interval, median, paired_interval
 from edgeopt.report.gguf_text import render_cost, render_findings
@@ -57,11 +57,11 @@ def render(proof: Proof, console: Console) -> None:
         paragraph(console, conditions, style="dim")
     gguf = proof.artifact.get("format") == "gguf"
     if gguf:
-        render_findings(proof.artifact, proof.fidelity, console)
-    elif proof.fidelity:
+        render_findings(proof.artifact, proof.tensors, console)
+    elif proof.fidelity or proof.tensors:
         console.print()
         line(console, Text(f"How close to the source, on {proof.samples}", style="bold"))
-        console.print(_fidelity_table(proof.fidelity))
+        console.print(_fidelity_table((*proof.fidelity, *proof.tensors)))
         paragraph(
             console,
             "SQNR: signal to quantization noise, in dB; 20 dB is an error of a tenth of the "
@@ -248,12 +248,16 @@ def _times(factor: float, better: str, worse: str) -> str:
 # how close
 
 
-def _fidelity_table(outputs: Sequence[Fidelity]) -> Table:
+def _fidelity_table(outputs: Sequence[Fidelity | TensorFidelity]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("output", no_wrap=True)
     for name in ("SQNR", "cosine", "top-1 same", "largest error"):
         table.add_column(name, justify="right", no_wrap=True)
     for output in outputs[:_MOST_OUTPUTS]:
+        if isinstance(output, TensorFidelity):
+            name, sqnr = _short(output.tensor, _NAME_WIDTH), decibels(output.sqnr_db)
+            table.add_row(Text(name), sqnr, "-", "-", "-")
+            continue
         table.add_row(
             Text(_short(output.output, _NAME_WIDTH)),
             decibels(output.sqnr_db),

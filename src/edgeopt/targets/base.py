@@ -6,65 +6,60 @@ it through the target that takes it: begin, plan, write, prove, keep what is pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from edgeopt.core import Change, Plan, Progress, Proof, Source
+from edgeopt.core import Change, Plan, Proof, Source
 from edgeopt.errors import SourceError
+from edgeopt.options.kinds import PLAN, TEXT
+from edgeopt.options.option import option
+from edgeopt.options.table import Export, Quantize, Verify
 from edgeopt.targets.asked import Asked
 from edgeopt.targets.gguf.options import GgufOptions
 from edgeopt.targets.keep import external_over, write_proven
 from edgeopt.targets.options import require_meaning
+from edgeopt.targets.plans import read_plan
 
-__all__ = ["Job", "Request", "Target", "deliver", "planned", "prove_artifact", "targets"]
+__all__ = [
+    "Job",
+    "Request",
+    "Target",
+    "deliver",
+    "planned",
+    "prove_artifact",
+    "requested",
+    "targets",
+]
 
 #: A module each, which has a ``TARGET``; the first that accepts a request gets it.
 _TARGETS = ("gguf", "packed", "onnx")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What was asked of a verb, by the names of its parameters; nothing is decided here.
+@dataclass(frozen=True)
+class Request(Quantize, Export, Verify):
+    """What was asked of a verb; nothing is decided here.
 
-    See :func:`edgeopt.quantize` and :func:`edgeopt.export`, which say what each means. ``verb`` is
-    the one that was called, ``plan`` has been read.
+    :mod:`edgeopt.options.table` says what each option means. ``verb`` is the one that was called,
+    ``plan`` has been read.
     """
 
-    verb: str
-    out: str | Path | None = None
-    bits: int | None = None
-    to: str | None = None
-    data: str | None = None
-    inputs: Sequence[str] = ()
-    model: str | None = None
-    trust_pickle: bool = False
-    block_size: int | None = None
-    method: str = "auto"
-    prefer: str = "balanced"
-    target: str = "here"
-    plan: Plan | None = None
-    half: bool = False
-    opset: int | None = None
-    external_data: str | int = "auto"
-    min_sqnr: float | None = None
-    min_same: float | None = None
-    force: bool = False
-    threads: int = 1
-    on: str | None = None
-    remote_python: str = "python3"
-    text: str | Path | None = None
-    chunks: int = 8
-    context: int = 512
-    gguf: GgufOptions = field(default_factory=GgufOptions)
-    progress: Progress | None = None
+    verb: str = option("", TEXT, None)
+    plan: Plan | None = option(None, PLAN, None)
 
     def __post_init__(self) -> None:
         self.asked()
         external_over(self.external_data)
+        if self.verb != "verify":
+            self.gguf.check()
+
+    @property
+    def gguf(self) -> GgufOptions:
+        """What only GGUF knows of it."""
+        return GgufOptions(**{f.name: getattr(self, f.name) for f in fields(GgufOptions)})
 
     def asked(self) -> Asked:
         """The bits and what to prefer, checked; a plan that is replayed has its own."""
@@ -82,6 +77,13 @@ class Request:
         """Say what is being done, to whoever listens."""
         if self.progress is not None:
             self.progress(what, None)
+
+
+def requested(verb: str, options: Quantize | Export | Verify) -> Request:
+    """What a verb was called with, its plan read."""
+    said = dict(vars(options))
+    said["plan"] = read_plan(said.get("plan"))
+    return Request(verb=verb, **said)
 
 
 class Job(Protocol):

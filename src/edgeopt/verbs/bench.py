@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from edgeopt.core import Layer, Measurement, Progress, Results, Source, Subject
+from edgeopt.core import Layer, Measurement, Results, Source, Subject
 from edgeopt.errors import UsageError
 from edgeopt.files.atomic import checked_output
 from edgeopt.files.open import open_source
 from edgeopt.measure.bench import Bench, BenchSettings, Trial
+from edgeopt.options.table import BenchOptions, BenchRequest
 from edgeopt.report.results_files import write_document
 from edgeopt.results.saved import against, file_of, open_saved
 from edgeopt.targets.options import require_use
 from edgeopt.verbs.bench_place import place
-from edgeopt.verbs.bench_trials import RUNTIMES, BenchRequest, names_of, runtime_of, trials_of
-from edgeopt.verbs.calling import verb
+from edgeopt.verbs.bench_trials import names_of, runtime_of, trials_of
+from edgeopt.verbs.calling import asking
 
 __all__ = ["bench"]
 
@@ -30,47 +31,19 @@ _FEWEST_PROCESSES = 5
 _MOST_THREADS = 1024
 
 
-@verb()
-def bench(
-    artifacts: Sequence[str | Path],
-    *,
-    device: str = "auto",
-    threads: Sequence[int] = (1,),
-    batch: Sequence[int] = (),
-    seq: int | None = None,
-    runtime: str | None = None,
-    seconds: float = 10.0,
-    processes: int = 8,
-    prompt: int = 512,
-    generate: int = 128,
-    data: str | None = None,
-    inputs: Sequence[str] = (),
-    model: str | None = None,
-    trust_pickle: bool = False,
-    cold: bool = True,
-    timeout: float = 600.0,
-    on: str | None = None,
-    remote_python: str = "python3",
-    baseline: str | Path | None = None,
-    other_machine: bool = False,
-    out: str | Path | None = None,
-    progress: Progress | None = None,
-) -> Results:
+@asking(BenchOptions)
+def bench(artifacts: Sequence[str | Path], options: BenchOptions) -> Results:
     """Measure ``artifacts`` side by side: the first is the one that others are compared with.
 
-    ONNX files run in ONNX Runtime, GGUF files in llama.cpp (``prompt`` tokens of prompt
-    processing, ``generate`` tokens of generation, as llama-bench defines pp and tg), torch files
-    in torch, safetensors and bare state dicts are loaded only. Each is measured in ``processes``
-    fresh worker processes, at each of ``threads`` and ``batch`` (default: the model's own, 1
-    where it is free), with ``seconds`` of steady-state timing an artifact and condition over all
-    of them. ``seq`` sets free sequence axes. Inputs come from ``data`` or are made up from the
-    signature. ``timeout``: seconds without an answer after which a worker is given up.
-    ``on`` is another machine, ``ssh://user@host[:port][/folder]`` or ``adb://serial``, with
-    ``remote_python`` and its own runtimes: the artifacts and a small runner are sent there,
-    measured there, and removed. ``out`` is a file that gets the results as JSON, anew after each
-    process round: what an interrupt or a crash leaves is all that was measured until then.
-    ``baseline`` is a file of saved results: its artifact of the first one's name, else its own
-    baseline (or ``R.json[NAME]``), is what all of ``artifacts`` are then compared with.
+    ONNX files run in ONNX Runtime, GGUF files in llama.cpp (``prompt`` and ``generate`` as
+    llama-bench defines pp and tg), torch files in torch, safetensors and bare state dicts are
+    loaded only. Each is measured in fresh worker processes, at each of ``threads`` and ``batch``.
+    Inputs come from ``data`` or are made up from the signature. With ``on`` the artifacts and a
+    small runner are sent to that machine, measured there, and removed.
+
+    Args:
+        artifacts: files or folders to measure.
+        {options}
 
     An artifact whose measuring fails (it does not load, its runtime crashes or hangs) has the
     reason in its subject's ``failure``; the others are measured all the same.
@@ -82,51 +55,45 @@ def bench(
         InputsError: inputs are missing or do not fit.
         OutputError: ``out`` cannot be written.
     """
-    _check(artifacts, threads, batch, seq, runtime, seconds, processes, prompt, generate, timeout)
-    asked = BenchRequest(
-        device=device,
-        threads=tuple(threads),
-        batch=tuple(batch),
-        seq=seq,
-        runtime=runtime,
-        prompt=prompt,
-        generate=generate,
-        data=data,
-        inputs=tuple(inputs),
-        model=model,
-        trust_pickle=trust_pickle,
-    )
+    _check(artifacts, options)
+    asked = BenchRequest(**{f.name: getattr(options, f.name) for f in fields(BenchRequest)})
+    baseline, progress, out = options.baseline, options.progress, options.out
     if baseline is not None:
         open_saved(baseline)  # what is wrong with it is said before minutes of measuring
     opened = [_described(open_source(artifact)) for artifact in artifacts]
     sources = [source for source, _ in opened]
     require_use(runtime_of(source, asked) for source in sources)
-    if other_machine and baseline is None:
+    if options.other_machine and baseline is None:
         raise UsageError(
             "--other-machine lets saved results of another machine count; give some with --baseline"
         )
     if out is not None:
         read = [source.path for source in sources]
-        read += [file_of(given) for given in (baseline, data) if given is not None]
+        read += [file_of(given) for given in (baseline, options.data) if given is not None]
         checked_output(out, read)
     names = names_of([source.path for source in sources])
     described = next((source for source in sources if source.inputs), None)
     layers = dict(zip(names, (found for _, found in opened), strict=True))
-    settings = BenchSettings(processes=processes, seconds=seconds, silence=timeout, cold=cold)
+    settings = BenchSettings(
+        processes=options.processes,
+        seconds=options.seconds,
+        silence=options.timeout,
+        cold=options.cold,
+    )
     digests: dict[str, str] = {}
-    if on is not None and progress is not None:
-        progress(f"connecting to {on}", None)
-    with place(on, remote_python) as machine:
+    if options.on is not None and progress is not None:
+        progress(f"connecting to {options.on}", None)
+    with place(options.on, options.remote_python) as machine:
         trials: list[Trial] = []
         for name, source in _zip(names, sources):
-            found_device = machine.resolve(device, runtime_of(source, asked))
+            found_device = machine.resolve(options.device, runtime_of(source, asked))
             trials.extend(trials_of(name, source, asked, found_device, described))
-        before = machine.environment(threads=max(threads))
-        document = _Draft(names, sources, layers, trials, asked, settings, before, on)
+        before = machine.environment(threads=max(options.threads))
+        document = _Draft(names, sources, layers, trials, asked, settings, before, options.on)
         if baseline is not None:
             # Results that cannot be compared are refused before minutes of measuring.
             nothing = Bench((), (), {}, {}, ())
-            against(baseline, document.results(nothing, {}), other_machine=other_machine)
+            against(baseline, document.results(nothing, {}), other_machine=options.other_machine)
 
         def so_far(found: Bench) -> None:
             if out is not None:
@@ -142,7 +109,7 @@ def bench(
     results = document.results(found, digests)
     if baseline is None:
         return results
-    return replace(against(baseline, results, other_machine=other_machine), verb="bench")
+    return replace(against(baseline, results, other_machine=options.other_machine), verb="bench")
 
 
 def _described(source: Source) -> tuple[Source, tuple[Layer, ...]]:
@@ -221,18 +188,7 @@ def _zip(names: Sequence[str], sources: Sequence[Source]) -> list[tuple[str, Sou
     return list(zip(names, sources, strict=True))
 
 
-def _check(
-    artifacts: Sequence[str | Path],
-    threads: Sequence[int],
-    batch: Sequence[int],
-    seq: int | None,
-    runtime: str | None,
-    seconds: float,
-    processes: int,
-    prompt: int,
-    generate: int,
-    timeout: float,
-) -> None:
+def _check(artifacts: Sequence[str | Path], options: BenchOptions) -> None:
     if not artifacts:
         raise UsageError("nothing to measure; give one file or more")
     seen: dict[Path, str] = {}
@@ -241,7 +197,9 @@ def _check(
         if path in seen:
             raise UsageError(f"{artifact}: given twice; give each artifact once")
         seen[path] = str(artifact)
-    for option, values in (("--threads", threads), ("--batch", batch)):
+    if not options.threads:
+        raise UsageError("--threads: give one number or more")
+    for option, values in (("--threads", options.threads), ("--batch", options.batch)):
         for value in values:
             if value < 1:
                 raise UsageError(f"{option} {value}; use 1 or more")
@@ -249,18 +207,18 @@ def _check(
                 raise UsageError(f"--threads {value}; use {_MOST_THREADS} or fewer")
         if len(set(values)) != len(values):
             raise UsageError(f"{option} {','.join(map(str, values))}: give each number once")
-    if seq is not None and seq < 1:
-        raise UsageError(f"--seq {seq}; use 1 or more")
-    if runtime is not None and runtime not in RUNTIMES:
-        raise UsageError(f"--runtime {runtime}; use {', '.join(RUNTIMES)}")
-    if not 0 < seconds < float("inf"):
-        raise UsageError(f"--time {seconds:g}; use a number of seconds above 0")
-    if not 0 < timeout < float("inf"):
-        raise UsageError(f"--timeout {timeout:g}; use a number of seconds above 0")
-    if processes < _FEWEST_PROCESSES:
+    if options.seq is not None and options.seq < 1:
+        raise UsageError(f"--seq {options.seq}; use 1 or more")
+    if not 0 < options.seconds < float("inf"):
+        raise UsageError(f"--time {options.seconds:g}; use a number of seconds above 0")
+    if not 0 < options.timeout < float("inf"):
+        raise UsageError(f"--timeout {options.timeout:g}; use a number of seconds above 0")
+    if options.processes < _FEWEST_PROCESSES:
         raise UsageError(
-            f"--processes {processes}; use {_FEWEST_PROCESSES} or more: fewer cannot tell one "
-            "process's luck from the artifact's time"
+            f"--processes {options.processes}; use {_FEWEST_PROCESSES} or more: fewer cannot tell"
+            " one process's luck from the artifact's time"
         )
-    if prompt < 0 or generate < 0 or not prompt + generate:
-        raise UsageError(f"--prompt {prompt}, --generate {generate}; use 1 or more of either")
+    if options.prompt < 0 or options.generate < 0 or not options.prompt + options.generate:
+        raise UsageError(
+            f"--prompt {options.prompt}, --generate {options.generate}; use 1 or more of either"
+        )

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from edgeopt.errors import InputsError, UsageError
 from edgeopt.measure.sizes import try_sizes
 from edgeopt.measure.sysfiles import kilobytes
 from edgeopt.measure.trial import Trial
+from edgeopt.options.table import BenchRequest
 from edgeopt.runtimes.engine import Case
 
 __all__ = [
@@ -66,23 +67,6 @@ _ALSO: Mapping[str, frozenset[str]] = {
 }
 
 _SEQUENCE = re.compile(r"seq|token|length|len|time|steps|^(t|s|l)$", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class BenchRequest:
-    """What the user asked to measure with; None: the model's own."""
-
-    device: str = "auto"
-    threads: tuple[int, ...] = (1,)
-    batch: tuple[int, ...] = ()
-    seq: int | None = None
-    runtime: str | None = None
-    prompt: int = 512
-    generate: int = 128
-    data: str | None = None
-    inputs: tuple[str, ...] = ()
-    model: str | None = None
-    trust_pickle: bool = False
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
@@ -188,7 +172,7 @@ def _feeds(
 
 
 def specs_of(source: Source, asked: BenchRequest) -> tuple[InputSpec, ...]:
-    given = parse_inputs(asked.inputs)
+    given = parse_inputs(tuple(asked.inputs))
     if source.inputs:
         by_name = {spec.name: spec for spec in given}
         for spec in given:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from edgeopt.core import given
 from edgeopt.core.calls import Signature
@@ -16,9 +16,12 @@ from edgeopt.errors import CallError, EdgeoptError
 from edgeopt.targets.keep import scratch
 from edgeopt.verbs.in_memory import Written, write
 
-__all__ = ["verb"]
+__all__ = ["asking", "verb"]
 
 P = ParamSpec("P")
+Said = ParamSpec("Said")
+A = TypeVar("A")
+Of = TypeVar("Of")
 R = TypeVar("R")
 
 #: Parameters that may be a model in memory.
@@ -29,42 +32,70 @@ _FILES = ("artifacts", "items")
 
 
 def verb(more: Iterable[str] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator: the function is called with what it takes, by the kinds of
-    :data:`edgeopt.core.takes.TAKES`; ``more`` names the keywords that it passes on.
+    """A decorator: the function is called with what it takes, as :mod:`edgeopt.options.table` says;
+    ``more`` names the keywords that it passes on.
 
     A model in memory is written to a folder that is there for the call; in its place the function
     gets the file's path and, where it takes ``model``, the code.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        signature = Signature(function, more)
-
-        @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            with given.scope():
-                values = signature.bound(args, kwargs)
-                name = next((n for n in _MODELS if _in_memory(values.get(n))), None)
-                for several in _FILES:
-                    if several in values:
-                        _require_files(signature.name, values[several])
-                        _require_importable(signature.name, values)
-                if name is None:
-                    return signature.run(function, values)
-                with ExitStack() as stack:
-                    written = write(values[name], stack.enter_context(scratch()))
-                    values[name] = written.path
-                    if written.model is not None and "model" in signature.names:
-                        if values.get("model") is not None:
-                            raise CallError(
-                                f"{signature.name}(): a {written.name} in memory has its code; "
-                                "leave model out"
-                            )
-                        values["model"] = written.model
-                    return _called_by_name(lambda: signature.run(function, values), written)
-
+        call: Callable[P, R] = _checked(Signature(function, more), function, function)
         return call
 
     return decorate
+
+
+def asking(
+    kind: Callable[Said, A],
+) -> Callable[[Callable[[Of, A], R]], Callable[Concatenate[Of, Said], R]]:
+    """As :func:`verb`, of a function of a model and of its options, a dataclass of
+    :mod:`edgeopt.options.table`: it is called with their fields as keywords, which its
+    documentation lists in place of ``{options}``."""
+
+    def decorate(
+        function: Callable[[Of, A], R],
+    ) -> Callable[Concatenate[Of, Said], R]:
+        signature = Signature(function, kind=kind)  # type: ignore[arg-type]  # it is a class
+
+        def ask(**values: Any) -> R:
+            return function(values.pop(signature.names[0]), kind(**values))  # type: ignore[call-arg]
+
+        call: Any = _checked(signature, function, ask)
+        call.__signature__ = signature.shown
+        if function.__doc__:
+            call.__doc__ = function.__doc__.replace("{options}", signature.documented())
+        result: Callable[Concatenate[Of, Said], R] = call
+        return result
+
+    return decorate
+
+
+def _checked(signature: Signature, wrapped: Callable[..., Any], run: Callable[..., R]) -> Any:
+    @functools.wraps(wrapped)
+    def call(*args: Any, **kwargs: Any) -> R:
+        with given.scope():
+            values = signature.bound(args, kwargs)
+            name = next((n for n in _MODELS if _in_memory(values.get(n))), None)
+            for several in _FILES:
+                if several in values:
+                    _require_files(signature.name, values[several])
+                    _require_importable(signature.name, values)
+            if name is None:
+                return signature.run(run, values)
+            with ExitStack() as stack:
+                written = write(values[name], stack.enter_context(scratch()))
+                values[name] = written.path
+                if written.model is not None and "model" in signature.names:
+                    if values.get("model") is not None:
+                        raise CallError(
+                            f"{signature.name}(): a {written.name} in memory has its code; "
+                            "leave model out"
+                        )
+                    values["model"] = written.model
+                return _called_by_name(lambda: signature.run(run, values), written)
+
+    return call
 
 
 def _in_memory(value: Any) -> bool:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from edgeopt.core import InputSpec, Progress, Results, Source, Subject
 from edgeopt.core.calls import stated
-from edgeopt.core.takes import flag_of
 from edgeopt.data.synthetic import pinned
 from edgeopt.errors import InputsError, OutputError, SourceError, UsageError
 from edgeopt.files.atomic import checked_output
@@ -18,6 +16,8 @@ from edgeopt.files.open import open_source
 from edgeopt.llm.read import read_model
 from edgeopt.measure.layers import layer_errors, tensors_of, with_errors
 from edgeopt.measure.tensor_errors import TensorError
+from edgeopt.options.option import options_of
+from edgeopt.options.table import BenchOptions, BenchRequest, CompareOptions, flag_of
 from edgeopt.report.results_files import write_document
 from edgeopt.results.saved import SavedResults, file_of, is_saved, merge, open_all
 from edgeopt.runtimes.devices import resolve
@@ -37,8 +37,8 @@ from edgeopt.tasks.compare_answers import (
 from edgeopt.tasks.labelled import read_labelled
 from edgeopt.tasks.metrics import TaskMetric, find_metric
 from edgeopt.verbs.bench import bench
-from edgeopt.verbs.bench_trials import BenchRequest, fitting_sizes, hints_of, runtime_of, specs_of
-from edgeopt.verbs.calling import verb
+from edgeopt.verbs.bench_trials import fitting_sizes, hints_of, runtime_of, specs_of
+from edgeopt.verbs.calling import asking
 
 __all__ = ["compare"]
 
@@ -51,12 +51,6 @@ _ANSWERS_TO: Mapping[str, str] = {
 }
 _ARRAYS = frozenset(name for name, room in _ANSWERS_TO.items() if room == "arrays")
 
-#: Options that bench and the comparison both take, beside those that are sequences.
-_SHARED = ("device", "seq", "runtime", "model", "trust_pickle")
-
-#: What compare has of its own, and what of bench it has no use for.
-_OWN = frozenset({"artifacts", "data", "other_machine", "out", "progress", "baseline"})
-
 _PERPLEXITY = "perplexity"
 
 #: Why an artifact that answers to this is not run on the task.
@@ -66,45 +60,38 @@ _NEEDS: Mapping[str, str] = {
     "weights": "weights without code cannot be run; give --model package.module:callable",
 }
 
-#: Keywords that go on to bench.
-_BENCH = tuple(name for name in signature(bench).parameters if name not in _OWN)
+#: What compare has of its own beside bench, or hands on by itself.
+_OWN = frozenset({"data", "other_machine", "out", "progress"})
+
+#: Options that go on to bench.
+_BENCH = (options_of(CompareOptions).keys() & options_of(BenchOptions).keys()) - _OWN
 
 #: Options that have a meaning for artifacts alone.
-_RUN = ("metric", "text", "chunks", "context", "data", *_BENCH)
+_RUN = ("metric", "text", "chunks", "context", "data", *sorted(_BENCH))
 
 #: What the artifacts of one call are called beside saved results.
 _NOW = "now"
 
 
-@verb(more=_BENCH)
-def compare(
-    items: Sequence[str | Path],
-    *,
-    data: str | None = None,
-    metric: Sequence[str] = (),
-    text: str | Path | None = None,
-    chunks: int = 8,
-    context: int = 512,
-    other_machine: bool = False,
-    out: str | Path | None = None,
-    progress: Progress | None = None,
-    **options: Any,
-) -> Results:
+@asking(CompareOptions)
+def compare(items: Sequence[str | Path], options: CompareOptions) -> Results:
     """Compare artifacts, or saved results, with the first of them.
 
-    Artifacts are measured as by :func:`edgeopt.bench` (``options`` are its own), all in one run,
+    Artifacts are measured as by :func:`edgeopt.bench` all in one run,
     taking turns. Saved results (``R.json``, or one subject of them as ``R.json[NAME]``) are taken
     as they are; both can be mixed. What was not measured in one run is compared unpaired and with
     a warning, and refused where it comes from different machines or runtimes, unless
     ``other_machine``.
 
     Fidelity is that of each artifact's answers to the baseline's, on ``data`` or on made-up
-    inputs; of GGUF files, of their next-token distributions over ``chunks`` of ``context`` tokens
-    of ``text``, a file; else of the weights. Each ``metric`` (``accuracy``, ``spearman``,
-    ``perplexity`` or ``module:callable``, see :func:`edgeopt.tasks.metrics.find_metric`) is taken
-    from the same answers, with the targets in ``data``. A metric that cannot be taken is among
+    inputs; of GGUF files, of their next-token distributions on ``text``; else of the
+    weights. A metric that cannot be taken is among
     the results' ``unavailable`` with the reason, and :func:`edgeopt.results.gate.enforce` raises
     for it once the results are shown.
+
+    Args:
+        items: files or folders, or saved results.
+        {options}
 
     Raises:
         SourceError: a file that is no artifact and no results, or results of another version.
@@ -112,13 +99,14 @@ def compare(
         InputsError: inputs are missing or do not fit.
         OutputError: ``out`` cannot be written.
     """
+    data, text, out = options.data, options.text, options.out
     saved = [is_saved(item) for item in items]
     if len(items) < 2 and not any(saved):
         raise UsageError(f"{len(items)} artifact to compare; give two or more, or saved results")
     artifacts = [item for item, is_document in zip(items, saved, strict=True) if not is_document]
     if not artifacts:
         _require_nothing_to_run()
-    elif other_machine and len(artifacts) == len(items):
+    elif options.other_machine and len(artifacts) == len(items):
         raise UsageError("--other-machine is for saved results, and none is among what is compared")
     if out is not None:
         read = [given for given in (*items, data, text) if given is not None]
@@ -132,16 +120,16 @@ def compare(
     )
     if artifacts:
         task = _Comparison(
-            metrics=tuple(map(find_metric, metric)),
+            metrics=tuple(map(find_metric, options.metric)),
             data=data,
             text=None if text is None else Path(text),
-            chunks=chunks,
-            context=context,
-            options=options,
+            chunks=options.chunks,
+            context=options.context,
+            options={name: getattr(options, name) for name in _BENCH & (stated() or set())},
         )
-        found = _measured(artifacts, task, None if documents else out, progress)
+        found = _measured(artifacts, task, None if documents else out, options.progress)
         documents[saved.index(False)] = SavedResults(_NOW, found)
-    results = merge([documents[i] for i in sorted(documents)], other_machine=other_machine)
+    results = merge([documents[i] for i in sorted(documents)], other_machine=options.other_machine)
     if out is not None:
         write_document(results, Path(out))
     return results
@@ -169,13 +157,9 @@ class _Comparison:
 
     @property
     def asked(self) -> BenchRequest:
-        given = {name: self.options[name] for name in _SHARED if name in self.options}
-        return BenchRequest(
-            **given,
-            threads=tuple(self.options.get("threads", (1,))),
-            inputs=tuple(self.options.get("inputs", ())),
-            data=self.data,
-        )
+        known = options_of(BenchRequest)
+        given = {name: value for name, value in self.options.items() if name in known}
+        return BenchRequest(**given, data=self.data)
 
 
 def _measured(

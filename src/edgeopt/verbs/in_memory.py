@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from edgeopt.core import given
-from edgeopt.core.takes import is_module
 from edgeopt.errors import CallError, SourceError
+from edgeopt.options.kinds import is_module
 
 __all__ = ["Written", "write"]
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
-from edgeopt.core import Progress, Proof
+from edgeopt.core import Proof
 from edgeopt.core.calls import stated
-from edgeopt.core.takes import flag_of
 from edgeopt.errors import ProofFailed, SourceError, UsageError
 from edgeopt.files.open import open_source
-from edgeopt.targets.base import Request, prove_artifact
+from edgeopt.options.table import Verify, flag_of
+from edgeopt.targets.base import prove_artifact, requested
 from edgeopt.targets.written import Integrity, as_written, check_file
-from edgeopt.verbs.calling import verb
+from edgeopt.verbs.calling import asking
 
 __all__ = ["verify"]
 
@@ -24,24 +24,8 @@ __all__ = ["verify"]
 def verify(source: str | Path) -> Integrity: ...
 @overload
 def verify(source: str | Path, artifact: str | Path, **options: Any) -> Proof: ...
-@verb()  # type: ignore[misc]  # the options are those below, by name
-def verify(
-    source: str | Path,
-    artifact: str | Path | None = None,
-    *,
-    data: str | None = None,
-    inputs: Sequence[str] = (),
-    model: str | None = None,
-    trust_pickle: bool = False,
-    min_sqnr: float | None = None,
-    min_same: float | None = None,
-    prefer: str = "balanced",
-    threads: int = 1,
-    text: str | Path | None = None,
-    chunks: int = 8,
-    context: int = 512,
-    progress: Progress | None = None,
-) -> Proof | Integrity:
+@asking(Verify)  # type: ignore[misc]  # the options are those of Verify, by name
+def verify(source: str | Path, options: Verify) -> Proof | Integrity:
     """Prove ``artifact`` against ``source``; nothing is written and neither file is touched.
 
     ``verify(artifact)`` alone tells whether it is still the file that was written, by the digests
@@ -51,11 +35,14 @@ def verify(
     or GGUF. An artifact that carries edgeopt's metadata is held to the floor of its own bits and
     to what it was made to be good at; a stranger's to the floor of the bits that its operators
     show. A GGUF file is held against its Hugging Face folder or another GGUF of the same model,
-    and with ``text``, a file, next-token distributions are compared over ``chunks`` of ``context``
-    tokens. The other arguments are those of :func:`edgeopt.quantize`.
+    and with ``text`` next-token distributions are compared.
 
     Digests are held against the artifact here too: a file that was changed since edgeopt wrote it
     is not proven, however alike its answers are.
+
+    Args:
+        source: what it was made from; or the artifact, where that is all that is given.
+        {options}
 
     Returns:
         The proof; of an artifact alone an :class:`edgeopt.Integrity`.
@@ -63,6 +50,7 @@ def verify(
     Raises:
         EdgeoptError: a source or an artifact that cannot be used (see :mod:`edgeopt.errors`).
     """
+    artifact = options.artifact
     if artifact is None:
         return _alone(source)
     opened = open_source(source)
@@ -70,23 +58,8 @@ def verify(
         made = open_source(artifact)
     if opened.path.resolve() == made.path.resolve():
         raise UsageError(f"{made.path}: is the source itself; give the artifact made from it")
-    request = Request(
-        verb="verify",
-        data=data,
-        inputs=inputs,
-        model=model,
-        trust_pickle=trust_pickle,
-        min_sqnr=min_sqnr,
-        min_same=min_same,
-        prefer=prefer,
-        threads=threads,
-        text=text,
-        chunks=chunks,
-        context=context,
-        progress=progress,
-    )
     with _damage_named(made.path):
-        proof = prove_artifact(opened, made, request)
+        proof = prove_artifact(opened, made, requested("verify", options))
     verdict = proof.verdict
     checks = (*verdict.checks, *as_written(made.path))
     return dataclasses.replace(proof, verdict=dataclasses.replace(verdict, checks=checks))

@@ -75,7 +75,7 @@ def test_a_file_against_a_copy_of_itself(tmp_path: Path, text: Path) -> None:
     values = {s["name"]: s["value"] for s in proof.artifact["divergence"]["statistics"]}
     assert values["Mean KLD"] == 0.0
     assert values["Same top p"] == 100.0
-    assert proof.fidelity == ()  # no tensor has an error to show
+    assert proof.tensors == ()  # no tensor has an error to show
 
 
 def test_without_a_text_predictions_stay_unproven(tmp_path: Path) -> None:

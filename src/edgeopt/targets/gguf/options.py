@@ -3,92 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
 
 from edgeopt.core import Source
 from edgeopt.errors import UsageError
-
-if TYPE_CHECKING:
-    from typing import NotRequired
+from edgeopt.options.table import Gguf, Mixed, Text, flag_of
 
 __all__ = [
-    "GGUF_KEYWORDS",
-    "Depth",
-    "GgufKeywords",
     "GgufOptions",
     "lacks_cache",
     "require_checked",
     "wants_gguf",
 ]
 
-Depth = Literal["none", "quick", "full"]
-
 #: What files of other formats end in: GGUF under such a name would mislead.
 _OTHERS = frozenset({".onnx", ".safetensors", ".pt", ".pth", ".bin"})
 
 
-class GgufKeywords(TypedDict):
-    """The fields of :class:`GgufOptions`, as keyword arguments of :func:`edgeopt.quantize`."""
-
-    type: NotRequired[str | None]
-    tensor_types: NotRequired[Sequence[str]]
-    imatrix: NotRequired[str | Path | None]
-    allow_requantize: NotRequired[bool]
-    pre_tokenizer: NotRequired[str | None]
-    prove: NotRequired[Depth]
-    text: NotRequired[str | Path | None]
-    chunks: NotRequired[int]
-    context: NotRequired[int]
-
-
-GGUF_KEYWORDS = tuple(GgufKeywords.__annotations__)
-
-
 @dataclass(frozen=True)
-class GgufOptions:
-    """What can be asked of GGUF output.
+class GgufOptions(Mixed, Text, Gguf):
+    """What can be asked of GGUF output, see :mod:`edgeopt.options.table`."""
 
-    Attributes:
-        type: a preset (``Q4_K_M``, llama.cpp's own mix of types) or a plain type; default
-            ``Q4_K_M``, with ``bits`` 8 ``Q8_0``.
-        tensor_types: ``REGEX=TYPE``; the first whose pattern is found in a tensor's name wins.
-        imatrix: an importance matrix: llama.cpp's, or one that ``edgeopt imatrix`` made.
-        allow_requantize: quantize a GGUF again that already is in few bits.
-        pre_tokenizer: llama.cpp's name of the rule that splits text before byte-level BPE, where
-            ``tokenizer.json`` has one that is not known.
-        prove: ``quick``: every tensor's error, the file's structure, and that it loads and
-            generates; ``full``: also next-token distributions against the source in 16 bits, on
-            ``text``; ``none``: nothing is proven.
-        text, chunks, context: what ``full`` compares on: a text file, the number of its pieces,
-            and their length in tokens, of which the second half is scored.
-    """
-
-    type: str | None = None
-    tensor_types: Sequence[str] = ()
-    imatrix: str | Path | None = None
-    allow_requantize: bool = False
-    pre_tokenizer: str | None = None
-    prove: Depth = "quick"
-    text: str | Path | None = None
-    chunks: int = 8
-    context: int = 512
-
-    def __post_init__(self) -> None:
-        if self.prove not in ("none", "quick", "full"):
-            raise UsageError(f"--prove {self.prove}: not one of none, quick, full")
+    def check(self) -> None:
+        """UsageError for options that contradict one another."""
         if self.prove == "full" and self.text is None:
             raise UsageError("--prove full compares the models on a text: give it with --text FILE")
         if self.text is not None and self.prove != "full":
             raise UsageError(
                 f"--text {self.text}: is read with --prove full alone; give that, or leave it out"
             )
-        if self.chunks < 1:
-            raise UsageError(f"--chunks {self.chunks}: at least one is needed")
-        if self.context < 8:
-            raise UsageError(f"--context {self.context}: less than 8 tokens prove nothing")
 
     def overrides(self) -> tuple[tuple[str, str], ...]:
         """(regex, type) pairs. UsageError where one has no ``=``."""
@@ -103,8 +47,7 @@ class GgufOptions:
     def given(self) -> tuple[str, ...]:
         """The options that are not at their default, as the command line spells them."""
         return tuple(
-            "--"
-            + field.name.removesuffix("s" if field.name == "tensor_types" else "").replace("_", "-")
+            flag_of(field.name)
             for field in dataclasses.fields(self)
             if getattr(self, field.name) not in (field.default, [])
         )

@@ -18,12 +18,12 @@ from edgeopt.core import (
     Basis,
     Change,
     Check,
-    Fidelity,
     Ggml,
     Plan,
     Progress,
     Proof,
     Source,
+    TensorFidelity,
     Verdict,
     Weight,
     file_sha256,
@@ -53,6 +53,7 @@ from edgeopt.targets.gguf.runs import (
     read_text,
 )
 from edgeopt.targets.gguf.token_ids import token_texts
+from edgeopt.targets.proof import proof_of
 
 __all__ = [
     "ProofSubject",
@@ -298,14 +299,19 @@ def assemble(
     ran = any(check.name == "runs" and check.passed for check in checks)
     embeds = not any(one["tokens"] for one in found.get("generated", ()))
     made = facts.reference or Reference(written)
-    return Proof(
-        verb=verb,
-        source={"path": str(source.path), "kind": source.kind, "nbytes": source.nbytes},
-        artifact={
-            "path": str(final),
-            "format": "gguf",
-            "nbytes": written.stat().st_size,
-            "sha256": file_sha256(written),
+    return proof_of(
+        verb,
+        source,
+        final,
+        Verdict(
+            checks,
+            tuple(line for part in parts for line in part.unproven),
+            _basis(found, len(facts.errors)),
+        ),
+        form="gguf",
+        nbytes=written.stat().st_size,
+        sha256=file_sha256(written),
+        of_artifact={
             "type": None if plan is None else plan.options.get("type"),
             "bits_per_weight": bits_per_weight(facts.after),
             "types": _by_type(facts.after, facts.errors),
@@ -319,17 +325,10 @@ def assemble(
         plan=plan,
         changes=_changes(plan, facts),
         coverage=_coverage(facts.after),
-        fidelity=tuple(_of_tensor(error) for error in _worst(facts.errors)),
-        samples="the weights themselves, the worst first",
-        measurements=(),
+        tensors=(TensorFidelity(e.name, e.sqnr_db, e.finite) for e in _worst(facts.errors)),
         environment=environment(threads=threads),
-        verdict=Verdict(
-            checks,
-            tuple(line for part in parts for line in part.unproven),
-            _basis(found, len(facts.errors)),
-        ),
         usage=gguf_usage(final, embedder=embeds) if ran else "",
-        notes=tuple(notes),
+        notes=notes,
     )
 
 
@@ -426,18 +425,3 @@ def _worst(errors: Sequence[TensorError]) -> list[TensorError]:
 
 def _rank(ratio: float) -> float:
     return -math.inf if math.isnan(ratio) else ratio
-
-
-def _of_tensor(error: TensorError) -> Fidelity:
-    """A tensor's own signal to noise, in the form of an output's; nothing else is known of it."""
-    return Fidelity(
-        output=error.name,
-        sqnr_db=error.sqnr_db,
-        cosine=math.nan,
-        max_abs=math.nan,
-        top1=None,
-        kl=None,
-        finite=error.finite,
-        constant=False,
-        samples=1,
-    )

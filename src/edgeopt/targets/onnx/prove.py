@@ -18,6 +18,7 @@ from edgeopt.report.usage import usage_lines
 from edgeopt.targets.machine import machine
 from edgeopt.targets.onnx.base_graph import needs_unsigned
 from edgeopt.targets.onnx.source import Prepared, batch_inputs, single_steps
+from edgeopt.targets.proof import proof_of
 
 if TYPE_CHECKING:
     from edgeopt.measure.remote.jobs import RemoteJobs
@@ -92,35 +93,33 @@ def prove_graph(
         }
         usage = usage_lines(final, pair.inputs, pair.outputs, shapes, lone)
     there = machine(on, threads)
-    return Proof(
-        verb=verb,
-        source={
-            "path": str(source.path),
-            "kind": source.kind,
-            "nbytes": source.nbytes,
-            "sha256": source_sha256,
+    return proof_of(
+        verb,
+        source,
+        final,
+        verdict,
+        form="onnx",
+        nbytes=nbytes,
+        source_sha256=source_sha256,
+        sha256=file_sha256(written),
+        of_source={
             "capture": captured.rung,
             "opset": captured.opset,
             "agreement_db": captured.agreement_db,
             "graph_nbytes": pair.nbytes[0],
         },
-        artifact={
-            "path": str(final),
-            "format": "onnx",
-            "nbytes": nbytes,
-            "sha256": file_sha256(written),
+        of_artifact={
             **_data(pair.files, final),
             "inputs": [_spec(s) for s in pair.inputs],
             "outputs": [_spec(s) for s in pair.outputs],
         },
         plan=plan,
-        changes=tuple(changes),
+        changes=changes,
         coverage={} if coverage is None else coverage.to_json(),
         fidelity=pair.fidelity,
         samples=prepared.label,
         measurements=pair.measurements,
         environment=there,
-        verdict=verdict,
         usage=usage,
         notes=(
             *captured.notes,

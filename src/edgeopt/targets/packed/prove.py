@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.core import Basis, Check, Fidelity, Proof, Source, Verdict, Weight, format_bytes
+from edgeopt.core import Basis, Check, Proof, Source, TensorFidelity, Verdict, Weight, format_bytes
 from edgeopt.errors import SourceError
 from edgeopt.files import packed
 from edgeopt.files.open import open_source
@@ -17,6 +17,7 @@ from edgeopt.files.weights import logical_weights
 from edgeopt.measure.environment import environment
 from edgeopt.measure.gate import FLOORS
 from edgeopt.numerics.affine import noise_power, ratio_db
+from edgeopt.targets.proof import proof_of
 from edgeopt.targets.written import other_source
 
 __all__ = ["prove_weights", "verify_weights"]
@@ -70,35 +71,26 @@ def verify_weights(
             "use --bits 8, or check that the artifact was made from this source",
         ),
     )
-    return Proof(
-        verb="verify",
-        source={
-            "path": str(source.path),
-            "kind": source.kind,
-            "nbytes": source.nbytes,
-            "sha256": sha256,
-        },
-        artifact={
-            "path": str(shown or artifact.path),
-            "format": "safetensors",
-            "nbytes": artifact.nbytes,
-            "sha256": artifact.sha256(),
-        },
-        plan=None,
-        changes=(),
-        coverage=coverage,
-        fidelity=tuple(_of_weight(name, ratios[name]) for name in worst),
-        samples="the weights themselves, the worst first",
-        measurements=(),
-        environment=environment(threads=threads),
-        verdict=Verdict(
+    final = shown or artifact.path
+    return proof_of(
+        "verify",
+        source,
+        final,
+        Verdict(
             checks,
             ("weights proven; speed not: give --model to get a runnable file",),
             Basis("weights", len(ratios)),
         ),
+        form="safetensors",
+        nbytes=artifact.nbytes,
+        source_sha256=sha256,
+        sha256=artifact.sha256(),
+        coverage=coverage,
+        tensors=(TensorFidelity(name, ratios[name], ratios[name] > -math.inf) for name in worst),
+        environment=environment(threads=threads),
         usage=(
             "import edgeopt\n"
-            f"weights = edgeopt.load_weights({str(shown or artifact.path)!r})\n"
+            f"weights = edgeopt.load_weights({str(final)!r})\n"
             "for name, array in weights.items():\n"
             "    print(name, array.dtype, array.shape)"
         ),
@@ -126,21 +118,6 @@ def _coverage(source: Source, header: packed.PackedHeader) -> dict[str, Any]:
         "quantized_tensors": len(header.layouts),
         "bits": bits,
     }
-
-
-def _of_weight(name: str, ratio: float) -> Fidelity:
-    """A weight's own signal to noise, in the form of an output's; nothing else is known of it."""
-    return Fidelity(
-        output=name,
-        sqnr_db=ratio,
-        cosine=math.nan,
-        max_abs=math.nan,
-        top1=None,
-        kl=None,
-        finite=ratio > -math.inf,
-        constant=False,
-        samples=1,
-    )
 
 
 def prove_weights(source: Source, out_path: Path) -> dict[str, float]:

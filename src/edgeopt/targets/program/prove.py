@@ -24,6 +24,7 @@ from edgeopt.targets.onnx.source import Prepared
 from edgeopt.targets.program.checks import judged
 from edgeopt.targets.program.same_tokens import every_score, keep_scores, take_old_numbers
 from edgeopt.targets.program.shrunk import Requirements, Shrunk
+from edgeopt.targets.proof import proof_of
 from edgeopt.tasks.compare_answers import Artifact, of_answers
 
 if TYPE_CHECKING:
@@ -68,35 +69,31 @@ def prove_shrunk(
     quality, lost = _quality(scored, prepared, asked, progress)
     nbytes = sum(path.stat().st_size for path in made.weighed)
     checks, unproven = judged(verb, made, pair, quality, asked, (source.nbytes, nbytes))
-    return Proof(
-        verb=verb,
-        source={
-            "path": str(source.path),
-            "kind": source.kind,
-            "nbytes": source.nbytes,
-            "sha256": sha256,
+    return proof_of(
+        verb,
+        source,
+        made.final,
+        Verdict(tuple(checks), (*unproven, *lost), basis(prepared.given, pair.samples)),
+        form=made.format,
+        nbytes=nbytes,
+        source_sha256=sha256,
+        sha256=file_sha256(made.written) if made.written.is_file() else "",
+        of_source={
             "capture": prepared.captured.rung,
             "agreement_db": prepared.captured.agreement_db,
         },
-        artifact={
-            "path": str(made.final),
-            "format": made.format,
-            "nbytes": nbytes,
-            **({"sha256": file_sha256(made.written)} if made.written.is_file() else {}),
+        of_artifact={
             "files": [str(path) for path in _final_names(made)],
             **made.details,
         },
-        plan=None,
-        changes=(),
         coverage=_counted(made, quality),
         fidelity=pair.fidelity,
         samples=prepared.label,
-        measurements=tuple(m for m in pair.measurements if m.metric != "file"),
+        measurements=(m for m in pair.measurements if m.metric != "file"),
         environment=environment(threads=asked.threads),
-        verdict=Verdict(tuple(checks), (*unproven, *lost), basis(prepared.given, pair.samples)),
         usage=made.usage,
         # What was opened twice, to be captured and to be changed, says the same twice.
-        notes=tuple(dict.fromkeys((*prepared.captured.notes, *made.notes, *pair.notes))),
+        notes=dict.fromkeys((*prepared.captured.notes, *made.notes, *pair.notes)),
     )
 
 
