@@ -609,7 +609,7 @@ class CompareOptions(Watched, _Saving, Text, _Judged, MachineOptions, _Rounds, B
 
 
 @dataclass(frozen=True)
-class _PruneMethod:
+class _ByMethod:
     method: str = option(
         MISSING,
         choice("channels", "depth", "vocabulary", "magnitude", "wanda", "sparsegpt", "lottery"),
@@ -719,7 +719,7 @@ class _Taught:
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _KeptUp:
     metrics: Sequence[str] = option(
         (),
         METRICS,
@@ -794,20 +794,20 @@ class Prune(
     Watched,
     Forced,
     TrainingOptions,
-    _Kept,
+    _KeptUp,
     CodeOptions,
     InputOptions,
     _PruneForm,
     _Recovered,
     PruningOptions,
-    _PruneMethod,
+    _ByMethod,
     Out,
 ):
     """The options of :func:`edgeopt.prune`."""
 
 
 @dataclass(frozen=True)
-class Distill(Watched, Forced, TrainingOptions, _Kept, CodeOptions, InputOptions, _Taught, Out):
+class Distill(Watched, Forced, TrainingOptions, _KeptUp, CodeOptions, InputOptions, _Taught, Out):
     """The options of :func:`edgeopt.distill`."""
 
 
