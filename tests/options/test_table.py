@@ -17,7 +17,9 @@ from edgeopt.options.option import options_of
 from edgeopt.options.table import (
     BenchOptions,
     CompareOptions,
+    Distill,
     Export,
+    Prune,
     Quantize,
     Verify,
     flag_of,
@@ -30,9 +32,11 @@ VERBS: dict[str, tuple[type, Callable[..., Any]]] = {
     "verify": (Verify, edgeopt.verify),
     "bench": (BenchOptions, edgeopt.bench),
     "compare": (CompareOptions, edgeopt.compare),
+    "prune": (Prune, edgeopt.prune),
+    "distill": (Distill, edgeopt.distill),
 }
 #: What the command line alone has: what is done with results when they are there.
-SHOWN = {"as_json", "reports", "charts", "chart_format", "fail_if"}
+SHOWN = {"as_json", "reports", "charts", "chart_format", "fail_if", "plot"}
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -51,7 +55,8 @@ def test_python_has_and_documents_them(verb: str) -> None:
     kind, function = VERBS[verb]
     parameters = inspect.signature(function).parameters
     for name in options_of(kind):
-        assert parameters[name].default == kind.__dataclass_fields__[name].default  # type: ignore[attr-defined]
+        default = inspect.signature(kind).parameters[name].default
+        assert parameters[name].default == default
         assert f"\n        {name}: " in inspect.getdoc(function).replace("\n    ", "\n        ")  # type: ignore[union-attr]
 
 
@@ -79,3 +84,20 @@ def test_a_number_out_of_range_is_named_before_anything_is_read(
 def test_no_threads_at_all_are_named() -> None:
     with pytest.raises(UsageError, match="--threads: give one number or more"):
         edgeopt.bench("missing.onnx", threads=[])
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "says"),
+    [
+        ("depth", {"scope": "layer"}, "--scope"),
+        ("magnitude", {"heads": False}, "--heads"),
+        ("channels", {"ratio": 0.5, "precision": "fp32"}, "--precision has no meaning without"),
+        ("channels", {"ratio": 0.5, "accumulation": 1}, "--accumulation has no meaning without"),
+    ],
+)
+def test_a_default_that_is_given_counts_for_pruning_and_training(
+    method: str, given: dict[str, Any], says: str
+) -> None:
+    pytest.importorskip("torch", reason="pruning is of torch modules")
+    with pytest.raises(UsageError, match=says):
+        edgeopt.prune("missing.pt", method=method, **given)

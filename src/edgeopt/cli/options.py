@@ -9,22 +9,17 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from edgeopt.options.kinds import FLAG, METRICS, NUMBER, TEXTS, WHOLE, WHOLES
+from edgeopt.options.kinds import FLAG, METRICS, NUMBER, PATHS, TEXTS, WHOLE, WHOLES
 from edgeopt.options.option import Option, options_of
 from edgeopt.options.table import flag_of
 
 __all__ = [
     "SETTINGS",
     "Command",
-    "force",
-    "inputs",
     "json",
-    "judging",
-    "loading",
     "of",
     "options",
-    "out",
-    "training",
+    "plot",
 ]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -91,11 +86,13 @@ def _typed(option: Option, default: Any) -> dict[str, Any]:
     least, choices = said.pop("min", option.least), said.pop("choices", option.takes.choices)
     if option.takes is FLAG:
         return {"is_flag": True, "default": default, **said}
-    if option.takes in (TEXTS, METRICS):
+    if option.takes in (TEXTS, METRICS, PATHS):
         return {"multiple": True, **said}
     if option.takes is WHOLES:
         shown = ",".join(map(str, default))
         return {"callback": _numbers, "default": shown, "show_default": bool(shown), **said}
+    if default is dataclasses.MISSING:
+        said, default = {"required": True, **said}, None
     if default is not None:
         said |= {"default": default, "show_default": True}
     if choices:
@@ -119,94 +116,4 @@ def _chosen(given: dict[str, Any]) -> Callable[..., Any]:
 
 
 json = click.option("--json", "as_json", is_flag=True, help="Print the document, nothing else.")
-out = click.option("-o", "--out", metavar="OUT", help="File to write (default: beside SOURCE).")
-force = click.option("--force", is_flag=True, help="Keep the file even if the proof fails.")
-loading = options(
-    click.option(
-        "--model", metavar="MODULE:CALLABLE", help="Code that returns the nn.Module to fill."
-    ),
-    click.option("--trust-pickle", is_flag=True, help="Let the file run the code it carries."),
-)
-inputs = options(
-    click.option(
-        "--data", metavar="DATA", help=".npz, .npy, folder of .npy, or MODULE:CALLABLE of inputs."
-    ),
-    click.option(
-        "--input",
-        "inputs",
-        metavar="SPEC",
-        multiple=True,
-        help="An input, as name:float32[1,3,224,224]; repeatable.",
-    ),
-)
-judging = options(
-    click.option(
-        "--metric",
-        "metrics",
-        metavar="NAME",
-        multiple=True,
-        help="accuracy, spearman, perplexity or MODULE:CALLABLE, before and after; repeatable.",
-    ),
-    click.option("--max-drop", type=float, metavar="N", help="How much of the metric may be lost."),
-    click.option("--min-sqnr", type=float, metavar="DB", help="Fidelity floor in decibels."),
-    click.option(
-        "--threads",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="Threads that the model is timed with.",
-    ),
-)
-training = options(
-    click.option(
-        "--epochs",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Times the data is gone through  [default: 10; 1,000 updates of little data].",
-    ),
-    click.option("--steps", type=click.IntRange(min=1), metavar="N", help="In place of --epochs."),
-    click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Samples a step."),
-    click.option("--learning-rate", type=float, metavar="LR", help="Its peak, after warm-up."),
-    click.option(
-        "--loss",
-        "losses",
-        metavar="NAME=WEIGHT[,KEY=VALUE]",
-        multiple=True,
-        help="soft, hard, hints, attention, cosine, mse, next_token; repeatable (else: by task).",
-    ),
-    click.option(
-        "--pairs", metavar="T=S[,...]", help="Layers of teacher and student that hints compare."
-    ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw."),
-    click.option(
-        "--checkpoint", metavar="DIR", help="Save the run's state there, and resume from it."
-    ),
-    click.option(
-        "--cache-teacher", metavar="DIR", help="Keep the teacher's outputs on disk, and use them."
-    ),
-    click.option(
-        "--patience",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="End after N evaluations without gain.",
-    ),
-    click.option(
-        "--precision",
-        type=click.Choice(["fp32", "bf16", "fp16"]),
-        default="fp32",
-        show_default=True,
-        help="Mixed precision, on a GPU.",
-    ),
-    click.option(
-        "--accumulation",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        metavar="N",
-        help="Pieces that a batch is computed in, where memory is short.",
-    ),
-    click.option("--plot", metavar="FILE", help="Draw the training's course, as .svg or .png."),
-    click.option(
-        "--history", metavar="FILE", help="Write the course of the training, as JSON lines."
-    ),
-)
+plot = click.option("--plot", metavar="FILE", help="Draw the training's course, as .svg or .png.")

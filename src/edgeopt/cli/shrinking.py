@@ -10,6 +10,7 @@ from edgeopt.cli import options as opt
 from edgeopt.cli.options import SETTINGS, Command
 from edgeopt.cli.show import progress, show_proof
 from edgeopt.errors import UsageError
+from edgeopt.options.table import Distill, Prune
 
 if TYPE_CHECKING:
     from edgeopt.core import Proof
@@ -23,93 +24,8 @@ __all__ = ["COMMANDS"]
     short_help="Take weights out of a model, and prove what is left.",
 )
 @click.argument("source", metavar="SOURCE")
-@click.option(
-    "--method",
-    required=True,
-    type=click.Choice(
-        ["channels", "depth", "vocabulary", "magnitude", "wanda", "sparsegpt", "lottery"]
-    ),
-    help="What goes: channels (and heads), whole blocks, unused tokens, or single weights.",
-)
-@click.option("--ratio", type=float, metavar="R", help="The share that goes, between 0 and 1.")
-@click.option(
-    "--target",
-    metavar="WHAT=LEFT",
-    help="In place of --ratio: params=0.5, flops=0.5, latency=0.6 or bytes=2MB are left.",
-)
-@click.option("--pattern", metavar="N:M", help="Single weights: N of every M stay, as 2:4.")
-@click.option(
-    "--scope",
-    type=click.Choice(["layer", "global"]),
-    default="layer",
-    show_default=True,
-    help="The same ratio in every layer, or the least important anywhere.",
-)
-@click.option(
-    "--importance",
-    type=click.Choice(["magnitude", "bn", "taylor", "activation"]),
-    default="magnitude",
-    show_default=True,
-    help="Channels: what makes one worth keeping.",
-)
-@click.option("--heads", is_flag=True, help="Channels: attention heads too.")
-@click.option(
-    "--layer-ratio",
-    "layer_ratios",
-    metavar="REGEX=R",
-    multiple=True,
-    help="The ratio of layers whose name matches; repeatable.",
-)
-@click.option(
-    "--include",
-    metavar="REGEX",
-    multiple=True,
-    help="Single weights: these layers, also where they would be left alone.",
-)
-@click.option("--ignore", metavar="REGEX", multiple=True, help="Layers to leave alone; repeatable.")
-@click.option(
-    "--round-to", type=click.IntRange(min=1), metavar="N", help="Channels: multiples of N are left."
-)
-@click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Depth: blocks that stay.")
-@click.option("--remove", metavar="BLOCK", multiple=True, help="Depth: a block that goes.")
-@click.option("--corpus", metavar="FILE", multiple=True, help="Vocabulary: UTF-8 text to keep.")
-@click.option(
-    "--min-count",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Vocabulary: tokens used less often go.",
-)
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="Lottery: times of training and pruning.",
-)
-@click.option(
-    "--rewind",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Lottery: the step whose weights are gone back to.",
-)
-@click.option(
-    "--recover",
-    metavar="DATA",
-    help="Win accuracy back: train on DATA, the unpruned model being the teacher.",
-)
-@opt.out
-@click.option(
-    "--to",
-    type=click.Choice(["pt", "folder", "safetensors"]),
-    help="Format (default: a folder for a folder where that can be, else pt).",
-)
-@opt.inputs
-@opt.loading
-@opt.judging
-@opt.training
-@opt.force
+@opt.of(Prune)
+@opt.plot
 @opt.json
 def prune(source: str, as_json: bool, **options: Any) -> None:
     """Take weights out of SOURCE, and prove the written file against it: parameters, FLOPs, bytes,
@@ -135,19 +51,8 @@ def prune(source: str, as_json: bool, **options: Any) -> None:
     short_help="Train a smaller model to answer as a larger one does.",
 )
 @click.argument("teacher", metavar="TEACHER")
-@opt.out
-@click.option("--student", metavar="MODULE:CALLABLE|FILE", help="The student: code, or a file.")
-@click.option(
-    "--shrink", metavar="width=W,depth=D", help="Make the student from the teacher: shares left."
-)
-@click.option(
-    "--eval", "evaluation", metavar="DATA", help="Judge on this (default: held out of --data)."
-)
-@opt.inputs
-@opt.loading
-@opt.judging
-@opt.training
-@opt.force
+@opt.of(Distill)
+@opt.plot
 @opt.json
 def distill(teacher: str, as_json: bool, **options: Any) -> None:
     """Train a student on DATA to give TEACHER's answers, and prove it against TEACHER. Under

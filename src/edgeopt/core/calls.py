@@ -7,6 +7,7 @@ A call from Python and one from the command line pass the same gate, so that not
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -22,10 +23,11 @@ from edgeopt.options.kinds import Takes
 from edgeopt.options.option import Option, options_of
 from edgeopt.options.table import flag_of, needs, takes_of
 
-__all__ = ["Signature", "checked", "command_line", "require_needed", "stated"]
+__all__ = ["Signature", "checked", "command_line", "given_of", "part", "require_needed", "stated"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 _TYPED: ContextVar[frozenset[str] | None] = ContextVar("typed", default=None)
 _STATED: ContextVar[frozenset[str] | None] = ContextVar("stated", default=None)
@@ -45,6 +47,22 @@ def stated() -> frozenset[str] | None:
     """Names of the options that the user gave to the verb that is running, whatever their values;
     None outside of one."""
     return _STATED.get()
+
+
+def given_of(options: Any) -> frozenset[str]:
+    """Of a dataclass of options the fields that the user gave; outside of a verb, those that are
+    not at their defaults."""
+    fields = dataclasses.fields(options)
+    said = stated()
+    if said is None:
+        return frozenset(f.name for f in fields if getattr(options, f.name) != f.default)
+    return said & {f.name for f in fields}
+
+
+def part(kind: type[T], options: Any) -> T:
+    """The fields of ``kind`` out of a larger dataclass of options."""
+    names = (f.name for f in dataclasses.fields(kind))  # type: ignore[arg-type]  # it is one
+    return kind(**{name: getattr(options, name) for name in names})
 
 
 class Signature:

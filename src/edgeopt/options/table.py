@@ -7,7 +7,7 @@ A verb's options are a dataclass: its fields are what a function of that verb ta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING, Literal
 
 from edgeopt.options.kinds import (
@@ -46,11 +46,15 @@ __all__ = [
     "BenchOptions",
     "BenchRequest",
     "CompareOptions",
+    "Distill",
     "Export",
     "Gguf",
     "Mixed",
+    "Prune",
+    "PruningOptions",
     "Quantize",
     "Text",
+    "TrainingOptions",
     "Verify",
     "flag_of",
     "needs",
@@ -604,8 +608,212 @@ class CompareOptions(Watched, _Saving, Text, _Judged, MachineOptions, _Rounds, B
     """The options of :func:`edgeopt.compare`."""
 
 
+@dataclass(frozen=True)
+class _ByMethod:
+    method: str = option(
+        MISSING,
+        choice("channels", "depth", "vocabulary", "magnitude", "wanda", "sparsegpt", "lottery"),
+        "What goes: channels (and heads), whole blocks, unused tokens, or single weights.",
+    )
+
+
+@dataclass(frozen=True)
+class PruningOptions:
+    """What the methods of pruning can be told."""
+
+    ratio: float | None = option(None, NUMBER, "The share that goes, between 0 and 1.", metavar="R")
+    target: str | None = option(
+        None,
+        TEXT,
+        "In place of --ratio: params=0.5, flops=0.5, latency=0.6 or bytes=2MB are left.",
+        metavar="WHAT=LEFT",
+    )
+    pattern: str | None = option(
+        None, TEXT, "Single weights: N of every M stay, as 2:4.", metavar="N:M"
+    )
+    scope: str = option(
+        "layer",
+        choice("layer", "global"),
+        "The same ratio in every layer, or the least important anywhere.",
+    )
+    importance: str = option(
+        "magnitude",
+        choice("magnitude", "bn", "taylor", "activation"),
+        "Channels: what makes one worth keeping.",
+    )
+    heads: bool = option(
+        False,
+        FLAG,
+        "Channels: attention heads too.",
+    )
+    layer_ratios: Sequence[str] = option(
+        (),
+        TEXTS,
+        "The ratio of layers whose name matches; repeatable.",
+        flags=("--layer-ratio",),
+        metavar="REGEX=R",
+    )
+    include: Sequence[str] = option(
+        (),
+        TEXTS,
+        "Single weights: these layers, also where they would be left alone.",
+        metavar="REGEX",
+    )
+    ignore: Sequence[str] = option((), TEXTS, "Layers to leave alone; repeatable.", metavar="REGEX")
+    round_to: int | None = option(
+        None, WHOLE, "Channels: multiples of N are left.", least=1, metavar="N"
+    )
+    keep: int | None = option(None, WHOLE, "Depth: blocks that stay.", least=1, metavar="N")
+    remove: Sequence[str] = option((), TEXTS, "Depth: a block that goes.", metavar="BLOCK")
+    corpus: Sequence[str] = option((), PATHS, "Vocabulary: UTF-8 text to keep.", metavar="FILE")
+    min_count: int = option(1, WHOLE, "Vocabulary: tokens used less often go.", least=1)
+    rounds: int = option(5, WHOLE, "Lottery: times of training and pruning.", least=1)
+    rewind: int = option(0, WHOLE, "Lottery: the step whose weights are gone back to.", least=0)
+
+
+@dataclass(frozen=True)
+class _Recovered:
+    recover: str | None = option(
+        None,
+        DATA,
+        "Win accuracy back: train on DATA, the unpruned model being the teacher.",
+        metavar="DATA",
+    )
+
+
+@dataclass(frozen=True)
+class _PruneForm:
+    to: str | None = option(
+        None,
+        choice("pt", "folder", "safetensors"),
+        "Format (default: a folder for a folder where that can be, else pt).",
+        doc="``pt`` (an exported program), ``folder`` (in Hugging Face form) or ``safetensors``"
+        " (zeros in one bit each); default: a folder for a folder, else ``pt``.",
+    )
+
+
+@dataclass(frozen=True)
+class _Taught:
+    student: str | None = option(
+        None,
+        CODE_OR_PATH,
+        "The student: code, or a file.",
+        doc="``package.module:callable`` that returns an ``nn.Module``, or a pruned ``.pt``.",
+        metavar="MODULE:CALLABLE|FILE",
+    )
+    shrink: str | None = option(
+        None,
+        TEXT,
+        "Make the student from the teacher: shares left.",
+        doc="in its place ``width=0.5,depth=0.5``: the shares of the teacher that are left.",
+        metavar="width=W,depth=D",
+    )
+    evaluation: str | None = option(
+        None,
+        DATA,
+        "Judge on this (default: held out of --data).",
+        doc="what the proof is made on; default: every fourth row of ``data``, held out.",
+        flags=("--eval",),
+        metavar="DATA",
+    )
+
+
+@dataclass(frozen=True)
+class _KeptUp:
+    metrics: Sequence[str] = option(
+        (),
+        METRICS,
+        "accuracy, spearman, perplexity or MODULE:CALLABLE, before and after; repeatable.",
+        flags=("--metric",),
+        metavar="NAME",
+    )
+    max_drop: float | None = option(
+        None, NUMBER, "How much of the metric may be lost.", metavar="N"
+    )
+    min_sqnr: float | None = option(None, NUMBER, "Fidelity floor in decibels.", metavar="DB")
+    threads: int = option(1, WHOLE, "Threads that the model is timed with.", least=1, most=1024)
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What is said of training; None and empty: a default that goes by the task."""
+
+    epochs: int | None = option(
+        None,
+        WHOLE,
+        "Times the data is gone through  [default: 10; 1,000 updates of little data].",
+        typed={"min": 1},
+        metavar="N",
+    )
+    steps: int | None = option(None, WHOLE, "In place of --epochs.", typed={"min": 1}, metavar="N")
+    batch_size: int | None = option(None, WHOLE, "Samples a step.", typed={"min": 1}, metavar="N")
+    learning_rate: float | None = option(None, NUMBER, "Its peak, after warm-up.", metavar="LR")
+    losses: Sequence[str] = option(
+        (),
+        TEXTS,
+        "soft, hard, hints, attention, cosine, mse, next_token; repeatable (else: by task).",
+        flags=("--loss",),
+        metavar="NAME=WEIGHT[,KEY=VALUE]",
+    )
+    pairs: str | None = option(
+        None, TEXT, "Layers of teacher and student that hints compare.", metavar="T=S[,...]"
+    )
+    seed: int = option(
+        0,
+        WHOLE,
+        "Of every random draw.",
+    )
+    checkpoint: str | None = option(
+        None, PATH, "Save the run's state there, and resume from it.", metavar="DIR"
+    )
+    cache_teacher: str | None = option(
+        None, PATH, "Keep the teacher's outputs on disk, and use them.", metavar="DIR"
+    )
+    patience: int | None = option(
+        None, WHOLE, "End after N evaluations without gain.", typed={"min": 1}, metavar="N"
+    )
+    precision: str = option(
+        "fp32",
+        choice("fp32", "bf16", "fp16"),
+        "Mixed precision, on a GPU.",
+    )
+    accumulation: int = option(
+        1,
+        WHOLE,
+        "Pieces that a batch is computed in, where memory is short.",
+        typed={"min": 1},
+        metavar="N",
+    )
+    history: str | None = option(
+        None, PATH, "Write the course of the training, as JSON lines.", metavar="FILE"
+    )
+
+
+@dataclass(frozen=True)
+class Prune(
+    Watched,
+    Forced,
+    TrainingOptions,
+    _KeptUp,
+    CodeOptions,
+    InputOptions,
+    _PruneForm,
+    _Recovered,
+    PruningOptions,
+    _ByMethod,
+    Out,
+):
+    """The options of :func:`edgeopt.prune`."""
+
+
+@dataclass(frozen=True)
+class Distill(Watched, Forced, TrainingOptions, _KeptUp, CodeOptions, InputOptions, _Taught, Out):
+    """The options of :func:`edgeopt.distill`."""
+
+
 _WRITING = (Quantize, Export, Verify)
 _MEASURING = (BenchOptions, CompareOptions)
+_SHRINKING = (Prune, Distill)
 
 
 def _named(kinds: tuple[type, ...]) -> Mapping[str, Option]:
@@ -616,7 +824,7 @@ def _named(kinds: tuple[type, ...]) -> Mapping[str, Option]:
 WRITTEN, MEASURED = _named(_WRITING), _named(_MEASURING)
 
 #: All of them. What a name is called on the command line, and needs, is the same for every verb.
-_ALL = {**WRITTEN, **MEASURED}
+_ALL = {**WRITTEN, **MEASURED, **_named(_SHRINKING)}
 
 #: What is no option: what a verb works on. And, by verb and name where the verb means another
 #: thing by it, the options that are in no table yet.
@@ -629,56 +837,10 @@ _TAKES: Mapping[str | tuple[str, str], Takes] = {
     ("inspect", "path"): SOURCE,
     "folder": PATH,
     "module": ANY,
-    ("prune", "to"): choice("pt", "folder", "safetensors"),
-    "recover": DATA,
-    "evaluation": DATA,
-    "student": CODE_OR_PATH,
-    "shrink": TEXT,
-    ("prune", "target"): TEXT,
-    "max_drop": NUMBER,
     "deep": FLAG,
     "strict": FLAG,
     "prefix": TEXT,
     "names": NAMES,
-    "metrics": METRICS,
-    ("prune", "method"): choice(
-        "channels", "depth", "vocabulary", "magnitude", "wanda", "sparsegpt", "lottery"
-    ),
-    "ratio": NUMBER,
-    "pattern": TEXT,
-    "scope": choice("layer", "global"),
-    "importance": choice("magnitude", "bn", "taylor", "activation"),
-    "heads": FLAG,
-    "layer_ratios": TEXTS,
-    "include": TEXTS,
-    "ignore": TEXTS,
-    "round_to": WHOLE,
-    "keep": WHOLE,
-    "remove": TEXTS,
-    "corpus": PATHS,
-    "min_count": WHOLE,
-    "rounds": WHOLE,
-    "rewind": WHOLE,
-    "seed": WHOLE,
-    "epochs": WHOLE,
-    "steps": WHOLE,
-    "batch_size": WHOLE,
-    "learning_rate": NUMBER,
-    "losses": TEXTS,
-    "pairs": TEXT,
-    "checkpoint": PATH,
-    "cache_teacher": PATH,
-    "history": PATH,
-    "patience": WHOLE,
-    "precision": choice("fp32", "bf16", "fp16"),
-    "accumulation": WHOLE,
-}
-
-_SPELLED: Mapping[str, str] = {
-    "evaluation": "--eval",
-    "layer_ratios": "--layer-ratio",
-    "losses": "--loss",
-    "metrics": "--metric",
 }
 
 #: Of options of the command line alone.
@@ -690,7 +852,7 @@ def flag_of(name: str) -> str:
     said = _ALL.get(name)
     if said is not None and said.flags:
         return said.flags[-1].partition("/")[0]
-    return _SPELLED.get(name, f"--{name.replace('_', '-')}")
+    return f"--{name.replace('_', '-')}"
 
 
 def needs(name: str) -> str | None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgeopt.core import Progress, Proof, Source
+from edgeopt.core import Proof, Source
+from edgeopt.core.calls import part
 from edgeopt.errors import UsageError
 from edgeopt.files.open import open_source
+from edgeopt.options.table import Distill
 from edgeopt.targets.keep import scratch
 from edgeopt.targets.onnx.source import prepare
 from edgeopt.targets.program.module import Opened, open_torch, require_torch
 from edgeopt.targets.program.shrunk import Requirements
 from edgeopt.targets.program.write import Destination, Result, format_for, keep_proven
 from edgeopt.tasks.metrics import find_metric
-from edgeopt.verbs.calling import verb
+from edgeopt.verbs.calling import asking
 from edgeopt.verbs.training import (
     TrainOptions,
     first_process,
@@ -33,38 +34,15 @@ if TYPE_CHECKING:
 __all__ = ["distill"]
 
 
-@verb(more=[f.name for f in dataclasses.fields(TrainOptions)])
-def distill(
-    teacher: str | Path,
-    out: str | Path | None = None,
-    *,
-    data: str | None = None,
-    student: str | None = None,
-    shrink: str | None = None,
-    evaluation: str | None = None,
-    inputs: Sequence[str] = (),
-    model: str | None = None,
-    trust_pickle: bool = False,
-    metrics: Sequence[str] = (),
-    max_drop: float | None = None,
-    min_sqnr: float | None = None,
-    threads: int = 1,
-    force: bool = False,
-    progress: Progress | None = None,
-    **training: Any,
-) -> Proof | None:
+@asking(Distill)
+def distill(teacher: str | Path, told: Distill) -> Proof | None:
     """Train a student to give the teacher's answers, write it, and prove the written file.
+
+    It is trained on ``data``, with its labels where there are some.
 
     Args:
         teacher: a torch file, or a Hugging Face folder; recognised by content.
-        out: what to write; default ``NAME-student.pt`` (or a folder) beside the teacher.
-        data: what is trained on: inputs, and labels where there are some.
-        student: ``package.module:callable`` that returns an ``nn.Module``, or a pruned ``.pt``.
-        shrink: in its place ``width=0.5,depth=0.5``: the shares of the teacher that are left.
-        evaluation: what the proof is made on; default: every fourth row of ``data``, held out.
-        inputs, model, trust_pickle: of the teacher, see :func:`edgeopt.quantize`.
-        metrics, max_drop, min_sqnr, threads, force: see :func:`edgeopt.prune`.
-        training: see :class:`edgeopt.verbs.training.TrainOptions`.
+        {options}
 
     Returns:
         The proof. Where it is not proven and ``force`` was not given, nothing was kept. None in
@@ -73,22 +51,21 @@ def distill(
     Raises:
         EdgeoptError: bad input or usage (see :mod:`edgeopt.errors`); nothing is written then.
     """
-    if data is None:
+    if told.data is None:
         raise UsageError("distill trains on something: give --data")
-    if (student is None) == (shrink is None):
+    if (told.student is None) == (told.shrink is None):
         raise UsageError("give one of --student and --shrink")
-    known = {f.name for f in dataclasses.fields(TrainOptions)}
-    if unknown := sorted(set(training) - known):
-        raise UsageError(f"distill knows no {unknown[0]}")
-    options = TrainOptions(**training)
+    options = part(TrainOptions, told)
     options.settings(fine=False)  # what is wrong with them is said first
-    found = tuple(find_metric(name) for name in metrics)
-    asked = Requirements(found, evaluation or data, min_sqnr, max_drop, threads)
-    hold_out = evaluation is None or same_data(evaluation, data)
+    found = tuple(find_metric(name) for name in told.metrics)
+    asked = Requirements(
+        found, told.evaluation or told.data, told.min_sqnr, told.max_drop, told.threads
+    )
+    hold_out = told.evaluation is None or same_data(told.evaluation, told.data)
     require_torch("distilling")
     source = open_source(teacher)
     options.check(fine=source.kind == "hf-folder")
-    recipe = Destination(source, out, _format(source, student, out), "student")
+    recipe = Destination(source, told.out, _format(source, told.student, told.out), "student")
     first = first_process()
     if first:
         recipe.check()
@@ -99,37 +76,41 @@ def distill(
         opened = open_torch(
             source,
             workdir,
-            data=data,
-            inputs=inputs,
-            model=model,
-            trust_pickle=trust_pickle,
+            data=told.data,
+            inputs=told.inputs,
+            model=told.model,
+            trust_pickle=told.trust_pickle,
             purpose="distilling",
         )
         with isolated(options.seed):  # a student's first weights are drawn
-            small, prunings = _student(opened, student, shrink, model, trust_pickle, options.seed)
-        material = lessons(data, opened.model, hold_out=hold_out)
+            small, prunings = _student(
+                opened, told.student, told.shrink, told.model, told.trust_pickle, options.seed
+            )
+        material = lessons(told.data, opened.model, hold_out=hold_out)
         _, said = teach(
             small,
             opened.model,
             material,
             options,
             fine=source.kind == "hf-folder",
-            progress=progress,
+            progress=told.progress,
         )
         if not first:
             return None
         from edgeopt.modules.counting import count
 
         if found and hold_out:
-            asked = dataclasses.replace(asked, data=held_out(data, opened.model.inputs, workdir))
+            asked = dataclasses.replace(
+                asked, data=held_out(told.data, opened.model.inputs, workdir)
+            )
         prepared = prepare(
             source,
             workdir,
-            data=evaluation or data,
-            inputs=inputs,
-            model=model,
-            trust_pickle=trust_pickle,
-            progress=progress,
+            data=told.evaluation or told.data,
+            inputs=told.inputs,
+            model=told.model,
+            trust_pickle=told.trust_pickle,
+            progress=told.progress,
         )
         return keep_proven(
             "distill",
@@ -140,8 +121,8 @@ def distill(
             asked,
             before=count(opened.model),
             sha256=sha256,
-            force=force,
-            progress=progress,
+            force=told.force,
+            progress=told.progress,
         )
 
 

@@ -6,20 +6,22 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from edgeopt.core import Progress, Proof
+from edgeopt.core import Proof
+from edgeopt.core.calls import part
 from edgeopt.errors import SourceError, UsageError
 from edgeopt.files.open import open_source
+from edgeopt.options.table import Prune
 from edgeopt.targets.keep import scratch
 from edgeopt.targets.onnx.source import Prepared, prepare
 from edgeopt.targets.program.module import open_torch, require_torch
 from edgeopt.targets.program.shrunk import Requirements
 from edgeopt.targets.program.write import Destination, Result, format_for, keep_proven
 from edgeopt.tasks.metrics import find_metric
-from edgeopt.verbs.calling import verb
+from edgeopt.verbs.calling import asking
 from edgeopt.verbs.prune_methods import METHODS, Made, Work
-from edgeopt.verbs.prune_options import PRUNE_KEYWORDS, PruneOptions
+from edgeopt.verbs.prune_options import PruneOptions
 from edgeopt.verbs.training import (
     TrainOptions,
     first_process,
@@ -29,57 +31,19 @@ from edgeopt.verbs.training import (
     teach,
 )
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from edgeopt.verbs.prune_options import PruneKeywords
-
 __all__ = ["prune"]
 
 
-@verb(more=PRUNE_KEYWORDS)
-def prune(
-    source: str | Path,
-    out: str | Path | None = None,
-    *,
-    method: str,
-    to: str | None = None,
-    data: str | None = None,
-    inputs: Sequence[str] = (),
-    model: str | None = None,
-    trust_pickle: bool = False,
-    recover: str | None = None,
-    metrics: Sequence[str] = (),
-    max_drop: float | None = None,
-    min_sqnr: float | None = None,
-    threads: int = 1,
-    force: bool = False,
-    progress: Progress | None = None,
-    **more: Unpack[PruneKeywords],
-) -> Proof | None:
+@asking(Prune)
+def prune(source: str | Path, told: Prune) -> Proof | None:
     """Take weights out of ``source``, write what is left, and prove the written file.
+
+    Of ``data`` three quarters are what importance is measured on, the rest is held out for the
+    proof; with labels it is also what ``metrics`` are taken on.
 
     Args:
         source: a torch file, or a Hugging Face folder; recognised by content.
-        out: what to write; default ``NAME-pruned.pt`` (a folder, ``.safetensors``) beside it.
-        method: ``channels``, ``depth``, ``vocabulary``, ``magnitude``, ``wanda``, ``sparsegpt`` or
-            ``lottery``.
-        to: ``pt`` (an exported program), ``folder`` (in Hugging Face form) or ``safetensors``
-            (zeros in one bit each); default: a folder for a folder, else ``pt``.
-        data: sample inputs: three quarters are what importance is measured on, the rest is held
-            out for the proof; with labels also what ``metrics`` are taken on.
-        inputs: shapes as ``name:float32[1,3,224,224]``, where nothing else tells them.
-        model: ``package.module:callable`` that returns the ``nn.Module`` of a state dict.
-        trust_pickle: the file may run the code it carries.
-        recover: data to train on afterwards, the unpruned model being the teacher.
-        metrics: task metrics before and after, see :func:`edgeopt.compare`.
-        max_drop: how much of the metrics may be lost, in their own units.
-        min_sqnr: fidelity floor in dB; none unless given.
-        threads: of the runtime, while timing.
-        force: keep the artifact although the proof failed.
-        more: what methods and training know, see
-            :class:`edgeopt.verbs.prune_options.PruneOptions` and
-            :class:`edgeopt.verbs.training.TrainOptions`.
+        {options}
 
     Returns:
         The proof. Where ``proof.proven`` is false and ``force`` was not given, nothing was kept.
@@ -88,17 +52,19 @@ def prune(
     Raises:
         EdgeoptError: bad input or usage (see :mod:`edgeopt.errors`); nothing is written then.
     """
-    training, options = _sorted(dict(more))
-    found = tuple(find_metric(name) for name in metrics)
-    asked = Requirements(found, data, min_sqnr, max_drop, threads)
-    chosen = METHODS[method]
+    training, options = part(TrainOptions, told), part(PruneOptions, told)
+    found = tuple(find_metric(name) for name in told.metrics)
+    asked = Requirements(found, told.data, told.min_sqnr, told.max_drop, told.threads)
+    chosen = METHODS[told.method]
     require_torch("pruning")
-    chosen.check(method, options, data)
-    if recover is not None and not chosen.recovers:
-        raise UsageError(f"--recover has no meaning for --method {method}: answers stay the same")
-    if recover is None and chosen.trains:
-        raise UsageError(f"--method {method} trains again and again: give --recover DATA")
-    if recover is None and training.given:
+    chosen.check(told.method, options, told.data)
+    if told.recover is not None and not chosen.recovers:
+        raise UsageError(
+            f"--recover has no meaning for --method {told.method}: answers stay the same"
+        )
+    if told.recover is None and chosen.trains:
+        raise UsageError(f"--method {told.method} trains again and again: give --recover DATA")
+    if told.recover is None and training.given:
         raise UsageError(f"{training.given[0]} has no meaning without --recover DATA")
     if options.rewind and training.checkpoint is not None:
         raise UsageError(
@@ -108,9 +74,11 @@ def prune(
     opened = open_source(source)
     fine = opened.kind == "hf-folder"
     training.check(fine=fine)
-    recipe = Destination(opened, out, format_for(opened, method, to, out), "pruned")
+    recipe = Destination(
+        opened, told.out, format_for(opened, told.method, told.to, told.out), "pruned"
+    )
     options.check_corpus()
-    if method == "vocabulary":
+    if told.method == "vocabulary":
         from edgeopt.pruning.vocabulary.prune import tokenizer_folder
 
         tokenizer_folder(opened.path)
@@ -122,37 +90,37 @@ def prune(
         torch_model = open_torch(
             opened,
             workdir,
-            data=data,
-            inputs=inputs,
-            model=model,
-            trust_pickle=trust_pickle,
-            shapes=recover,
+            data=told.data,
+            inputs=told.inputs,
+            model=told.model,
+            trust_pickle=told.trust_pickle,
+            shapes=told.recover,
         )
         from edgeopt.modules.counting import count
 
         material = None
-        if recover is not None:
-            hold_out = same_data(recover, data)
-            material = lessons(recover, torch_model.model, hold_out=hold_out)
+        if told.recover is not None:
+            hold_out = same_data(told.recover, told.data)
+            material = lessons(told.recover, torch_model.model, hold_out=hold_out)
         prepared = prepare(
             opened,
             workdir,
-            data=data,
-            inputs=inputs,
-            model=model,
-            trust_pickle=trust_pickle,
-            shapes=recover,
-            progress=progress,
+            data=told.data,
+            inputs=told.inputs,
+            model=told.model,
+            trust_pickle=told.trust_pickle,
+            shapes=told.recover,
+            progress=told.progress,
         )
-        if found and data is not None and same_data(recover, data):
-            rows = held_out(data, torch_model.model.inputs, workdir)
+        if found and told.data is not None and same_data(told.recover, told.data):
+            rows = held_out(told.data, torch_model.model.inputs, workdir)
             asked = dataclasses.replace(asked, data=rows)
         before = count(torch_model.model)
         original = dataclasses.replace(
             torch_model.model, module=copy.deepcopy(torch_model.model.module)
         )
-        if progress is not None:
-            progress(f"pruning by {method}", None)
+        if told.progress is not None:
+            told.progress(f"pruning by {told.method}", None)
         made = chosen.run(
             Work(
                 torch_model,
@@ -160,10 +128,10 @@ def prune(
                 options,
                 training,
                 material,
-                data,
+                told.data,
                 workdir,
-                threads,
-                progress,
+                told.threads,
+                told.progress,
             )
         )
         if not made.pruning.changed:
@@ -178,7 +146,7 @@ def prune(
                 training,
                 fine=fine,
                 after_step=made.after_step,
-                progress=progress,
+                progress=told.progress,
             )
         if not first:
             return None
@@ -191,23 +159,9 @@ def prune(
             asked,
             before=before,
             sha256=sha256,
-            force=force,
-            progress=progress,
+            force=told.force,
+            progress=told.progress,
         )
-
-
-def _sorted(more: dict[str, Any]) -> tuple[TrainOptions, PruneOptions]:
-    """Keywords to the one who knows them; UsageError for one that nobody does."""
-    training = {f.name for f in dataclasses.fields(TrainOptions)}
-    pruning = {f.name for f in dataclasses.fields(PruneOptions)}
-    unknown = sorted(set(more) - training - pruning)
-    if unknown:
-        raise UsageError(f"prune knows no {unknown[0]}")
-    seed = {"seed": more["seed"]} if "seed" in more else {}
-    return (
-        TrainOptions(**{k: v for k, v in more.items() if k in training}),
-        PruneOptions(**{**{k: v for k, v in more.items() if k in pruning}, **seed}),
-    )
 
 
 def _refitted(made: Made, prepared: Prepared) -> Made:

@@ -2,100 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
+from edgeopt.core.calls import given_of
 from edgeopt.errors import UsageError
 from edgeopt.files.reading import open_regular, reading
+from edgeopt.options.table import PruningOptions, flag_of
 
-__all__ = ["PRUNE_KEYWORDS", "PruneKeywords", "PruneOptions", "flag", "read_pattern", "read_ratios"]
-
-_SCOPES = ("layer", "global")
-_IMPORTANCES = ("magnitude", "bn", "taylor", "activation")
-
-#: Numbers that are too small, whatever the model.
-_LEAST = {"round_to": 1, "keep": 1, "min_count": 1, "rounds": 1, "rewind": 0}
-
-
-class PruneKeywords(TypedDict, total=False):
-    """The fields of PruneOptions and of TrainOptions, each of which may be left out."""
-
-    ratio: float | None
-    target: str | None
-    pattern: str | None
-    scope: str
-    importance: str
-    heads: bool
-    layer_ratios: Sequence[str]
-    include: Sequence[str]
-    ignore: Sequence[str]
-    round_to: int | None
-    keep: int | None
-    remove: Sequence[str]
-    corpus: Sequence[str]
-    min_count: int
-    rounds: int
-    rewind: int
-    seed: int
-    epochs: int | None
-    steps: int | None
-    batch_size: int | None
-    learning_rate: float | None
-    losses: Sequence[str]
-    pairs: str | None
-    checkpoint: str | None
-    cache_teacher: str | None
-    history: str | None
-    patience: int | None
-    precision: str
-    accumulation: int
-
-
-PRUNE_KEYWORDS = tuple(PruneKeywords.__annotations__)
+__all__ = ["PruneOptions", "flag", "read_pattern", "read_ratios"]
 
 
 @dataclass(frozen=True)
-class PruneOptions:
-    """What the methods can be told.
+class PruneOptions(PruningOptions):
+    """What the methods can be told, see :mod:`edgeopt.options.table`."""
 
-    ``ratio`` is the share that goes, ``target`` what is left in its place (``flops=0.5``).
-    ``pattern`` N:M keeps N of every M weights. ``scope``: ``layer`` or ``global``. ``importance``
-    of channels: ``magnitude``, ``bn``, ``taylor``, ``activation``; ``heads`` too; ``layer_ratios``
-    as ``REGEX=R``; ``include`` and ``ignore`` layers by expression; ``round_to``
-    multiples. ``keep`` and ``remove`` are of blocks; ``corpus`` files and ``min_count`` of tokens;
-    ``rounds`` and ``rewind`` of the lottery ticket.
-    """
-
-    ratio: float | None = None
-    target: str | None = None
-    pattern: str | None = None
-    scope: str = "layer"
-    importance: str = "magnitude"
-    heads: bool = False
-    layer_ratios: Sequence[str] = ()
-    include: Sequence[str] = ()
-    ignore: Sequence[str] = ()
-    round_to: int | None = None
-    keep: int | None = None
-    remove: Sequence[str] = ()
-    corpus: Sequence[str] = ()
-    min_count: int = 1
-    rounds: int = 5
-    rewind: int = 0
     seed: int = 0
 
     @property
     def given(self) -> frozenset[str]:
-        """Fields that differ from their defaults."""
-        return frozenset(
-            f.name
-            for f in dataclasses.fields(self)
-            if f.name != "seed" and getattr(self, f.name) != f.default
-        )
+        """Options that the user gave."""
+        return given_of(self) - {"seed"}
 
     def check(self) -> None:
         """Raises UsageError for what no model can be pruned by, before any is opened."""
@@ -104,13 +33,6 @@ class PruneOptions:
             raise UsageError(
                 f"--ratio {ratio:g}: it is the share that goes; give one above 0 and below 1"
             )
-        for name, known in (("scope", _SCOPES), ("importance", _IMPORTANCES)):
-            if getattr(self, name) not in known:
-                raise UsageError(f"{flag(name)} {getattr(self, name)}: use {', '.join(known)}")
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{flag(name)} {value}: give {least} or more")
         for name in ("include", "ignore"):
             for pattern in getattr(self, name):
                 try:
@@ -129,12 +51,9 @@ class PruneOptions:
                 open_regular(path).close()
 
 
-_FLAGS = {"layer_ratios": "layer-ratio"}
-
-
 def flag(field_name: str) -> str:
     """How the command line spells a field of PruneOptions."""
-    return f"--{_FLAGS.get(field_name, field_name).replace('_', '-')}"
+    return flag_of(field_name)
 
 
 def read_ratios(given: Sequence[str]) -> dict[str, float]:

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.core import Array, InputSpec, Progress
+from edgeopt.core.calls import given_of
 from edgeopt.errors import InputsError, UsageError
+from edgeopt.options.table import TrainingOptions, flag_of
 from edgeopt.tasks.class_labels import class_numbers, label_of
 from edgeopt.tasks.labelled import SECOND, Labelled, read_labelled
 
@@ -51,22 +53,8 @@ _FINE, _COARSE = 1e-4, 1e-3
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """What the user says of training; None and empty: a default that goes by the task."""
-
-    epochs: int | None = None
-    steps: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    losses: Sequence[str] = ()
-    pairs: str | None = None
-    seed: int = 0
-    checkpoint: str | None = None
-    cache_teacher: str | None = None
-    history: str | None = None
-    patience: int | None = None
-    precision: str = "fp32"
-    accumulation: int = 1
+class TrainOptions(TrainingOptions):
+    """What the user says of training, see :mod:`edgeopt.options.table`."""
 
     def check(self, *, fine: bool) -> None:
         """Raises UsageError for what no training can be told, before any model is opened."""
@@ -122,21 +110,7 @@ class TrainOptions:
     @property
     def given(self) -> tuple[str, ...]:
         """Options that mean nothing without training."""
-        named = {
-            "--epochs": self.epochs,
-            "--steps": self.steps,
-            "--batch-size": self.batch_size,
-            "--learning-rate": self.learning_rate,
-            "--loss": self.losses or None,
-            "--pairs": self.pairs,
-            "--checkpoint": self.checkpoint,
-            "--cache-teacher": self.cache_teacher,
-            "--history": self.history,
-            "--patience": self.patience,
-            "--precision": None if self.precision == "fp32" else self.precision,
-            "--accumulation": None if self.accumulation == 1 else self.accumulation,
-        }
-        return tuple(name for name, value in named.items() if value is not None)
+        return tuple(map(flag_of, sorted(given_of(self) - {"seed"})))
 
 
 def _or(given: int | None, default: int) -> int:
