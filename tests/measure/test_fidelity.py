@@ -188,3 +188,20 @@ def test_memory_does_not_grow_with_an_output(monkeypatch: pytest.MonkeyPatch) ->
     measure([(big, big), (big.reshape(-1), big.reshape(-1))])
     assert max(seen) <= module._CHUNK
     assert sum(seen) == 2 * big.size
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "constant"),
+    [(1e-9, 1e-6, True), (0.995, 0.9999, True), (0.48, 0.52, False), (1e-6, 0.3, False)],
+)
+def test_a_probability_that_never_spoke_proves_nothing(
+    low: float, high: float, constant: bool
+) -> None:
+    """A detector of text that was shown none: its tiny answers agree to many decibels."""
+    values = np.linspace(low, high, 64, dtype=np.float32).reshape(1, 64)
+    meter = FidelityMeter("p", probability=True)
+    meter.add(values, values * np.float32(1.001))
+    assert meter.result().constant is constant
+    plain = FidelityMeter("p")
+    plain.add(values, values * np.float32(1.001))
+    assert not plain.result().constant

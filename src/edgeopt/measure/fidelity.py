@@ -25,6 +25,9 @@ _CHUNK = 1 << 19
 #: differs is the rounding of float32, and nothing can be proven by it.
 _FLAT = 1e-6
 
+#: A probability that stays this near to nought or to one throughout is constant too.
+_AT_REST = 0.01
+
 #: Rows sum to one within this when an output is already a distribution.
 _DISTRIBUTION = 1e-3
 
@@ -211,11 +214,15 @@ class FidelityMeter:
         return tuple(sums.of_kind(kind, power) for kind, sums in self._kinds.items() if kind)
 
     def _constant(self) -> bool:
-        """One value everywhere. A single number in all cannot be told from a varying one."""
+        """One value everywhere, or a probability at rest. A single number in all cannot be told
+        from a varying one."""
         if self._elements == 1:
             return False
         if self._high < self._low:  # empty, or not one finite value
             return True
+        if self._probability and self._low >= 0 and self._high <= 1:
+            # It never spoke: a detector that was shown nothing to find says so to ten digits.
+            return self._high < _AT_REST or self._low > 1 - _AT_REST or self._high == self._low
         slack = _FLAT * max(abs(self._low), abs(self._high)) if self._is_float else 0.0
         return self._high - self._low <= slack
 

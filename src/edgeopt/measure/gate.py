@@ -378,7 +378,11 @@ def _constant(outputs: tuple[Fidelity, ...]) -> str:
     names = [f.output for f in outputs if f.constant]
     if not outputs:
         return "no output was compared"
-    return f"{', '.join(names)} is one value throughout" if names else "it does"
+    return (
+        f"{', '.join(names)} is one value throughout, or a probability at rest"
+        if names
+        else "it does"
+    )
 
 
 def _db(value: float) -> str:
