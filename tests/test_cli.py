@@ -95,7 +95,7 @@ def test_quantize_passes_every_option(
     options = "-o out.onnx --bits 4 --to onnx --data d.npz --input a:float32[1] --input b:int64[2]"
     options += " --model m:f --trust-pickle --block-size 64 --prefer size --target portable"
     options += " --plan plan.json --external-data never --min-sqnr 12.5 --threads 2 --force --json"
-    options += " --min-same 0.75 --method hqq"
+    options += " --min-same 0.75 --method rtn"
     options += " --on ssh://pi --remote-python py"
     assert run(monkeypatch, "quantize", "m.pt", *options.split()) == 0
     (name, args, kwargs) = verbs.calls[0]
@@ -109,7 +109,7 @@ def test_quantize_passes_every_option(
         "model": "m:f",
         "trust_pickle": True,
         "block_size": 64,
-        "method": "hqq",
+        "method": "rtn",
         "prefer": "size",
         "target": "portable",
         "plan": "plan.json",

@@ -104,6 +104,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path
     torch.export.save(program, folder / "program.pt2")
     make(folder / "llama", SHAPES["tiny"])
     edgeopt.export(folder / "llama", folder / "f16.gguf", to="gguf", prove="none")
+    edgeopt.quantize(folder / "w.safetensors", folder / "packed.safetensors", force=True)
     with contextlib.chdir(folder):
         yield {path.name: path for path in folder.iterdir()}
 
@@ -197,6 +198,34 @@ def test_an_option_is_taken_or_named(
         said = _run(verb, [name, *to, *words])
         if meaning != (said == "taken") or (not meaning and flag not in said):
             wrong.append((words, said))
+    assert not wrong
+
+
+@pytest.mark.usefixtures("stopped")
+@pytest.mark.parametrize(
+    ("name", "artifact", "form"),
+    [
+        ("m.onnx", "e.onnx", "onnx"),
+        ("program.pt2", "e.onnx", "onnx"),
+        ("w.safetensors", "packed.safetensors", "packed"),
+        ("llama", "f16.gguf", "gguf"),
+    ],
+)
+def test_verify_takes_an_option_or_names_it(
+    name: str, artifact: str, form: str, sources: dict[str, Path]
+) -> None:
+    wrong = []
+    for option in _options("verify"):
+        flag = option.opts[-1]
+        meaning = form in WRITING[flag] or (flag == "--text" and form == "gguf")
+        if flag == "--input" and name == "program.pt2":
+            meaning = False
+        said = _run("verify", [name, artifact, *_words(option)])
+        if meaning != (said == "taken") or (not meaning and flag not in said):
+            wrong.append((flag, said))
+        if flag != "--json":  # of one file there is nothing to compare
+            with pytest.raises(EdgeoptError, match=flag):
+                BY_NAME["verify"].main([artifact, *_words(option)], standalone_mode=False)
     assert not wrong
 
 
@@ -300,7 +329,7 @@ def test_bench_names_what_it_cannot_use(
 
 
 def test_the_table_has_every_option() -> None:
-    for verb in ("quantize", "export"):
+    for verb in ("quantize", "export", "verify"):
         assert {option.opts[-1] for option in _options(verb)} <= WRITING.keys()
 
 
