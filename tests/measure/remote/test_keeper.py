@@ -163,6 +163,7 @@ def test_silence_ends_it(tmp_path: Path, exits: list[int], monkeypatch: pytest.M
     (tmp_path / "ours").mkdir()
     side = Side(tmp_path / "ours")
     assert side.hear() == {"bye": True}
+    ended(exits)  # or what leaves is not the stand-in's process, but this one
     assert not side.folder.exists()
     side.write.close()
 
