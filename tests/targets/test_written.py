@@ -22,6 +22,7 @@ import edgeopt
 from edgeopt.core import Weight
 from edgeopt.errors import ProofFailed, SourceError, UsageError
 from edgeopt.files.open import open_source
+from edgeopt.files.seal import read_seal, seal
 from edgeopt.files.sparse_write import write_sparse
 from edgeopt.targets.written import as_written, check_file, sign_document
 
@@ -230,9 +231,9 @@ def sealed(made: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.TempPath
             if not file.name.endswith("plan.json"):
                 shutil.copy(file, folder / file.name)
     graph, llama = made["onnx"][0], made["gguf"][0]
-    edgeopt.export(graph, folder / "fp32.onnx")
+    edgeopt.export(graph, folder / "fp32.onnx", prefer="size")
     edgeopt.export(graph, folder / "half.onnx", half=True, prefer="size")
-    edgeopt.export(graph, folder / "far.onnx", external_data="always")
+    edgeopt.export(graph, folder / "far.onnx", external_data="always", prefer="size")
     edgeopt.export(llama, folder / "f16.gguf", to="gguf", prove="none")
     weights = _few()
     write_sparse([weights], folder / "sparse.safetensors")
@@ -415,3 +416,14 @@ def test_programs_and_folders_have_their_digests_beside_them(tmp_path: Path) -> 
             _flip(file, at, drawn.randrange(8))
             assert not check_file(artifact).unchanged, (file.name, at)
             file.write_bytes(text)
+
+
+def test_the_digest_is_found_wherever_pieces_end(tmp_path: Path) -> None:
+    """The file is looked through a piece at a time; its place may lie across two of them."""
+    place = b'edgeopt.sha256":"' + b"0" * 64
+    for before in range((1 << 20) - len(place) - 2, (1 << 20) + 3):
+        path = tmp_path / "x.bin"
+        path.write_bytes(b"z" * before + place + b"z" * 5)
+        digits = seal(path)
+        found = read_seal(path)
+        assert (found.written, found.whole) == (digits, True)

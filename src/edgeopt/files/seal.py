@@ -36,6 +36,9 @@ _MOST = 4
 
 _PIECE = 1 << 20
 
+#: More bytes than the key, what follows it and the digits take.
+_LONGEST = 256
+
 #: Bytes at either end of a file in which the key is looked for: metadata stand before the weights
 #: in GGUF and safetensors, behind them in ONNX.
 _ENDS = 64 << 20
@@ -92,12 +95,14 @@ def _places(stream: BinaryIO) -> tuple[list[tuple[int, str]], bool]:
     spans = [(0, size)] if size <= 2 * _ENDS else [(0, _ENDS), (size - _ENDS, size)]
     places, ours = [], False
     for lo, hi in spans:
-        stream.seek(lo)
-        body = stream.read(hi - lo)
-        found = [(lo + m.start(1), m.group(1).decode()) for m in _PLACE.finditer(body)]
-        places += found[-_MOST:]
-        ours = ours or bool(found) or _OURS.search(body) is not None
-    return places, ours
+        for at in range(lo, hi, _PIECE):
+            # A little over the piece's end: what begins in it may end behind it.
+            stream.seek(at)
+            body = stream.read(min(_PIECE + _LONGEST, hi - at))
+            found = [m for m in _PLACE.finditer(body) if m.start() < _PIECE]
+            places += [(at + m.start(1), m.group(1).decode()) for m in found]
+            ours = ours or bool(found) or _OURS.search(body) is not None
+    return places[-_MOST:], ours
 
 
 def _digest(stream: BinaryIO, place: int, beside: Sequence[Path]) -> str:
